@@ -1,0 +1,39 @@
+"""Bayesian optimal experimental design for Pyro programs, with normalising-flow posteriors.
+
+The modules in the order in which data flow through them:
+
+* `resolve`, `probes`, `sites`, `programs`: from a model and labels to a checked experiment;
+* `simulate`: draws of targets and outcomes, packed, with their log densities;
+* `densities`: conditional flows; `training`: the one loop that fits them;
+* `estimators`: expected information gain, one chapter an estimator;
+* `design`: search for the best design;
+* `inference`: posteriors of one outcome, by NUTS or by the trained flow;
+* `diagnostics`: do two posteriors agree?
+* `results`, `plots`: what comes back, and pictures of it;
+* `problems`: ready models with known answers.
+"""
+
+from pyro_voed.design import optimise_design
+from pyro_voed.estimators import barber_agakov, eig_flow, eig_marginal, eig_nmc
+from pyro_voed.resolve import resolve
+from pyro_voed.results import DesignResult, EIGResult, FitHistory, PosteriorSample
+from pyro_voed.simulate import JointSample, sample_joint
+from pyro_voed.sites import Sites
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DesignResult",
+    "EIGResult",
+    "FitHistory",
+    "JointSample",
+    "PosteriorSample",
+    "Sites",
+    "barber_agakov",
+    "eig_flow",
+    "eig_marginal",
+    "eig_nmc",
+    "optimise_design",
+    "resolve",
+    "sample_joint",
+]

@@ -1,0 +1,101 @@
+"""What a call may not change: the caller's parameter store, random streams, modes and defaults.
+
+`isolated` is entered once by every public function. Inside it Pyro programs run freely; on the way out, also after
+an error, the caller finds
+
+* the parameter store as it was: the same leaf tensors under the same names (`ParamStoreDict.scope` would start empty
+  and lose stored designs, hence a snapshot);
+* the random generators of torch (CPU and CUDA), NumPy and Python as they were, except that `seed=None` draws one seed
+  from torch's global stream first. Two calls in a row are therefore independent, and an equal `seed` gives an
+  equal result;
+* default dtype, gradient mode and distribution validation as they were.
+
+Messages do not reach handlers around the call (`poutine.block`), so a caller's own trace does not record our runs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy
+import pyro
+import torch
+from pyro import poutine
+
+
+@contextmanager
+def isolated(seed: int | None) -> Iterator[int]:
+    """Run the body on a stream of its own and give the caller back everything it had.
+
+    Args:
+        seed: Seed of the body's random streams; None draws one from torch's global generator.
+
+    Yields:
+        The seed in use.
+
+    Example:
+        >>> with isolated(seed=0):
+        ...     first = torch.rand(())
+        >>> with isolated(seed=0):
+        ...     second = torch.rand(())
+        >>> bool(first == second)
+        True
+    """
+    if seed is None:
+        seed = int(torch.randint(2**31 - 1, ()).item())
+    elif isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected None or an integer in [0, 2**32), got {seed!r}.")
+    with (
+        param_store_kept(),
+        _random_streams_kept(),
+        _modes_kept(),
+        poutine.block(),
+    ):
+        pyro.set_rng_seed(seed)
+        yield seed
+
+
+@contextmanager
+def param_store_kept() -> Iterator[None]:
+    """Put the parameter store back as it was: the same leaves under the same names."""
+    store = pyro.get_param_store()
+    # The store's own get_state() strips attributes off the live tensors, so its three dictionaries are copied as they
+    # are; put back, they hold the very leaves that a caller's optimiser holds.
+    kept = [dict(table) for table in (store._params, store._param_to_name, store._constraints)]
+    try:
+        yield
+    finally:
+        for table, before in zip((store._params, store._param_to_name, store._constraints), kept, strict=True):
+            table.clear()
+            table.update(before)
+
+
+@contextmanager
+def _random_streams_kept() -> Iterator[None]:
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def _modes_kept() -> Iterator[None]:
+    dtype, grad, validation = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.distributions.Distribution._validate_args,
+    )
+    pyro_validation = pyro.poutine.util.is_validation_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        pyro.enable_validation(pyro_validation)
+        torch.distributions.Distribution.set_default_validate_args(validation)

@@ -1,0 +1,84 @@
+"""Input checks in one voice: what was expected, what came, what to do.
+
+Public functions check their arguments once, at the door, with these helpers; everything behind the door trusts its
+input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Labels = str | Sequence[str] | None
+"""Site names as a user may give them: one name, several, or None for the default."""
+
+
+def as_labels(labels: Labels, argument: str) -> tuple[str, ...] | None:
+    """Return labels as a tuple of distinct names, or None where the default is wanted.
+
+    Raises:
+        TypeError: If an entry is not a string.
+        ValueError: If the sequence is empty or names a site twice.
+    """
+    if labels is None:
+        return None
+    names = (labels,) if isinstance(labels, str) else tuple(labels)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}: expected site names (strings), got {name!r} of type {type(name).__name__}.")
+    if not names:
+        raise ValueError(f"{argument} is empty: name at least one site, or leave it out for the default.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{argument} names a site twice: {list(names)}. Name each site once.")
+    return names
+
+
+def check_known(names: Iterable[str], known: Iterable[str], argument: str, what: str) -> None:
+    """Raise ValueError where `names` holds one that is not in `known`."""
+    known = list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{argument}: the model has no {what} called {unknown}. It has {known}.")
+
+
+def check_count(value: int, argument: str, minimum: int = 1) -> int:
+    """Return `value` where it is an integer of at least `minimum`, else raise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument}: expected an integer, got {value!r} of type {type(value).__name__}.")
+    if value < minimum:
+        raise ValueError(f"{argument}: expected at least {minimum}, got {value}.")
+    return value
+
+
+def check_positive(value: float, argument: str) -> float:
+    """Return `value` where it is a finite number above zero, else raise ValueError."""
+    if not (value > 0 and value < float("inf")):
+        raise ValueError(f"{argument}: expected a finite number above 0, got {value!r}.")
+    return value
+
+
+def check_callable(model: Any, argument: str = "model") -> None:
+    """Raise TypeError where the model (or guide) cannot be called."""
+    if not callable(model):
+        raise TypeError(
+            f"{argument}: expected a Pyro program (a callable of one experiment), got {type(model).__name__}. "
+            "Pass the function itself, not its result."
+        )
+
+
+def as_site_values(values: Tensor | Mapping[str, Any], names: Sequence[str], argument: str) -> dict[str, Tensor]:
+    """Return site values as a dict of tensors; a bare tensor is taken where there is one site.
+
+    Raises:
+        ValueError: If the names differ from `names`, or a bare tensor comes for several sites.
+    """
+    if not isinstance(values, Mapping):
+        if len(names) != 1:
+            raise ValueError(f"{argument}: expected a dict with the sites {list(names)}, got one bare value.")
+        values = {names[0]: values}
+    if set(values) != set(names):
+        raise ValueError(f"{argument}: expected values for the sites {list(names)}, got {sorted(values)}.")
+    return {name: torch.as_tensor(values[name]) for name in names}

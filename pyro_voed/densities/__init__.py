@@ -1,0 +1,23 @@
+"""Conditional densities of vectors.
+
+In the order in which a theta meets them: `standardise` scales it, `gaussian` whitens it, `coupling` bends it through
+the maps of `elementwise` and `spline`; `distribution` makes the result a Pyro distribution and `contract` lets foreign
+densities in.
+"""
+
+from pyro_voed.densities.contract import ConditionalDensity, as_density
+from pyro_voed.densities.coupling import AffineCouplingFlow, SplineCouplingFlow
+from pyro_voed.densities.distribution import FlowDistribution
+from pyro_voed.densities.spline import rational_quadratic_spline
+from pyro_voed.densities.standardise import Standardise, StandardisedDensity
+
+__all__ = [
+    "AffineCouplingFlow",
+    "ConditionalDensity",
+    "FlowDistribution",
+    "SplineCouplingFlow",
+    "Standardise",
+    "StandardisedDensity",
+    "as_density",
+    "rational_quadratic_spline",
+]

@@ -1,0 +1,213 @@
+"""What the library asks of a conditional density, and how foreign densities come to give it.
+
+The contract is Pyro's own: `condition(context)` returns a distribution. `as_density` turns what fulfils it in another
+library's way into a `torch.nn.Module` with `condition`, `log_prob`, `draw`, `theta_dim` and `context_dim`:
+
+- the flows of this package and anything else that has all of these: unchanged;
+- modules with `condition(context)` alone;
+- Zuko's lazy distributions, modules whose call with a context returns a distribution;
+- Pyro's `ConditionalTransformedDistribution`, which is no module: those of its transforms that are become visible to
+  optimisers.
+
+Zuko is recognised by behaviour and never imported: its import turns argument validation off in the whole process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import ConditionalTransformedDistribution, TransformedDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_voed.checks import check_count
+from pyro_voed.densities.distribution import Drawable, FlowDistribution
+
+
+@runtime_checkable
+class ConditionalDensity(Protocol):
+    """A density of a vector given a context."""
+
+    def condition(self, context: Tensor) -> Distribution:
+        """Return a distribution of event shape (theta_dim,) and batch shape `context.shape[:-1]`."""
+
+
+class AdaptedDensity(nn.Module):
+    """Give a foreign density the contract; made by `as_density`.
+
+    Args:
+        source: The foreign density.
+        conditioned: A picklable function of the source and a context that returns a distribution whose batch shape is
+            the context's.
+        theta_dim: Dimension of theta.
+        context_dim: Dimension of the context.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        conditioned: Callable[[Any, Tensor], Distribution],
+        theta_dim: int,
+        context_dim: int,
+    ) -> None:
+        super().__init__()
+        self.theta_dim = theta_dim
+        self.context_dim = context_dim
+        self.source = source
+        self.conditioned = conditioned
+        self.has_rsample = True
+        if not isinstance(source, nn.Module):
+            self.transforms = nn.ModuleList(_modules_of(source))
+
+    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
+        """Return the distribution of theta given the context."""
+        return FlowDistribution(self, context)
+
+    def forward(
+        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
+    ) -> Float[Tensor, ...]:
+        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
+        return self.log_prob(theta, context)
+
+    def log_prob(
+        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
+    ) -> Float[Tensor, ...]:
+        """Return the log-density of theta given the context; the batches broadcast."""
+        batch_shape = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
+        conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
+        return conditioned.log_prob(theta.expand(*batch_shape, theta.shape[-1]))
+
+    def draw(
+        self, context: Float[Tensor, "*batch context_dim"], batch_shape: torch.Size
+    ) -> Float[Tensor, "... theta_dim"]:
+        """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
+        conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
+        return conditioned.rsample() if self.has_rsample else conditioned.sample()
+
+
+def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
+    """Return a density as a module that fulfils the contract, or say why it cannot be one.
+
+    The result shares its weights with the density given. A Pyro base distribution stays on the device where it was
+    made.
+
+    Args:
+        density: A flow of this package, a module with `condition(context)`, a Zuko lazy distribution, or a Pyro
+            `ConditionalTransformedDistribution`.
+        theta_dim: Dimension of theta.
+        context_dim: Dimension of the context.
+
+    Raises:
+        TypeError: If the object is none of these.
+        ValueError: If it is one, of other dimensions.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+        >>> coupling = dist.transforms.conditional_affine_coupling(2, context_dim=3)
+        >>> density = as_density(dist.ConditionalTransformedDistribution(base, [coupling]), theta_dim=2, context_dim=3)
+        >>> density.condition(torch.zeros(5, 3)).sample().shape
+        torch.Size([5, 2])
+    """
+    check_count(theta_dim, "theta_dim")
+    check_count(context_dim, "context_dim", minimum=0)
+    if _fulfils_contract(density):
+        if (density.theta_dim, density.context_dim) != (theta_dim, context_dim):
+            raise ValueError(
+                f"density: expected theta_dim {theta_dim} and context_dim {context_dim}, got {density.theta_dim} and "
+                f"{density.context_dim} from {type(density).__name__}. Build it with the dimensions of your data."
+            )
+        return density
+    adapted = AdaptedDensity(density, _adapter_of(density), theta_dim, context_dim)
+    adapted.has_rsample = _probe(adapted).has_rsample
+    return adapted
+
+
+def _fulfils_contract(density: Any) -> bool:
+    return isinstance(density, nn.Module) and all(
+        hasattr(density, name) for name in ("condition", "log_prob", "draw", *Drawable.__annotations__)
+    )
+
+
+def _adapter_of(density: Any) -> Callable[[Any, Tensor], Distribution]:
+    """Return the function that conditions a foreign density."""
+    if isinstance(density, ConditionalTransformedDistribution):
+        return _condition_pyro
+    if isinstance(density, nn.Module):
+        return _condition_module if isinstance(density, ConditionalDensity) else _call_lazy
+    raise TypeError(
+        "density: expected a flow of pyro_voed.densities, a torch module with condition(context), a Zuko lazy "
+        f"distribution or a Pyro ConditionalTransformedDistribution, got {type(density).__name__}. Pass the density "
+        "itself, before it is conditioned."
+    )
+
+
+def _modules_of(source: ConditionalTransformedDistribution) -> list[nn.Module]:
+    """Return the parts that have weights, those that Pyro has wrapped as constant included."""
+    transforms = [getattr(transform, "transform", transform) for transform in source.transforms]
+    return [part for part in (source.base_dist, *transforms) if isinstance(part, nn.Module)]
+
+
+def _condition_pyro(source: ConditionalTransformedDistribution, context: Tensor) -> Distribution:
+    """Condition, on a base of the context's batch shape (or `sample` raises), with no memory of earlier calls."""
+    base = source.base_dist.condition(context).expand(context.shape[:-1])
+    conditioned = TransformedDistribution(base, [transform.condition(context) for transform in source.transforms])
+    conditioned.clear_cache()
+    return conditioned
+
+
+def _condition_module(source: ConditionalDensity, context: Tensor) -> Distribution:
+    return source.condition(context)
+
+
+def _call_lazy(source: nn.Module, context: Tensor) -> Distribution:
+    return source(context)
+
+
+def _probe(adapted: AdaptedDensity) -> Distribution:
+    """Condition on two contexts and evaluate, with every check of the outcome; return the distribution."""
+    name = type(adapted.source).__name__
+    like = next(adapted.parameters(), torch.empty(()))
+    context, theta = like.new_zeros(2, adapted.context_dim), like.new_zeros(2, adapted.theta_dim)
+    expected = f"theta_dim {adapted.theta_dim} and context_dim {adapted.context_dim}"
+    log_prob_shape = None
+    with torch.no_grad(), _evaluating(adapted):
+        try:
+            conditioned = adapted.conditioned(adapted.source, context)
+            if isinstance(conditioned, Distribution):
+                log_prob_shape = conditioned.log_prob(theta).shape
+        # What foreign code raises on wrong shapes is anyone's guess.
+        except Exception as error:
+            raise ValueError(
+                f"density: a {name} failed on {expected}: {error!r}. Build it with the dimensions of your data, and so "
+                "that the log-density of a given theta can be evaluated."
+            ) from error
+    if log_prob_shape is None:
+        raise TypeError(
+            f"density: expected that {name}, given a context, returns a torch distribution, got "
+            f"{type(conditioned).__name__}. Give the module a method condition(context) that returns one."
+        )
+    shapes = (conditioned.batch_shape, conditioned.event_shape, log_prob_shape)
+    if shapes != ((2,), (adapted.theta_dim,), (2,)):
+        raise ValueError(
+            f"density: for {expected} and two contexts expected batch shape (2,) and event shape "
+            f"({adapted.theta_dim},), got {tuple(shapes[0])} and {tuple(shapes[1])} from {name}. Build it with the "
+            "dimensions of your data."
+        )
+    return conditioned
+
+
+@contextmanager
+def _evaluating(module: nn.Module):
+    """Put a module into evaluation mode for a while: a batch norm would take the probe for data."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

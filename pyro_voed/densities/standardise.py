@@ -1,0 +1,170 @@
+r"""Standardisation of targets and contexts, learned from simulations and kept outside the weights.
+
+With means :math:`\mu` and standard deviations :math:`\sigma` of simulated targets and :math:`c` the standardised, then
+summarised context,
+
+.. math:: q(\theta \mid c) = q_z\big( (\theta - \mu) / \sigma \mid c \big) \prod_i \sigma_i^{-1} .
+
+Means and scales are buffers: they travel with `state_dict` and across devices, and no optimiser sees them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_count
+from pyro_voed.densities.contract import as_density
+from pyro_voed.densities.distribution import FlowDistribution
+
+
+class Standardise(nn.Module):
+    """Shift and scale vectors to mean zero and standard deviation one; the identity until fitted.
+
+    Args:
+        dim: Dimension of the vectors.
+
+    Example:
+        >>> scaling = Standardise(2).fit_(torch.tensor([[0.0, 7.0], [2.0, 7.0], [4.0, 7.0]]))
+        >>> scaling.mean, scaling.scale  # a constant column keeps its scale
+        (tensor([2., 7.]), tensor([2., 1.]))
+        >>> scaling(torch.tensor([4.0, 8.0]))
+        tensor([1., 1.])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = check_count(dim, "dim", minimum=0)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    @torch.no_grad()
+    def fit_(self, x: Float[Tensor, "num dim"]) -> Standardise:
+        """Take mean and standard deviation from simulations, in place and without gradient.
+
+        A column that is constant up to rounding gets scale one: dividing by its deviation would blow noise up.
+
+        Args:
+            x: At least two simulated vectors.
+
+        Raises:
+            ValueError: If the shape is wrong or there are fewer than two vectors.
+            ArithmeticError: If a value is not finite.
+        """
+        if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"x: expected shape (num, {self.dim}) with num >= 2, got {tuple(x.shape)}. "
+                "Flatten batches to one dimension."
+            )
+        if not x.isfinite().all():
+            num_wrong = int((~x.isfinite()).any(-1).sum())
+            raise ArithmeticError(f"x: {num_wrong} of {x.shape[0]} vectors are not finite. Check the simulator.")
+        mean, deviation = x.mean(0), x.std(0)
+        rounding = 8.0 * torch.finfo(x.dtype).eps * mean.abs()
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > rounding, deviation, 1.0))
+        return self
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Standardise."""
+        return (x - self.mean) / self.scale
+
+    def inverse(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Undo `forward`."""
+        return z * self.scale + self.mean
+
+    def log_det(self) -> Float[Tensor, ""]:
+        """Return the log-determinant of the Jacobian of `forward`, the same everywhere."""
+        return -self.scale.log().sum()
+
+
+class StandardisedDensity(nn.Module):
+    """Standardise theta and context, summarise the context, then apply a density; in raw coordinates outside.
+
+    The context runs through its scaling, then all but its last `num_bypass` entries through the summary, whose output
+    and the bypassing entries (design values, say) are what the density sees.
+
+    Args:
+        density: Anything `as_density` takes, of standardised theta and summarised context.
+        theta_scaling: Scaling of theta.
+        context_scaling: Scaling of the raw context.
+        summary: A module that maps standardised contexts (*batch, dim) to features (*batch, summary_dim); None for the
+            identity.
+        num_bypass: How many of the last context entries the summary does not see.
+
+    Raises:
+        ValueError: If the dimensions do not fit together.
+
+    Example:
+        >>> from pyro_voed.densities import AffineCouplingFlow
+        >>> summary = nn.Linear(10, 4)  # of ten outcomes; the eleventh entry is the design
+        >>> flow = AffineCouplingFlow(theta_dim=2, context_dim=4 + 1)
+        >>> density = StandardisedDensity(flow, Standardise(2), Standardise(11), summary, num_bypass=1)
+        >>> density.condition(torch.zeros(5, 11)).sample().shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        density: Any,
+        theta_scaling: Standardise,
+        context_scaling: Standardise,
+        summary: nn.Module | None = None,
+        *,
+        num_bypass: int = 0,
+    ) -> None:
+        super().__init__()
+        self.theta_dim = theta_scaling.dim
+        self.context_dim = context_scaling.dim
+        self.num_bypass = check_count(num_bypass, "num_bypass", minimum=0)
+        if num_bypass > self.context_dim:
+            raise ValueError(
+                f"num_bypass: expected at most the context's dimension {self.context_dim}, got {num_bypass}."
+            )
+        self.theta_scaling = theta_scaling
+        self.context_scaling = context_scaling
+        self.summary = summary
+        with torch.no_grad():
+            encoded = self.encode(context_scaling.mean.expand(2, -1))
+        self.density = as_density(density, self.theta_dim, encoded.shape[-1])
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws carry gradients."""
+        return self.density.has_rsample
+
+    def encode(self, context: Float[Tensor, "*batch context_dim"]) -> Float[Tensor, "*batch encoded_dim"]:
+        """Return what the density sees of a raw context."""
+        standardised = self.context_scaling(context)
+        if self.summary is None:
+            return standardised
+        seen, bypassing = standardised.split([self.context_dim - self.num_bypass, self.num_bypass], -1)
+        return torch.cat([self.summary(seen), bypassing], -1)
+
+    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
+        """Return the distribution of raw theta given the raw context."""
+        return FlowDistribution(self, context)
+
+    def forward(
+        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
+    ) -> Float[Tensor, ...]:
+        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
+        return self.log_prob(theta, context)
+
+    def log_prob(
+        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
+    ) -> Float[Tensor, ...]:
+        """Return the log-density of raw theta given the raw context; the batches broadcast."""
+        return self.density.log_prob(self.theta_scaling(theta), self.encode(context)) + self.theta_scaling.log_det()
+
+    def draw(
+        self, context: Float[Tensor, "*batch context_dim"], batch_shape: torch.Size
+    ) -> Float[Tensor, "... theta_dim"]:
+        """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
+        return self.theta_scaling.inverse(self.density.draw(self.encode(context), batch_shape))

@@ -1,0 +1,265 @@
+"""What the estimators with a learnt density share: its sizes, its scales, its training and its evaluation.
+
+A density is trained either on fresh simulations every step or, where simulations are dear, on a pool of them; then its
+terms are averaged over simulations that took no part in training.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_count, check_positive
+from pyro_voed.densities import SplineCouplingFlow, Standardise, StandardisedDensity, as_density
+from pyro_voed.results import FitHistory, element_names
+from pyro_voed.simulate import JointSample, design_batch_shape, non_finite_sites, sample_joint
+from pyro_voed.sites import Site, Sites
+from pyro_voed.training import Ascent, fit_fresh, fit_pool
+
+Terms = Callable[[JointSample, Any], Tensor]
+"""An objective: terms of shape `(num_samples, *design_batch)` from a sample and a density."""
+
+EVALUATION_CHUNK = 8_192
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to simulate and to train; None where the estimator chooses.
+
+    Attributes:
+        num_simulations: Size of a fixed pool; None for fresh simulations every step.
+        num_steps: Exact number of steps on fresh simulations; None to stop when the bound no longer rises. 0 uses a
+            density as it is.
+        max_steps: Most steps on fresh simulations.
+        batch_size: Experiments a step.
+        learning_rate: Peak learning rate of the density.
+        num_samples: Fresh experiments (at each design) behind the reported number.
+    """
+
+    num_simulations: int | None
+    num_steps: int | None
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    num_samples: int
+
+
+def make_flow(dim: int, context_dim: int) -> nn.Module:
+    """Return the default density: a spline coupling flow whose width follows the dimensions."""
+    size = dim + context_dim
+    hidden_dim = 64 if size <= 16 else 128
+    return SplineCouplingFlow(dim, context_dim, num_transforms=3 if dim > 1 else 2, hidden_dim=hidden_dim)
+
+
+def build_density(
+    given: Any, values: Tensor, context: Tensor, *, num_designs: int, summary: nn.Module | None
+) -> StandardisedDensity:
+    """Return the density to train, its scales taken from a pilot.
+
+    Args:
+        given: None for the default flow, a factory `(dim, context_dim) -> density`, or a density. One that comes from
+            an earlier result goes on from where it was, as a copy.
+        values: Pilot draws of what the density is of, `(num_samples, dim)`.
+        context: Pilot draws of what it is conditioned on, `(num_samples, context_dim)`.
+        num_designs: How many of the last context columns are designs, which bypass the summary.
+        summary: A learned statistic of the standardised outcome.
+
+    Raises:
+        ValueError: If a density from an earlier result has other dimensions.
+        TypeError: If `given` is neither factory nor density.
+    """
+    dim, context_dim = values.shape[-1], context.shape[-1]
+    if isinstance(given, StandardisedDensity):
+        if (given.theta_dim, given.context_dim) != (dim, context_dim):
+            raise ValueError(
+                f"density: expected one of {dim} dimensions given {context_dim}, got one of {given.theta_dim} given "
+                f"{given.context_dim}. It was trained for another model or design batch."
+            )
+        return copy.deepcopy(given)
+    scales = [Standardise(dim).to(values), Standardise(context_dim).to(values)]
+    scales[0].fit_(values)
+    scales[1].fit_(context)
+    summary = copy.deepcopy(summary)
+    inner_dim = context_dim
+    if summary is not None:
+        inner_dim = _summary_dim(summary, context[:2, : context_dim - num_designs]) + num_designs
+    is_density = hasattr(given, "condition") or isinstance(given, nn.Module)
+    made = copy.deepcopy(given) if is_density else (given or make_flow)(dim, inner_dim)
+    density = StandardisedDensity(
+        as_density(made, dim, inner_dim), *scales, summary=summary, num_bypass=num_designs if summary is not None else 0
+    )
+    return density.to(values)
+
+
+def _summary_dim(summary: nn.Module, context: Tensor) -> int:
+    summary.to(context)
+    with torch.no_grad():
+        shape = summary(context).shape
+    if len(shape) != 2 or shape[0] != context.shape[0]:
+        raise ValueError(
+            f"summary: expected a module from ({context.shape[0]}, {context.shape[1]}) to ({context.shape[0]}, "
+            f"summary_dim), got {tuple(shape)}."
+        )
+    return shape[1]
+
+
+def train_density(
+    sites: Sites,
+    density: nn.Module,
+    terms: Terms,
+    budget: Budget,
+    designs: Mapping[str, Tensor] | None,
+    *,
+    likelihood: bool,
+    prepare: Callable[[JointSample], JointSample] = lambda sample: sample,
+    pool: JointSample | None = None,
+    progress: bool | None,
+    description: str,
+) -> FitHistory:
+    """Train a density on fresh simulations or on the pool; with validation of distributions off, as it is costly."""
+    ascent = Ascent([{"params": list(density.parameters()), "lr": budget.learning_rate}])
+    objective = lambda sample: terms(sample, density)  # noqa: E731
+    common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": description}
+    density.train()
+    with pyro.validation_enabled(False):
+        if pool is not None:
+            rows = max(1, budget.batch_size // math.prod(pool.log_det.shape[1:]))
+            history = fit_pool(pool, objective, ascent, batch_size=rows, **common)
+        else:
+
+            def draw() -> JointSample:
+                with torch.no_grad():
+                    return prepare(draw_training(sites, budget.batch_size, designs, likelihood=likelihood))
+
+            history = fit_fresh(
+                draw, objective, ascent, num_steps=budget.num_steps, max_steps=budget.max_steps, **common
+            )
+    density.eval()
+    return history
+
+
+def explain_terms(sample: JointSample) -> str:
+    """Say what in a sample is not finite, for an error about its terms."""
+    return non_finite_sites(sample) or "All sites are finite, so it is the density: try a smaller learning rate."
+
+
+def draw_training(
+    sites: Sites, batch_size: int, designs: Mapping[str, Tensor] | None, *, likelihood: bool
+) -> JointSample:
+    """Simulate one minibatch; over a batch of designs, at designs drawn at random from it."""
+    batch = design_batch_shape(sites, designs or {})
+    if not batch:
+        return sample_joint(sites, batch_size, designs, likelihood=likelihood)
+    flat = {name: value.reshape(-1, *value.shape[len(batch) :]) for name, value in designs.items()}
+    # Where designs are looped over, every further design costs a run of the model.
+    members = batch_size if sites.program.design_singletons is not None else min(8, batch_size)
+    chosen = torch.randint(batch.numel(), (members,))
+    own = {name: value[chosen] for name, value in flat.items()}
+    return sample_joint(sites, batch_size // members, own, likelihood=likelihood)
+
+
+def evaluate_terms(
+    sites: Sites,
+    terms: Callable[[JointSample], Tensor],
+    num_samples: int,
+    designs: Mapping[str, Tensor] | None,
+    *,
+    likelihood: bool,
+    estimator: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the terms on fresh simulations, `(num_samples, *design_batch)`, and the range of outcomes `(2, y_dim)`.
+
+    Raises:
+        ArithmeticError: If a term is not finite, naming site and count.
+    """
+    batch = design_batch_shape(sites, designs or {})
+    chunk = max(1, EVALUATION_CHUNK // batch.numel())
+    parts, lowest, highest = [], [], []
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for start in range(0, num_samples, chunk):
+            sample = sample_joint(sites, min(chunk, num_samples - start), designs, likelihood=likelihood)
+            values = terms(sample)
+            if not torch.isfinite(values).all():
+                bad = int((~torch.isfinite(values)).sum())
+                raise ArithmeticError(
+                    f"{estimator}: {bad} of {values.numel()} terms of the evaluation are not finite. "
+                    f"{explain_terms(sample)}"
+                )
+            parts.append(values)
+            y = sample.y.reshape(-1, sample.y.shape[-1])
+            lowest.append(y.amin(0))
+            highest.append(y.amax(0))
+    return torch.cat(parts), torch.stack([torch.stack(lowest).amin(0), torch.stack(highest).amax(0)])
+
+
+def default_budget(
+    sites: Sites,
+    batch: torch.Size,
+    *,
+    num_simulations: int | None,
+    num_steps: int | None,
+    max_steps: int,
+    batch_size: int | None,
+    learning_rate: float,
+    num_samples: int | None,
+) -> Budget:
+    """Fill in what was left open from the model's dimensions and the way it runs."""
+    single_runs = not sites.program.vectorised
+    if num_simulations is None and num_steps is None and single_runs:
+        num_simulations = 10_000
+    if batch_size is None:
+        batch_size = 256 if not batch or num_simulations is not None else min(2_048, max(256, 16 * batch.numel()))
+    if num_samples is None:
+        num_samples = 2_000 if single_runs else max(2_000, 20_000 // batch.numel())
+    return Budget(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
+
+
+def check_sizes(
+    num_simulations: int | None,
+    num_steps: int | None,
+    max_steps: int,
+    batch_size: int | None,
+    learning_rate: float,
+    num_samples: int | None,
+) -> None:
+    """Raise where a size that a user may give is out of range."""
+    sizes = {"num_simulations": (num_simulations, 20), "num_steps": (num_steps, 0), "batch_size": (batch_size, 2)}
+    sizes |= {"num_samples": (num_samples, 2), "max_steps": (max_steps, 1)}
+    for name, (value, minimum) in sizes.items():
+        if value is not None:
+            check_count(value, name, minimum)
+    check_positive(learning_rate, "learning_rate")
+    if num_simulations is not None and num_steps:
+        raise ValueError("give num_simulations (a fixed pool) or num_steps (fresh simulations), not both.")
+
+
+def warn_constant(sites: Sites, pilot: JointSample) -> None:
+    """Warn of target and outcome elements that hardly vary in the pilot."""
+    for role, members in (("target", sites.targets), ("outcome", sites.observations)):
+        for site in members:
+            constant = _constant_elements(site, pilot.values[site.name].flatten(0, pilot.theta.dim() - 2))
+            if constant:
+                consequence = "nothing can be learnt about it" if role == "target" else "it tells nothing"
+                warnings.warn(
+                    f"{role} {', '.join(constant[:8])}{' ...' if len(constant) > 8 else ''} is constant or nearly so in "
+                    f"{pilot.num_samples} simulations: {consequence}. Leave it out, or check the model and its units.",
+                    stacklevel=4,
+                )
+
+
+def _constant_elements(site: Site, values: Tensor) -> list[str]:
+    flat = values.reshape(values.shape[0], -1)
+    if site.measured is not None:
+        flat = torch.where(site.measured.flatten(), flat, torch.arange(flat.shape[0]).to(flat).unsqueeze(-1))
+    spread = flat.to(torch.float64).std(0)
+    # Relative to its size, a spread below the resolution of single precision carries no information.
+    constant = spread <= 1e-6 * flat.to(torch.float64).abs().mean(0)
+    return [name for name, flag in zip(element_names(site.name, site.shape), constant.tolist(), strict=True) if flag]

@@ -1,0 +1,231 @@
+"""What the library gives back: frozen records, whose type never depends on a flag.
+
+Every number comes with its standard error, the direction of its bias, and what it cost. All information is in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Bound = Literal["lower", "upper", "consistent", "neither"]
+"""Which way an estimate errs. "consistent": biased at any finite size, exact in the limit (the docstring of the
+estimator says to which side); "neither": no side is guaranteed."""
+
+StopReason = Literal["converged", "budget", "early stopping", "interrupted", "not trained"]
+
+
+@dataclass(frozen=True)
+class FitHistory:
+    """What happened in training.
+
+    Attributes:
+        bound: Mean of the terms of each step's minibatch, in nats (as trained: larger is better), `(num_steps,)`.
+        validation: Mean of the terms on the validation simulations, one entry an epoch; None for fresh simulations.
+        learning_rate: Factor on the learning rates at each step, in [0, 1].
+        stop_reason: Why training ended. "budget" means the bound was still rising.
+        seconds: Wall time.
+    """
+
+    bound: Float[Tensor, " num_steps"]
+    learning_rate: Float[Tensor, " num_steps"]
+    stop_reason: StopReason
+    seconds: float
+    validation: Float[Tensor, " num_epochs"] | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Gradient steps taken."""
+        return self.bound.shape[0]
+
+    @property
+    def converged(self) -> bool:
+        """Whether the bound had stopped rising by more than its noise when training ended."""
+        return self.stop_reason in ("converged", "early stopping")
+
+
+@dataclass(frozen=True)
+class EIGResult:
+    """An estimate of the expected information gain at one design, or at each of a batch.
+
+    Attributes:
+        eig: Estimate in nats, of the shape of the design batch. Never clamped: it may be negative.
+        standard_error: Monte Carlo standard error of `eig` in nats, same shape.
+        bound: Which way the estimate errs.
+        estimator: Name of the function that made it.
+        num_simulations: Experiments simulated, the checks and pilots included.
+        num_samples: Independent terms behind each entry of `eig`.
+        seconds: Wall time.
+        designs: Design values it holds for, `(*design_batch, *shape)` each.
+        target_labels: Sites the information is about.
+        observation_labels: Sites that are observed.
+        nuisance_labels: Random sites that are neither.
+        history: Training record; None where nothing is learnt.
+        density: The trained conditional density; None where nothing is learnt.
+        sites: What was resolved from the model, for use with `sample_joint` and `flow_posterior`.
+        observation_range: Smallest and largest packed outcome in the simulations, `(2, y_dim)`.
+        marginal: The marginal upper bound, where it was asked for.
+        nmc: The nested Monte Carlo reference, where it was asked for.
+        interval: Certified two-sided interval in nats, `(2, *design_batch)`, where it was asked for.
+    """
+
+    eig: Float[Tensor, "*design_batch"]
+    standard_error: Float[Tensor, "*design_batch"]
+    bound: Bound
+    estimator: str
+    num_simulations: int
+    num_samples: int
+    seconds: float
+    designs: Mapping[str, Tensor]
+    target_labels: tuple[str, ...]
+    observation_labels: tuple[str, ...]
+    nuisance_labels: tuple[str, ...] = ()
+    history: FitHistory | None = None
+    density: Any = field(default=None, repr=False)
+    sites: Any = field(default=None, repr=False)
+    observation_range: Tensor | None = field(default=None, repr=False)
+    marginal: EIGResult | None = field(default=None, repr=False)
+    nmc: EIGResult | None = field(default=None, repr=False)
+    interval: Tensor | None = None
+
+    def __str__(self) -> str:
+        lines = [_estimate_line(self)]
+        lines += [_estimate_line(other) for other in (self.marginal, self.nmc) if other is not None]
+        about = f"targets {list(self.target_labels)}, outcomes {list(self.observation_labels)}"
+        if self.nuisance_labels:
+            about += f", nuisance {list(self.nuisance_labels)}"
+        lines.append(about)
+        if self.history is not None:
+            lines.append(
+                f"training: {self.history.num_steps} steps, stopped by {self.history.stop_reason}"
+                + ("" if self.history.stop_reason != "budget" else " (the bound was still rising)")
+            )
+        lines.append(f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class DesignResult:
+    """The best design found and its expected information gain.
+
+    Attributes:
+        designs: Best design, one entry a design label, as in the parameter store.
+        eig: Estimate in nats at the best design, on simulations that took no part in the search.
+        standard_error: Its Monte Carlo standard error in nats.
+        bound: Which way the estimate errs.
+        initial: The estimate at the starting design, where it was asked for.
+        final: The full estimate behind `eig`.
+        path: Designs during the search of the winning start, `(num_records, *shape)` each.
+        path_steps: Step at which each entry of the path was recorded.
+        history: Training record of the winning start.
+        start_eigs: Selection estimate of every start in nats, `(num_starts,)`.
+        num_simulations: Experiments simulated in all.
+        seconds: Wall time.
+    """
+
+    designs: Mapping[str, Tensor]
+    eig: Tensor
+    standard_error: Tensor
+    bound: Bound
+    final: EIGResult
+    path: Mapping[str, Tensor]
+    path_steps: Tensor
+    history: FitHistory
+    start_eigs: Tensor
+    num_simulations: int
+    seconds: float
+    initial: EIGResult | None = None
+
+    @property
+    def density(self) -> Any:
+        """The conditional density trained along with the best design."""
+        return self.final.density
+
+    @property
+    def sites(self) -> Any:
+        """What was resolved from the model."""
+        return self.final.sites
+
+    def __str__(self) -> str:
+        lines = []
+        if self.initial is not None:
+            lines.append("at the start:  " + _estimate_line(self.initial))
+        lines.append("at the best:   " + _estimate_line(self.final))
+        for name, value in self.designs.items():
+            lines.append(f"  {name} = {_short(value)}")
+        lines.append(
+            f"{self.history.num_steps} steps, stopped by {self.history.stop_reason}; "
+            f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PosteriorSample:
+    """Draws from the posterior of one outcome, whatever made them.
+
+    Attributes:
+        values: Draws of each site, `(num_chains, num_draws, *shape)`.
+        observations: The outcome conditioned on.
+        method: "NUTS" or "flow".
+        seconds: Wall time.
+        r_hat: Split R-hat of each site, `(*shape)`; None for independent draws.
+        effective_sample_size: Effective number of draws of each site, `(*shape)`.
+        num_divergences: Divergent transitions; None where there are none by construction.
+        inference_data: The same as an ArviZ `InferenceData`.
+    """
+
+    values: Mapping[str, Tensor]
+    observations: Mapping[str, Tensor]
+    method: str
+    seconds: float
+    effective_sample_size: Mapping[str, Tensor]
+    r_hat: Mapping[str, Tensor] | None = None
+    num_divergences: int | None = None
+    inference_data: Any = field(default=None, repr=False)
+
+    def flat(self, name: str) -> Tensor:
+        """Return the draws of one site with the chains joined, `(num_chains * num_draws, *shape)`."""
+        return self.values[name].flatten(0, 1)
+
+    def matrix(self) -> Float[Tensor, "num_draws dim"]:
+        """Return all sites side by side, flattened, in the order of `values`."""
+        return torch.cat([self.flat(name).flatten(1) for name in self.values], dim=-1)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of `matrix`, such as `theta[0]`."""
+        names = []
+        for name, draws in self.values.items():
+            shape = draws.shape[2:]
+            names += [name if not shape else f"{name}[{','.join(map(str, i))}]" for i in _indices(shape)]
+        return names
+
+
+def element_names(name: str, shape: torch.Size) -> list[str]:
+    """Return the names of a site's elements, `theta[0]`, `theta[1]`, ..., or the bare name of a scalar."""
+    return [f"{name}[{','.join(map(str, index))}]" if shape else name for index in _indices(shape)]
+
+
+def _indices(shape: torch.Size) -> list[tuple[int, ...]]:
+    return [tuple(index) for index in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape)).tolist()] if shape else [()]
+
+
+def _estimate_line(result: EIGResult) -> str:
+    side = {"lower": "lower bound", "upper": "upper bound", "consistent": "consistent", "neither": "no guaranteed side"}
+    value = (
+        f"{result.eig.item():.4f} +- {result.standard_error.item():.4f}"
+        if result.eig.numel() == 1
+        else f"{_short(result.eig)} +- {_short(result.standard_error)}"
+    )
+    return f"EIG {value} nats ({side[result.bound]}, {result.estimator})"
+
+
+def _short(value: Tensor) -> str:
+    with torch.no_grad():
+        return "[" + ", ".join(f"{x:.4g}" for x in value.flatten()[:12].tolist()) + (", ...]" if value.numel() > 12 else "]")

@@ -1,0 +1,382 @@
+"""Simulate experiments: draws of targets and outcomes, packed, with their log densities.
+
+`sample_joint` draws `theta, y ~ p(theta) p(y | theta, xi)` for one design or a batch of them; `log_likelihood` scores
+given outcomes. Densities are those of the packed vectors, that is in unconstrained coordinates, so that
+`log q(theta | y) - log p(theta)` and `log p(y | theta) - log q(y)` need no further Jacobian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_voed.programs import (
+    ProgramRun,
+    base_distribution,
+    log_prob_on_support,
+    run_rows,
+    support_transform,
+    trace_program,
+)
+from pyro_voed.sites import Site, Sites
+
+DEFAULT_MEMORY = 2**28
+"""Bytes that one chunk of simulations may take, by the size of its site values and as much again for workings."""
+
+
+@dataclass(frozen=True)
+class JointSample:
+    """Simulated experiments.
+
+    Attributes:
+        theta: Packed targets in unconstrained coordinates.
+        y: Packed outcomes (unconstrained where the support is fixed, raw elsewhere; unmeasured entries left out).
+        log_prior: Log density of `theta` under the prior, nats; None where the model does not state it.
+        log_likelihood: Log density of `y` given the latents, nats; None where not asked for.
+        designs: Designs shared by all experiments, or one a member of the batch, packed `(*design_batch, design_dim)`.
+        log_det: Log |d target values / d theta|, nats, for densities stated in the targets' own coordinates.
+        outcome_log_det: Log |d outcome values / d y|, nats, likewise.
+        values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
+    """
+
+    theta: Float[Tensor, "num_samples *design_batch theta_dim"]
+    y: Float[Tensor, "num_samples *design_batch y_dim"]
+    log_prior: Float[Tensor, "num_samples *design_batch"] | None
+    log_likelihood: Float[Tensor, "num_samples *design_batch"] | None
+    designs: Float[Tensor, "*design_batch design_dim"] | None = None
+    log_det: Float[Tensor, "num_samples *design_batch"] | None = None
+    outcome_log_det: Float[Tensor, "num_samples *design_batch"] | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_samples(self) -> int:
+        """Experiments simulated at each design."""
+        return self.theta.shape[0]
+
+    def context(self) -> Tensor:
+        """Return what a density is conditioned on: the outcome, then the packed design of its batch member."""
+        if self.designs is None:
+            return self.y
+        return torch.cat([self.y, self.designs.expand(*self.y.shape[:-1], -1)], dim=-1)
+
+    def __getitem__(self, rows: Any) -> JointSample:
+        """Select experiments along the first axis."""
+        pick = lambda tensor: None if tensor is None else tensor[rows]  # noqa: E731
+        values = {name: value[rows] for name, value in self.values.items()}
+        return JointSample(
+            self.theta[rows],
+            self.y[rows],
+            pick(self.log_prior),
+            pick(self.log_likelihood),
+            self.designs,
+            pick(self.log_det),
+            pick(self.outcome_log_det),
+            values,
+        )
+
+
+def sample_joint(
+    sites: Sites,
+    num_samples: int,
+    designs: Mapping[str, Tensor] | None = None,
+    *,
+    likelihood: bool = False,
+    max_bytes: int = DEFAULT_MEMORY,
+) -> JointSample:
+    """Simulate experiments from prior and model.
+
+    Args:
+        sites: A resolved model.
+        num_samples: Experiments to simulate at each design.
+        designs: Design values `(*design_batch, *shape)`, the batch shape equal across labels; default: the resolved
+            values. Gradients flow to them where the model's sites are reparametrised.
+        likelihood: Also return the log density of the outcomes given the latents.
+        max_bytes: Without gradients, simulations run in chunks of about this much memory.
+
+    Returns:
+        Targets and outcomes of leading shape `(num_samples, *design_batch)`.
+
+    Raises:
+        ArithmeticError: If a site's value is not finite, naming the site and the count.
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> from pyro_voed.resolve import resolve
+        >>> sample = sample_joint(resolve(linear_gaussian()), 100)
+        >>> sample.theta.shape, sample.y.shape
+        (torch.Size([100, 2]), torch.Size([100, 3]))
+    """
+    designs = {**sites.design_values, **(designs or {})}
+    batch = design_batch_shape(sites, designs)
+    if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
+        return _sample_chunk(sites, num_samples, designs, batch, likelihood)
+    # Site values are what is known; workings of the model are guessed to take seven times as much.
+    bytes_per_sample = 8 * max(1, sites.bytes_per_row) * batch.numel()
+    chunk = max(1, min(num_samples, max_bytes // bytes_per_sample))
+    parts = [
+        _sample_chunk(sites, min(chunk, num_samples - start), designs, batch, likelihood)
+        for start in range(0, num_samples, chunk)
+    ]
+    return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def design_batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Size:
+    """Return the batch shape of designs, `()` for one design.
+
+    Raises:
+        ValueError: If a label is unknown, a shape does not end in the design's own, batch shapes differ, or a value
+            violates the constraint.
+    """
+    own = {site.name: site for site in sites.designs}
+    unknown = sorted(set(designs) - set(own))
+    if unknown:
+        raise ValueError(f"designs: the model has no design called {unknown}. It has {list(own)}.")
+    batches = {}
+    for name, value in designs.items():
+        shape = own[name].value.shape
+        leading = value.dim() - len(shape)
+        if leading < 0 or value.shape[leading:] != shape:
+            raise ValueError(f"designs['{name}']: expected shape (*batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}.")
+        batches[name] = value.shape[:leading]
+        if not own[name].constraint.check(value.detach()).all():
+            raise ValueError(f"designs['{name}'] violates its constraint {own[name].constraint}. Stay inside it.")
+    shapes = set(batches.values()) - {torch.Size()}
+    if len(shapes) > 1:
+        raise ValueError(f"designs: expected one batch shape for all labels, got {dict(batches)}.")
+    return shapes.pop() if shapes else torch.Size()
+
+
+def candidate_designs(sites: Sites, designs: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Return the designs to evaluate, detached, those not given at their resolved values; checked."""
+    own = sites.design_values
+    given = {name: torch.as_tensor(value).detach() for name, value in (designs or {}).items()}
+    given = {name: value.to(own[name]) if name in own else value for name, value in given.items()}
+    design_batch_shape(sites, given)
+    return {**own, **given}
+
+
+def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
+    """Return designs side by side in unconstrained coordinates, `(*design_batch, design_dim)`."""
+    batch = design_batch_shape(sites, designs)
+    packed = []
+    for site in sites.designs:
+        value = designs[site.name].expand(*batch, *site.value.shape)
+        coordinates = site.transform.inv(value)
+        packed.append(coordinates.reshape(*batch, -1))
+    return torch.cat(packed, dim=-1).to(sites.dtype)
+
+
+def _sample_chunk(
+    sites: Sites, num_samples: int, designs: Mapping[str, Tensor], batch: torch.Size, likelihood: bool
+) -> JointSample:
+    if not batch:
+        run = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
+        return pack_run(sites, run, torch.Size([num_samples]), likelihood)
+    packed = pack_designs(sites, {name: value.detach() for name, value in designs.items()})
+    rows = {site.name: designs[site.name].expand(*batch, *site.value.shape) for site in sites.designs}
+    if sites.program.design_singletons is None:
+        return _loop_over_designs(sites, num_samples, rows, batch, likelihood, packed)
+    rows = {name: value.expand(num_samples, *value.shape).flatten(0, len(batch)) for name, value in rows.items()}
+    run = run_rows(sites.program, num_samples * batch.numel(), sites.shapes, row_designs=rows)
+    return pack_run(sites, run, torch.Size([num_samples, *batch]), likelihood, packed)
+
+
+def _loop_over_designs(
+    sites: Sites, num_samples: int, designs: Mapping[str, Tensor], batch: torch.Size, likelihood: bool, packed: Tensor
+) -> JointSample:
+    flat = {name: value.flatten(0, len(batch) - 1) for name, value in designs.items()}
+    parts = []
+    for member in range(batch.numel()):
+        own = {name: value[member] for name, value in flat.items()}
+        run = run_rows(sites.program, num_samples, sites.shapes, designs=own)
+        parts.append(pack_run(sites, run, torch.Size([num_samples]), likelihood))
+    stack = lambda tensors: None if tensors[0] is None else torch.stack(tensors, 1).unflatten(1, batch)  # noqa: E731
+    return _combine(parts, stack, packed)
+
+
+def pack_run(
+    sites: Sites, run: ProgramRun, leading: torch.Size, likelihood: bool, designs: Tensor | None = None
+) -> JointSample:
+    """Pack the rows of a run into a joint sample of leading shape `leading`."""
+    theta, target_log_det = _pack_targets(sites, run)
+    log_prior = _log_prior(sites, run, target_log_det)
+    y, log_det = pack_outcomes(sites, run)
+    log_likelihood = None
+    if likelihood:
+        log_likelihood = sum(run.log_prob(site.name) for site in sites.observations) + log_det
+    shaped = lambda tensor: None if tensor is None else tensor.reshape(*leading, *tensor.shape[1:])  # noqa: E731
+    return JointSample(
+        shaped(theta.to(sites.dtype)),
+        shaped(y.to(sites.dtype)),
+        shaped(log_prior),
+        shaped(log_likelihood),
+        designs,
+        shaped(target_log_det),
+        shaped(log_det),
+        {site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
+    )
+
+
+def _pack_targets(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
+    packed, log_det = [], torch.zeros((), dtype=sites.dtype, device=sites.device)
+    for site in sites.targets:
+        if site.transform is None:
+            coordinates = run.flat_value(site.name)
+        else:
+            # A replaced prior may hand its draws on as Delta sites, which know no support of their own.
+            fn = run.traces[0].nodes[site.name]["fn"]
+            given = site.transform if isinstance(base_distribution(fn), dist.Delta) else None
+            coordinates, own = run.unconstrained(site.name, given)
+            log_det = log_det + own
+        packed.append(coordinates)
+    theta = torch.cat(packed, dim=-1)
+    return theta, log_det.expand(theta.shape[0])
+
+
+def _log_prior(sites: Sites, run: ProgramRun, log_det: Tensor) -> Tensor | None:
+    if not sites.has_log_prior:
+        return None
+    # Auxiliary sites of a replaced prior carry the density of the draws that its Delta sites hand on.
+    scored = [*sites.targets, *(site for site in sites.others if site.role == "auxiliary" and site.has_density)]
+    return sum((run.log_prob(site.name) for site in scored), log_det)
+
+
+def pack_outcomes(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
+    """Return packed outcomes `(num_rows, y_dim)` and the log |d outcome / d packed| of each row."""
+    packed, log_det = [], torch.zeros((), dtype=sites.dtype, device=sites.device)
+    for site in sites.observations:
+        if site.transform is not None:
+            coordinates, own = run.unconstrained(site.name)
+            log_det = log_det + own
+        else:
+            coordinates = _raw(run.flat_value(site.name), site)
+        packed.append(coordinates.to(sites.dtype))
+    y = torch.cat(packed, dim=-1)
+    return y, log_det.expand(y.shape[0])
+
+
+def _raw(flat: Tensor, site: Site) -> Tensor:
+    return flat if site.measured is None else flat[:, site.measured.flatten()]
+
+
+def _join(parts: list[JointSample]) -> JointSample:
+    return _combine(parts, lambda tensors: None if tensors[0] is None else torch.cat(tensors), parts[0].designs)
+
+
+def _combine(parts: list[JointSample], combine: Callable[[list[Any]], Any], designs: Tensor | None) -> JointSample:
+    return JointSample(
+        combine([part.theta for part in parts]),
+        combine([part.y for part in parts]),
+        combine([part.log_prior for part in parts]),
+        combine([part.log_likelihood for part in parts]),
+        designs,
+        combine([part.log_det for part in parts]),
+        combine([part.outcome_log_det for part in parts]),
+        {name: combine([part.values[name] for part in parts]) for name in parts[0].values},
+    )
+
+
+def unpack_targets(
+    sites: Sites, theta: Float[Tensor, "*batch theta_dim"], designs: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the target sites' values at packed coordinates, `(*batch, *shape)` each.
+
+    Supports that depend on other targets are rebuilt parents first, by running the model with the coordinates put in
+    at each target site; fixed supports need no simulation.
+    """
+    batch, flat = theta.shape[:-1], theta.flatten(0, -2)
+    pieces = dict(zip(sites.target_labels, flat.split([site.packed_dim for site in sites.targets], -1), strict=True))
+    if not any(site.dependent_support for site in sites.targets):
+        values = {site.name: _constrain(site, pieces[site.name]) for site in sites.targets}
+    else:
+        values = _unpack_by_running(sites, pieces, designs)
+    return {name: value.reshape(*batch, *value.shape[1:]) for name, value in values.items()}
+
+
+def _constrain(site: Site, coordinates: Tensor) -> Tensor:
+    if site.transform is None:
+        return coordinates.reshape(-1, *site.shape)
+    shape = site.transform.inverse_shape(site.shape)
+    return site.transform(coordinates.reshape(-1, *shape))
+
+
+def _unpack_by_running(
+    sites: Sites, pieces: Mapping[str, Tensor], designs: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    own_designs = {**sites.design_values, **(designs or {})}
+    num_rows = next(iter(pieces.values())).shape[0]
+
+    def putter(site: Site, rows: Tensor) -> Any:
+        def put(message: Any) -> Tensor:
+            transform = support_transform(message["fn"])
+            shape = transform.inverse_shape(message["fn"].batch_shape + message["fn"].event_shape)
+            return transform(rows.reshape(shape))
+
+        return put
+
+    if sites.program.vectorised:
+        values = {site.name: putter(site, pieces[site.name]) for site in sites.targets}
+        run = run_rows(sites.program, num_rows, sites.shapes, designs=own_designs, values=values)
+        return {site.name: run.value(site.name) for site in sites.targets}
+    rows = []
+    for row in range(num_rows):
+        values = {site.name: putter(site, pieces[site.name][row]) for site in sites.targets}
+        trace = trace_program(sites.program, own_designs, values, None)
+        sites.program.calls[0] += 1
+        rows.append({site.name: trace.nodes[site.name]["value"] for site in sites.targets})
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def non_finite_sites(sample: JointSample) -> str:
+    """Return which sites of a sample hold values that are not finite, with counts, or an empty string."""
+    found = []
+    for name, value in sample.values.items():
+        if value.dtype.is_floating_point and (bad := int((~torch.isfinite(value)).sum())):
+            found.append(f"site '{name}' has {bad} of {value.numel()} values not finite")
+    for name in ("theta", "y", "log_prior", "log_likelihood"):
+        tensor = getattr(sample, name)
+        if not found and tensor is not None and (bad := int((~torch.isfinite(tensor)).sum())):
+            found.append(f"{name} has {bad} of {tensor.numel()} values not finite")
+    return "; ".join(found)
+
+
+def outcome_log_likelihood(run: ProgramRun, sites: Sites) -> Tensor:
+    """Return the log density of the run's outcomes, nats, `(num_rows,)`, -inf where one lies outside its support."""
+    return sum(run.log_prob(site.name, on_support=True) for site in sites.observations)
+
+
+def pairwise_log_likelihood(
+    sites: Sites, outcomes: Mapping[str, Tensor], inner: ProgramRun
+) -> Float[Tensor, "num_outer num_inner"]:
+    """Return log p(outcome i given the latents of run j), nats, for all pairs.
+
+    The distributions that the inner run stands at are scored at every outcome, so the model is not run again. Only
+    for models whose outcome sites do not depend on each other's values (`Sites.linked_outcomes` is False).
+
+    Args:
+        sites: A resolved explicit model.
+        outcomes: Outcome values, `(num_outer, *shape)` each.
+        inner: The run whose latents are the inner draws.
+    """
+    total: Tensor | float = 0.0
+    for site in sites.observations:
+        total = total + torch.cat([_score_outcomes(trace, site, outcomes[site.name]) for trace in inner.traces], 1)
+    return total
+
+
+def _score_outcomes(trace: Any, site: Site, outcomes: Tensor) -> Tensor:
+    node = trace.nodes[site.name]
+    # One run alone has no row dimension; the dimension put in front of its layout stands for it.
+    own = node["value"].shape
+    rows, layout = (1, own) if own == site.shape else (own[0], own[1:])
+    log_prob = log_prob_on_support(node["fn"], outcomes.reshape(outcomes.shape[0], 1, *layout))
+    if node["mask"] is not None:
+        log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros_like(log_prob))
+    return log_prob.reshape(outcomes.shape[0], rows, -1).sum(-1)
