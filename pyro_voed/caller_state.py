@@ -74,14 +74,15 @@ def param_store_kept() -> Iterator[None]:
 
 @contextmanager
 def _random_streams_kept() -> Iterator[None]:
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    # Simulators written in NumPy often draw from its global stream, so that is kept too.
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             random.setstate(python_state)
-            numpy.random.set_state(numpy_state)
+            numpy.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @contextmanager

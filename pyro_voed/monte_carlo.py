@@ -24,7 +24,7 @@ def log_mean_exp(values: Tensor, dim: int = -1) -> Tensor:
 
 
 def mean_and_standard_error(
-    terms: Float[Tensor, "num_samples *batch"],
+    terms: Float[Tensor, num_samples * batch],
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Return the mean of independent terms along the first axis, and its standard error.
 

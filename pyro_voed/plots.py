@@ -6,14 +6,15 @@ line styles or markers repeat what they say. Neither the backend nor matplotlib'
 
 References:
     M. Okabe and K. Ito (2008), Color universal design. https://jfly.uni-koeln.de/color
-    D. W. Scott (1992), Multivariate density estimation, equation 6.42 (bandwidth of the pair plot's contours).
+    B. W. Silverman (1986), Density estimation for statistics and data analysis, equation 3.31 (bandwidth in one
+    dimension).
+    D. W. Scott (1992), Multivariate density estimation, equation 6.42 (bandwidth in two).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import arviz
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -90,20 +91,23 @@ def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None
             f"design_label: expected a scalar design, but each {label!r} has shape {tuple(designs.shape[1:])}."
         )
     ax = _axes(ax)
-    order = designs.flatten().argsort().to(result.eig.device)
-    x = _numpy(designs.flatten()[order.to(designs.device)])
+    x = _numpy(designs.flatten())
+    order = x.argsort()
+    x = x[order]
     if result.interval is not None:
-        low, high = (_numpy(side[order]) for side in result.interval)
+        low, high = _numpy(result.interval)[:, order]
         ax.fill_between(x, low, high, color=GREEN, alpha=0.25, linewidth=0, label="certified interval")
     for (estimate, colour, marker), style in zip(estimates, LINE_STYLES, strict=False):
-        eig, error = _numpy(estimate.eig[order]), _numpy(estimate.standard_error[order])
+        eig, error = _numpy(estimate.eig)[order], _numpy(estimate.standard_error)[order]
         ax.fill_between(x, eig - 2 * error, eig + 2 * error, color=colour, alpha=0.2, linewidth=0)
         ax.plot(
             x, eig, color=colour, linestyle=style, marker=marker if len(x) <= 30 else None, markersize=4,
             label=_estimate_name(estimate),
         )  # fmt: skip
     ax.set(xlabel=label, ylabel="expected information gain (nats)")
-    ax.legend(frameon=False, title="bands: ±2 standard errors", title_fontsize="small", fontsize="small")
+    ax.legend(
+        frameon=False, title="bands: ±2 standard errors", title_fontsize="small", fontsize="small", alignment="left"
+    )
     return ax
 
 
@@ -175,11 +179,41 @@ def plot_design_path(result: DesignResult, design_label: str | None = None, ax: 
         ax: Axes to draw on; None makes a new figure.
 
     Returns:
-        The axes: one line an element, an open circle where the winning start began, a filled one where it ended, and
-        the last value in the legend.
+        The axes: for each element a line, an open circle where the winning start began, a filled one where it ended,
+        and the last value in the legend.
 
     Raises:
         ValueError: If the label is unknown, or is left out where there are several.
+
+    Example:
+        >>> steps = torch.arange(0, 101, 10)
+        >>> at_best = EIGResult(
+        ...     eig=torch.tensor(1.2),
+        ...     standard_error=torch.tensor(0.01),
+        ...     bound="lower",
+        ...     estimator="eig_flow",
+        ...     num_simulations=10_000,
+        ...     num_samples=1_000,
+        ...     seconds=1.0,
+        ...     designs={"xi": torch.ones(2)},
+        ...     target_labels=("theta",),
+        ...     observation_labels=("y",),
+        ... )
+        >>> result = DesignResult(
+        ...     designs=at_best.designs,
+        ...     eig=at_best.eig,
+        ...     standard_error=at_best.standard_error,
+        ...     bound="lower",
+        ...     final=at_best,
+        ...     path={"xi": (steps / 100.0).unsqueeze(-1) * torch.ones(2)},
+        ...     path_steps=steps,
+        ...     history=FitHistory(torch.zeros(100), torch.ones(100), "budget", seconds=1.0),
+        ...     start_eigs=torch.tensor([1.2]),
+        ...     num_simulations=10_000,
+        ...     seconds=1.0,
+        ... )
+        >>> plot_design_path(result).get_ylabel()
+        'design xi'
     """
     label = _only_label(result.path, design_label, "design_label")
     path = result.path[label]
@@ -260,6 +294,7 @@ def plot_realisations(
             edgecolor="white",
             linewidth=0.5,
             zorder=3,
+            label=f"experiment {index + 1}",
         )
     ax.set(xlabel=design_name, ylabel=observation_name)
     return ax
@@ -437,11 +472,11 @@ def _matrix(sample: PosteriorSample | Tensor, argument: str) -> tuple[np.ndarray
     draws = sample.matrix() if isinstance(sample, PosteriorSample) else sample
     _check_shape(draws, (None, None), argument)
     if not bool(torch.isfinite(draws).all()):
-        raise ValueError(f"{argument}: some draws are not finite. They are not left out silently: find out why.")
+        raise ValueError(f"{argument}: some draws are not finite. None is left out: find out why.")
     if len(draws) < 10 or bool((draws == draws[0]).all(0).any()):
         raise ValueError(f"{argument}: expected at least 10 draws that differ in every column, for a density.")
-    named = isinstance(sample, PosteriorSample)
-    return _numpy(draws.double()), sample.columns if named else [f"column {i}" for i in range(draws.shape[1])]
+    names = sample.columns if isinstance(sample, PosteriorSample) else [f"column {i}" for i in range(draws.shape[1])]
+    return _numpy(draws.double()), names
 
 
 def _sample_sets(
@@ -451,15 +486,15 @@ def _sample_sets(
     if not 1 <= len(samples) <= len(COLOURS):
         raise ValueError(f"{argument}: expected 1 to {len(COLOURS)} samples to draw, got {len(samples)}.")
     matrices = {name: _matrix(sample, f"{argument}[{name!r}]") for name, sample in samples.items()}
+    prior_matrix = None if prior is None else _matrix(prior, "prior")
     columns = next(iter(matrices.values()))[1]
-    prior_draws = None if prior is None else _matrix(prior, "prior")[0]
-    drawn = {name: draws for name, (draws, _) in matrices.items()} | ({} if prior is None else {"prior": prior_draws})
-    for name, draws in drawn.items():
-        if draws.shape[1] != len(columns):
+    everything = matrices if prior_matrix is None else matrices | {"prior": prior_matrix}
+    for name, (_, others) in everything.items():
+        if len(others) != len(columns):
             raise ValueError(
-                f"{argument}: expected dimension {len(columns)} throughout, got {draws.shape[1]} in {name!r}."
+                f"{argument}: expected dimension {len(columns)} throughout, got {len(others)} in {name!r}."
             )
-    return {name: draws for name, (draws, _) in matrices.items()}, prior_draws, columns
+    return {name: draws for name, (draws, _) in matrices.items()}, prior_matrix and prior_matrix[0], columns
 
 
 def _truth(values: Mapping[str, Tensor] | Tensor | None, columns: Sequence[str]) -> np.ndarray:
@@ -490,15 +525,29 @@ def _limits(columns: Sequence[np.ndarray], true_value: float) -> tuple[float, fl
 
 def _marginals(ax: Axes, columns: Mapping[str, np.ndarray], prior: np.ndarray | None) -> None:
     if prior is not None:
-        ax.plot(*arviz.kde(prior), color=GREY, linestyle=":", label="prior")
+        ax.plot(*_density(prior), color=GREY, linestyle=":", label="prior")
     for index, (name, draws) in enumerate(columns.items()):
-        at, density = arviz.kde(draws)
+        at, density = _density(draws)
         ax.plot(at, density, color=COLOURS[index], linestyle=LINE_STYLES[index], label=name)
         if index == 0:
             ax.fill_between(at, density, color=COLOURS[index], alpha=0.15, linewidth=0)
     ax.set_ylim(bottom=0)
     ax.set_yticks([])
     ax.spines[["left", "top", "right"]].set_visible(False)
+
+
+def _density(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a grid over the range of the draws, and a Gaussian kernel density on it."""
+    edges = np.linspace(draws.min(), draws.max(), 513)
+    counts, middles, step = np.histogram(draws, edges)[0], 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
+    low, high = np.quantile(draws, (0.25, 0.75))
+    spread = min(draws.std(), (high - low) / 1.349) or draws.std()
+    bandwidth = max(0.9 * spread * len(draws) ** -0.2, step)
+    # What the kernel would put beyond the extreme draws is folded back, so that a uniform prior keeps its edges.
+    images = (middles, 2 * edges[0] - middles, 2 * edges[-1] - middles)
+    kernel = sum(np.exp(-0.5 * ((middles[:, None] - image) / bandwidth) ** 2) for image in images)
+    density = kernel @ counts
+    return middles, density / (density.sum() * step)
 
 
 def _mark_truth(ax: Axes, x: float, y: float) -> None:
@@ -518,7 +567,7 @@ def _contours(ax: Axes, draws: np.ndarray, masses: Sequence[float], colour: str,
     white = np.linalg.solve(factor, (draws - centre).T).T
     bandwidth = len(draws) ** (-1 / 6)
     edges = [np.linspace(w.min() - 3 * bandwidth, w.max() + 3 * bandwidth, 129) for w in white.T]
-    counts = np.histogram2d(*white.T, bins=edges)[0]
+    counts = np.histogramdd(white, bins=edges)[0]
     middles = [0.5 * (edge[1:] + edge[:-1]) for edge in edges]
     kernels = [np.exp(-0.5 * ((m[:, None] - m[None, :]) / bandwidth) ** 2) for m in middles]
     density = kernels[0] @ counts @ kernels[1].T

@@ -236,7 +236,7 @@ def _lay_out_designs(
     if not candidates:
         return program
     if not program.vectorised:
-        return replace(program, design_singletons={name: 0 for name in candidates})
+        return replace(program, design_singletons=dict.fromkeys(candidates, 0))
     size = PROBE_SIZES[0]
     rows = {
         site.name: _spread(candidates[site.name].reshape(-1, *site.value.shape), size)

@@ -175,7 +175,9 @@ class ProgramRun:
 
     def value(self, name: str) -> Tensor:
         """Return the site's values, `(num_rows, *shape)`."""
-        return torch.cat([to_rows(t.nodes[name]["value"], self.rows_per_trace, self.shapes[name], name) for t in self.traces])
+        return torch.cat(
+            [to_rows(t.nodes[name]["value"], self.rows_per_trace, self.shapes[name], name) for t in self.traces]
+        )
 
     def flat_value(self, name: str) -> Tensor:
         """Return the site's values with their dimensions joined, `(num_rows, size)`."""
@@ -194,10 +196,8 @@ class ProgramRun:
             parts.append(self._row_sum(scale_and_mask(score(node["fn"], node["value"]), mask=node["mask"])))
         return torch.cat(parts)
 
-    def unconstrained(
-        self, name: str, transform: Transform | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return unconstrained coordinates `(num_rows, dim)` and log |d value / d coordinates| `(num_rows,)`.
+    def unconstrained(self, name: str, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
+        """Return unconstrained coordinates `(num_rows, dim)` and log `|d value / d coordinates|` `(num_rows,)`.
 
         Each trace's own support is used (bounds may differ from row to row) unless a transform is given.
         """
@@ -217,7 +217,7 @@ class ProgramRun:
         return log_density.reshape(self.rows_per_trace, -1).sum(-1)
 
 
-def log_prob_on_support(fn: Distribution, value: Tensor) -> Tensor:
+def log_prob_on_support(fn: Any, value: Tensor) -> Tensor:
     """Return fn.log_prob(value), -inf outside the support.
 
     Without validation torch computes some number there, with validation it raises; log 0 is what it is.
@@ -239,9 +239,9 @@ def to_rows(value: Tensor, num_rows: int, shape: torch.Size, name: str) -> Tenso
     Raises:
         ValueError: If the value's shape does not hold one single-run value a row.
     """
-    if value.dim() > len(shape) and value.shape[0] == num_rows:
-        if [size for size in value.shape[1:] if size != 1] == [size for size in shape if size != 1]:
-            return value.reshape(num_rows, *shape)
+    has_rows = value.dim() > len(shape) and value.shape[0] == num_rows
+    if has_rows and [size for size in value.shape[1:] if size != 1] == [size for size in shape if size != 1]:
+        return value.reshape(num_rows, *shape)
     if value.shape == shape:
         return value.expand(num_rows, *shape)
     raise ValueError(
@@ -283,4 +283,3 @@ def is_plate(node: Mapping[str, Any]) -> bool:
 def sample_nodes(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     """Return the sample and deterministic sites of a trace, plates left out."""
     return {name: node for name, node in trace.nodes.items() if node["type"] == "sample" and not is_plate(node)}
-

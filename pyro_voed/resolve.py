@@ -270,10 +270,12 @@ def _released(
         drawn = {name: node["value"] for name, node in sample_nodes(recorder.trace).items()}
         missing = [name for name, role in roles.items() if role in ("target", "nuisance") and name not in drawn]
         if missing:
-            raise ValueError(f"prior: the guide draws {list(drawn)}, but the model's latent sites {missing} are missing.")
+            raise ValueError(
+                f"prior: the guide draws {list(drawn)}, but the model's latent sites {missing} are missing."
+            )
         # The latents are already in the trace, drawn by the prior; the model must not draw or score them again.
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in outcomes):
-            with poutine.condition(data={name: value for name, value in drawn.items() if name in roles}):
-                return program()
+        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in outcomes)
+        with hidden, poutine.condition(data={name: value for name, value in drawn.items() if name in roles}):
+            return program()
 
     return program_with_prior

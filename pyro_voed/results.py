@@ -5,6 +5,7 @@ Every number comes with its standard error, the direction of its bias, and what 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -195,25 +196,18 @@ class PosteriorSample:
 
     def matrix(self) -> Float[Tensor, "num_draws dim"]:
         """Return all sites side by side, flattened, in the order of `values`."""
-        return torch.cat([self.flat(name).flatten(1) for name in self.values], dim=-1)
+        return torch.cat([self.flat(name).unsqueeze(-1).flatten(1) for name in self.values], dim=-1)
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns of `matrix`, such as `theta[0]`."""
-        names = []
-        for name, draws in self.values.items():
-            shape = draws.shape[2:]
-            names += [name if not shape else f"{name}[{','.join(map(str, i))}]" for i in _indices(shape)]
-        return names
+        return [element for name, draws in self.values.items() for element in element_names(name, draws.shape[2:])]
 
 
 def element_names(name: str, shape: torch.Size) -> list[str]:
     """Return the names of a site's elements, `theta[0]`, `theta[1]`, ..., or the bare name of a scalar."""
-    return [f"{name}[{','.join(map(str, index))}]" if shape else name for index in _indices(shape)]
-
-
-def _indices(shape: torch.Size) -> list[tuple[int, ...]]:
-    return [tuple(index) for index in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape)).tolist()] if shape else [()]
+    indices = itertools.product(*(range(size) for size in shape))
+    return [f"{name}[{','.join(map(str, index))}]" if shape else name for index in indices]
 
 
 def _estimate_line(result: EIGResult) -> str:
@@ -227,5 +221,5 @@ def _estimate_line(result: EIGResult) -> str:
 
 
 def _short(value: Tensor) -> str:
-    with torch.no_grad():
-        return "[" + ", ".join(f"{x:.4g}" for x in value.flatten()[:12].tolist()) + (", ...]" if value.numel() > 12 else "]")
+    shown = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:12].tolist())
+    return f"[{shown}, ...]" if value.numel() > 12 else f"[{shown}]"

@@ -7,8 +7,7 @@ given outcomes. Densities are those of the packed vectors, that is in unconstrai
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,21 +37,21 @@ class JointSample:
     Attributes:
         theta: Packed targets in unconstrained coordinates.
         y: Packed outcomes (unconstrained where the support is fixed, raw elsewhere; unmeasured entries left out).
+        log_det: Log of `|d target values / d theta|`, nats, for densities stated in the targets' own coordinates.
+        outcome_log_det: Log of `|d outcome values / d y|`, nats, likewise.
         log_prior: Log density of `theta` under the prior, nats; None where the model does not state it.
         log_likelihood: Log density of `y` given the latents, nats; None where not asked for.
         designs: Designs shared by all experiments, or one a member of the batch, packed `(*design_batch, design_dim)`.
-        log_det: Log |d target values / d theta|, nats, for densities stated in the targets' own coordinates.
-        outcome_log_det: Log |d outcome values / d y|, nats, likewise.
         values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
     """
 
     theta: Float[Tensor, "num_samples *design_batch theta_dim"]
     y: Float[Tensor, "num_samples *design_batch y_dim"]
-    log_prior: Float[Tensor, "num_samples *design_batch"] | None
-    log_likelihood: Float[Tensor, "num_samples *design_batch"] | None
+    log_det: Float[Tensor, num_samples * design_batch]
+    outcome_log_det: Float[Tensor, num_samples * design_batch]
+    log_prior: Float[Tensor, num_samples * design_batch] | None = None
+    log_likelihood: Float[Tensor, num_samples * design_batch] | None = None
     designs: Float[Tensor, "*design_batch design_dim"] | None = None
-    log_det: Float[Tensor, "num_samples *design_batch"] | None = None
-    outcome_log_det: Float[Tensor, "num_samples *design_batch"] | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -68,18 +67,7 @@ class JointSample:
 
     def __getitem__(self, rows: Any) -> JointSample:
         """Select experiments along the first axis."""
-        pick = lambda tensor: None if tensor is None else tensor[rows]  # noqa: E731
-        values = {name: value[rows] for name, value in self.values.items()}
-        return JointSample(
-            self.theta[rows],
-            self.y[rows],
-            pick(self.log_prior),
-            pick(self.log_likelihood),
-            self.designs,
-            pick(self.log_det),
-            pick(self.outcome_log_det),
-            values,
-        )
+        return _combine([self], lambda tensors: tensors[0][rows], self.designs)
 
 
 def sample_joint(
@@ -124,7 +112,7 @@ def sample_joint(
         _sample_chunk(sites, min(chunk, num_samples - start), designs, batch, likelihood)
         for start in range(0, num_samples, chunk)
     ]
-    return parts[0] if len(parts) == 1 else _join(parts)
+    return parts[0] if len(parts) == 1 else _combine(parts, torch.cat, parts[0].designs)
 
 
 def design_batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Size:
@@ -143,7 +131,9 @@ def design_batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Siz
         shape = own[name].value.shape
         leading = value.dim() - len(shape)
         if leading < 0 or value.shape[leading:] != shape:
-            raise ValueError(f"designs['{name}']: expected shape (*batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}.")
+            raise ValueError(
+                f"designs['{name}']: expected shape (*batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}."
+            )
         batches[name] = value.shape[:leading]
         if not own[name].constraint.check(value.detach()).all():
             raise ValueError(f"designs['{name}'] violates its constraint {own[name].constraint}. Stay inside it.")
@@ -162,12 +152,21 @@ def candidate_designs(sites: Sites, designs: Mapping[str, Any] | None) -> dict[s
     return {**own, **given}
 
 
+def flat_designs(sites: Sites, designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return every design's values with the batch in one dimension, `(num_members, *shape)`; one design is one member."""
+    batch = design_batch_shape(sites, designs)
+    return {
+        site.name: designs[site.name].expand(batch + site.value.shape).reshape(-1, *site.value.shape)
+        for site in sites.designs
+    }
+
+
 def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
     """Return designs side by side in unconstrained coordinates, `(*design_batch, design_dim)`."""
     batch = design_batch_shape(sites, designs)
     packed = []
     for site in sites.designs:
-        value = designs[site.name].expand(*batch, *site.value.shape)
+        value = designs[site.name].expand(batch + site.value.shape)
         coordinates = site.transform.inv(value)
         packed.append(coordinates.reshape(*batch, -1))
     return torch.cat(packed, dim=-1).to(sites.dtype)
@@ -180,48 +179,54 @@ def _sample_chunk(
         run = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
         return pack_run(sites, run, torch.Size([num_samples]), likelihood)
     packed = pack_designs(sites, {name: value.detach() for name, value in designs.items()})
-    rows = {site.name: designs[site.name].expand(*batch, *site.value.shape) for site in sites.designs}
+    members = flat_designs(sites, designs)
     if sites.program.design_singletons is None:
-        return _loop_over_designs(sites, num_samples, rows, batch, likelihood, packed)
-    rows = {name: value.expand(num_samples, *value.shape).flatten(0, len(batch)) for name, value in rows.items()}
+        return _loop_over_designs(sites, num_samples, members, batch, likelihood, packed)
+    rows = {name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in members.items()}
     run = run_rows(sites.program, num_samples * batch.numel(), sites.shapes, row_designs=rows)
     return pack_run(sites, run, torch.Size([num_samples, *batch]), likelihood, packed)
 
 
 def _loop_over_designs(
-    sites: Sites, num_samples: int, designs: Mapping[str, Tensor], batch: torch.Size, likelihood: bool, packed: Tensor
+    sites: Sites, num_samples: int, members: Mapping[str, Tensor], batch: torch.Size, likelihood: bool, packed: Tensor
 ) -> JointSample:
-    flat = {name: value.flatten(0, len(batch) - 1) for name, value in designs.items()}
     parts = []
     for member in range(batch.numel()):
-        own = {name: value[member] for name, value in flat.items()}
+        own = {name: value[member] for name, value in members.items()}
         run = run_rows(sites.program, num_samples, sites.shapes, designs=own)
         parts.append(pack_run(sites, run, torch.Size([num_samples]), likelihood))
-    stack = lambda tensors: None if tensors[0] is None else torch.stack(tensors, 1).unflatten(1, batch)  # noqa: E731
-    return _combine(parts, stack, packed)
+    return _combine(parts, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
 
 
 def pack_run(
     sites: Sites, run: ProgramRun, leading: torch.Size, likelihood: bool, designs: Tensor | None = None
 ) -> JointSample:
     """Pack the rows of a run into a joint sample of leading shape `leading`."""
-    theta, target_log_det = _pack_targets(sites, run)
-    log_prior = _log_prior(sites, run, target_log_det)
-    y, log_det = pack_outcomes(sites, run)
-    log_likelihood = None
-    if likelihood:
-        log_likelihood = sum(run.log_prob(site.name) for site in sites.observations) + log_det
-    shaped = lambda tensor: None if tensor is None else tensor.reshape(*leading, *tensor.shape[1:])  # noqa: E731
+    theta, log_det = _pack_targets(sites, run)
+    y, outcome_log_det = pack_outcomes(sites, run)
+    log_prior = _log_prior(sites, run, log_det)
+    log_likelihood = _sum_log_prob(run, sites.observations, outcome_log_det) if likelihood else None
+
+    def shaped(rows: Tensor) -> Tensor:
+        return rows.reshape(*leading, *rows.shape[1:])
+
     return JointSample(
-        shaped(theta.to(sites.dtype)),
-        shaped(y.to(sites.dtype)),
-        shaped(log_prior),
-        shaped(log_likelihood),
-        designs,
-        shaped(target_log_det),
-        shaped(log_det),
-        {site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
+        theta=shaped(theta.to(sites.dtype)),
+        y=shaped(y.to(sites.dtype)),
+        log_det=shaped(log_det),
+        outcome_log_det=shaped(outcome_log_det),
+        log_prior=None if log_prior is None else shaped(log_prior),
+        log_likelihood=None if log_likelihood is None else shaped(log_likelihood),
+        designs=designs,
+        values={site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
     )
+
+
+def _sum_log_prob(run: ProgramRun, sites: Iterable[Site], start: Tensor) -> Tensor:
+    total = start
+    for site in sites:
+        total = total + run.log_prob(site.name)
+    return total
 
 
 def _pack_targets(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
@@ -245,11 +250,11 @@ def _log_prior(sites: Sites, run: ProgramRun, log_det: Tensor) -> Tensor | None:
         return None
     # Auxiliary sites of a replaced prior carry the density of the draws that its Delta sites hand on.
     scored = [*sites.targets, *(site for site in sites.others if site.role == "auxiliary" and site.has_density)]
-    return sum((run.log_prob(site.name) for site in scored), log_det)
+    return _sum_log_prob(run, scored, log_det)
 
 
 def pack_outcomes(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
-    """Return packed outcomes `(num_rows, y_dim)` and the log |d outcome / d packed| of each row."""
+    """Return packed outcomes `(num_rows, y_dim)` and the log `|d outcome / d packed|` of each row."""
     packed, log_det = [], torch.zeros((), dtype=sites.dtype, device=sites.device)
     for site in sites.observations:
         if site.transform is not None:
@@ -266,20 +271,23 @@ def _raw(flat: Tensor, site: Site) -> Tensor:
     return flat if site.measured is None else flat[:, site.measured.flatten()]
 
 
-def _join(parts: list[JointSample]) -> JointSample:
-    return _combine(parts, lambda tensors: None if tensors[0] is None else torch.cat(tensors), parts[0].designs)
+def _combine(
+    parts: list[JointSample], combine: Callable[[list[Tensor]], Tensor], designs: Tensor | None
+) -> JointSample:
+    """Combine the tensors of samples field by field; what is None in one is None in all."""
 
+    def optional(tensors: list[Tensor | None]) -> Tensor | None:
+        return None if tensors[0] is None else combine([tensor for tensor in tensors if tensor is not None])
 
-def _combine(parts: list[JointSample], combine: Callable[[list[Any]], Any], designs: Tensor | None) -> JointSample:
     return JointSample(
-        combine([part.theta for part in parts]),
-        combine([part.y for part in parts]),
-        combine([part.log_prior for part in parts]),
-        combine([part.log_likelihood for part in parts]),
-        designs,
-        combine([part.log_det for part in parts]),
-        combine([part.outcome_log_det for part in parts]),
-        {name: combine([part.values[name] for part in parts]) for name in parts[0].values},
+        theta=combine([part.theta for part in parts]),
+        y=combine([part.y for part in parts]),
+        log_det=combine([part.log_det for part in parts]),
+        outcome_log_det=combine([part.outcome_log_det for part in parts]),
+        log_prior=optional([part.log_prior for part in parts]),
+        log_likelihood=optional([part.log_likelihood for part in parts]),
+        designs=designs,
+        values={name: combine([part.values[name] for part in parts]) for name in parts[0].values},
     )
 
 
@@ -349,7 +357,7 @@ def non_finite_sites(sample: JointSample) -> str:
 
 def outcome_log_likelihood(run: ProgramRun, sites: Sites) -> Tensor:
     """Return the log density of the run's outcomes, nats, `(num_rows,)`, -inf where one lies outside its support."""
-    return sum(run.log_prob(site.name, on_support=True) for site in sites.observations)
+    return torch.stack([run.log_prob(site.name, on_support=True) for site in sites.observations]).sum(0)
 
 
 def pairwise_log_likelihood(
@@ -365,10 +373,11 @@ def pairwise_log_likelihood(
         outcomes: Outcome values, `(num_outer, *shape)` each.
         inner: The run whose latents are the inner draws.
     """
-    total: Tensor | float = 0.0
-    for site in sites.observations:
-        total = total + torch.cat([_score_outcomes(trace, site, outcomes[site.name]) for trace in inner.traces], 1)
-    return total
+    scores = [
+        torch.cat([_score_outcomes(trace, site, outcomes[site.name]) for trace in inner.traces], 1)
+        for site in sites.observations
+    ]
+    return scores[0] if len(scores) == 1 else torch.stack(scores).sum(0)
 
 
 def _score_outcomes(trace: Any, site: Site, outcomes: Tensor) -> Tensor:

@@ -178,7 +178,9 @@ def site_transform(
         return None
     if isinstance(base, dist.Delta):
         if role == "target":
-            raise ValueError(f"target '{name}' is a Delta site: it has no density to learn. Leave it out of the targets.")
+            raise ValueError(
+                f"target '{name}' is a Delta site: it has no density to learn. Leave it out of the targets."
+            )
         return None
     try:
         return support_transform(node["fn"])

@@ -277,12 +277,22 @@ class _Best:
             parameter.copy_(weight)
 
 
+@contextmanager
+def kept_on_error(learnt: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Hang what was learnt so far on any error that ends a run, as attributes, so that a run can go on from it."""
+    try:
+        yield
+    except BaseException as error:
+        vars(error).update(learnt())
+        raise
+
+
 def _split(pool: Pool, fraction: float) -> tuple[Any, Any]:
     size = round(fraction * pool.num_samples)
     if size < 2 or pool.num_samples - size < 2:
         raise ValueError(
-            f"a pool of {pool.num_samples} simulations is too small to keep {fraction:.0%} for validation: at least two "
-            "must fall on either side."
+            f"a pool of {pool.num_samples} simulations is too small to keep {fraction:.0%} for validation: at least "
+            "two must fall on either side."
         )
     order = torch.randperm(pool.num_samples)
     return pool[order[size:]], pool[order[:size]]

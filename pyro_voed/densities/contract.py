@@ -14,7 +14,7 @@ Zuko is recognised by behaviour and never imported: its import turns argument va
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import ConditionalTransformedDistribution, TransformedDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.distribution import Drawable, FlowDistribution
@@ -79,14 +79,18 @@ class AdaptedDensity(nn.Module):
         """Return the log-density of theta given the context; the batches broadcast."""
         batch_shape = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
         conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
-        return conditioned.log_prob(theta.expand(*batch_shape, theta.shape[-1]))
+        log_prob = conditioned.log_prob(theta.expand(*batch_shape, theta.shape[-1]))
+        _forget(conditioned, self)
+        return log_prob
 
     def draw(
-        self, context: Float[Tensor, "*batch context_dim"], batch_shape: torch.Size
+        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
     ) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
-        return conditioned.rsample() if self.has_rsample else conditioned.sample()
+        theta = conditioned.rsample() if self.has_rsample else conditioned.sample()
+        _forget(conditioned, self)
+        return theta
 
 
 def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
@@ -153,18 +157,26 @@ def _modules_of(source: ConditionalTransformedDistribution) -> list[nn.Module]:
 
 
 def _condition_pyro(source: ConditionalTransformedDistribution, context: Tensor) -> Distribution:
-    """Condition, on a base of the context's batch shape (or `sample` raises), with no memory of earlier calls."""
+    """Condition, on a base of the context's batch shape: with Pyro's own, of shape (), `sample` raises."""
     base = source.base_dist.condition(context).expand(context.shape[:-1])
-    conditioned = TransformedDistribution(base, [transform.condition(context) for transform in source.transforms])
-    conditioned.clear_cache()
-    return conditioned
+    return TransformedDistribution(base, [transform.condition(context) for transform in source.transforms])
 
 
 def _condition_module(source: ConditionalDensity, context: Tensor) -> Distribution:
     return source.condition(context)
 
 
-def _call_lazy(source: nn.Module, context: Tensor) -> Distribution:
+def _forget(conditioned: Distribution, density: nn.Module) -> None:
+    """Clear the caches of transforms, which outlive a call where a transform ignores the context.
+
+    A cached pair keeps its graph, so a second backward pass would fail, and is wrong once an optimiser has stepped.
+    """
+    for part in (*getattr(conditioned, "transforms", ()), *density.modules()):
+        if isinstance(part, Transform):
+            part.clear_cache()
+
+
+def _call_lazy(source: nn.Module, context: Tensor) -> Any:
     return source(context)
 
 

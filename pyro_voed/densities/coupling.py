@@ -17,6 +17,7 @@ Every layer ends in weights that start at zero, so a flow starts at N(0, I) what
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -70,7 +71,10 @@ class Conditioner(nn.Module):
     ) -> Float[Tensor, "num_parameters ... moved_dim"]:
         """Return the raw parameters, which lead so that what follows is contiguous in the batch."""
         hidden = self.from_features(features)
-        if self.from_fixed is not None:
+        if self.from_fixed is None:
+            # The batch dimensions that only theta has, so that those of the parameters align once these lead.
+            hidden = hidden[(None,) * (fixed.ndim - hidden.ndim)]
+        else:
             hidden = hidden + self.from_fixed(fixed)
         return self.out(F.silu(hidden)).unflatten(-1, self.shape).movedim(-1, 0).contiguous()
 
@@ -182,7 +186,7 @@ class CouplingFlow(nn.Module):
         return colour(torch.cat(halves, -1), *gaussian)
 
     def draw(
-        self, context: Float[Tensor, "*batch context_dim"], batch_shape: torch.Size
+        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
     ) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         return self.colour(

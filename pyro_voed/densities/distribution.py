@@ -7,6 +7,7 @@ A call costs one pass of the context through the trunk, whatever the number of s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -27,7 +28,7 @@ class Drawable(Protocol):
     def log_prob(self, theta: Tensor, context: Tensor) -> Tensor:
         """Return the log-density of theta given the context, broadcasting the one against the other."""
 
-    def draw(self, context: Tensor, batch_shape: torch.Size) -> Tensor:
+    def draw(self, context: Tensor, batch_shape: Sequence[int]) -> Tensor:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
 
 
@@ -55,7 +56,7 @@ class FlowDistribution(TorchDistribution):
         self,
         density: Drawable,
         context: Float[Tensor, "*batch context_dim"],
-        batch_shape: torch.Size | None = None,
+        batch_shape: Sequence[int] | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if context.shape[-1] != density.context_dim:
@@ -73,7 +74,7 @@ class FlowDistribution(TorchDistribution):
         """Whether draws carry gradients to the weights and the context."""
         return self.density.has_rsample
 
-    def expand(self, batch_shape: torch.Size, _instance: FlowDistribution | None = None) -> FlowDistribution:
+    def expand(self, batch_shape: Sequence[int], _instance: FlowDistribution | None = None) -> FlowDistribution:
         """Return the same distribution with a larger batch shape; the network still sees each context once."""
         new = self._get_checked_instance(FlowDistribution, _instance)
         new.density = self.density
@@ -89,7 +90,7 @@ class FlowDistribution(TorchDistribution):
         batch_shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return self.density.log_prob(value.expand(batch_shape + self.event_shape), self.context)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "... theta_dim"]:  # noqa: B008
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... theta_dim"]:
         """Return draws that carry gradients."""
         if not self.has_rsample:
             raise NotImplementedError(
@@ -97,7 +98,7 @@ class FlowDistribution(TorchDistribution):
             )
         return self.density.draw(self.context, torch.Size(sample_shape) + self.batch_shape)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "... theta_dim"]:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... theta_dim"]:
         """Return draws without gradients."""
         with torch.no_grad():
             return self.density.draw(self.context, torch.Size(sample_shape) + self.batch_shape)

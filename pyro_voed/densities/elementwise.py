@@ -106,4 +106,7 @@ class SplineMap:
         return (spline_inverse(outputs, bins, bound=self.bound) - shift) / scale
 
     def _unpack(self, raw: Tensor, constants: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return raw[0], positive_slope(raw[1]), spline_bins(raw[2:], constants)
+        # One split: a slice each would cost a tensor of zeros each in the backward pass.
+        shift, slopes, sizes = raw.split([1, self.num_bins, 2 * self.num_bins])
+        scale, inner = positive_slope(slopes).split([1, self.num_bins - 1])
+        return shift.squeeze(0), scale.squeeze(0), spline_bins(sizes, inner, constants)

@@ -10,8 +10,8 @@ knot slopes :math:`d_0, d_1`, with :math:`\xi = (x - x_k) / w`, :math:`t = \xi (
 
 These are equations 4 and 5 of Durkan, Bekasov, Murray and Papamakarios (2019, "Neural Spline Flows"), rearranged around
 the straight line so that :math:`s = d_0 = d_1 = 1` gives the identity without cancellation. Dividing their inverse
-(equations 6 to 8) by :math:`h s` leaves one coefficient: with :math:`v = (y - y_k) / h` and :math:`a = v \delta / s - e
-/ s`, the position :math:`\xi` solves :math:`a \xi^2 + (1 - a)\, \xi = v`.
+(equations 6 to 8) by :math:`h s` leaves one coefficient: with :math:`v = (y - y_k) / h` and
+:math:`a = (v \delta - e) / s`, the position :math:`\xi` solves :math:`a \xi^2 + (1 - a)\, \xi = v`.
 
 The knots span :math:`[-B, B]`; beyond it the map is the identity, so the outer slopes are one.
 
@@ -49,7 +49,7 @@ def positive_slope(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def bin_map(
     num_bins: int, bound: float, like: Tensor
-) -> tuple[Float[Tensor, "6*num_bins 3*num_bins-1"], Float[Tensor, "6*num_bins 1"]]:
+) -> tuple[Float[Tensor, "rows num_parameters"], Float[Tensor, "rows 1"]]:
     """Return the matrix and offset that turn fractions and slopes into the six quantities of each bin.
 
     The columns are :math:`K` width fractions, :math:`K` height fractions and :math:`K - 1` inner slopes; the rows hold
@@ -73,16 +73,22 @@ def bin_map(
 
 
 def spline_bins(
-    raw: Float[Tensor, "num_parameters *#batch"],
-    maps: tuple[Float[Tensor, "rows num_parameters"], Float[Tensor, "rows 1"]],
-) -> Float[Tensor, "6 num_bins *batch"]:
-    """Return the six quantities of each bin (see `bin_map`) from raw parameters; raw zeros give the identity."""
+    sizes: Float[Tensor, "num_sizes *#batch"],
+    slopes: Float[Tensor, "num_slopes *#batch"],
+    maps: tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows 1"]],
+) -> Float[Tensor, "6 num_bins ..."]:
+    """Return the six quantities of each bin (see `bin_map`).
+
+    Args:
+        sizes: Raw widths, then raw heights; `softmax` makes shares of them.
+        slopes: Slopes at the inner knots, positive.
+        maps: Matrix and offset from `bin_map`.
+    """
     matrix, offset = maps
     num_bins = matrix.shape[0] // 6
-    widths_heights, slopes = raw.split([2 * num_bins, num_bins - 1])
-    fractions = widths_heights.unflatten(0, (2, num_bins)).softmax(1).flatten(0, 1)
-    packed = torch.cat([fractions, positive_slope(slopes)])
-    return torch.addmm(offset, matrix, packed.flatten(1)).view(6, num_bins, *raw.shape[1:])
+    shares = sizes.unflatten(0, (2, num_bins)).softmax(1).flatten(0, 1)
+    packed = torch.cat([shares, slopes])
+    return torch.addmm(offset, matrix, packed.flatten(1)).view(6, num_bins, *packed.shape[1:])
 
 
 def spline_forward(
@@ -160,7 +166,8 @@ def rational_quadratic_spline(
             f"raw: expected 3 K - 1 parameters for K >= 2 bins in the first dimension, got {raw.shape[0]}. "
             "Use spline_size(num_bins)."
         )
-    bins = spline_bins(raw, bin_map(num_bins, bound, raw))
+    sizes, slopes = raw.split([2 * num_bins, num_bins - 1])
+    bins = spline_bins(sizes, positive_slope(slopes), bin_map(num_bins, bound, raw))
     if inverse:
         preimages = spline_inverse(inputs, bins, bound=bound)
         _, slope = spline_forward(preimages, bins, bound=bound)

@@ -10,6 +10,7 @@ Means and scales are buffers: they travel with `state_dict` and across devices, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -164,7 +165,7 @@ class StandardisedDensity(nn.Module):
         return self.density.log_prob(self.theta_scaling(theta), self.encode(context)) + self.theta_scaling.log_det()
 
     def draw(
-        self, context: Float[Tensor, "*batch context_dim"], batch_shape: torch.Size
+        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
     ) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         return self.theta_scaling.inverse(self.density.draw(self.encode(context), batch_shape))

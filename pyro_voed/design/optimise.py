@@ -7,12 +7,12 @@ r"""Design search by gradient: climb a bound jointly in the design and in the de
 with one stochastic gradient a step for both: the outcome is reparametrised, so the design's gradient flows through the
 simulated outcome into the density. Designs move in unconstrained coordinates (`pyro.param` constraints hold by
 construction; anything else by a projection after each step). Standardisation follows the moving design, without
-gradient, and is frozen for the cool-down, in which both come to rest. The winning start is chosen, and the reported number
-made, on simulations that took no part in the search.
+gradient, and is frozen for the cool-down, in which both come to rest. The winning start is chosen, and the reported
+number made, on simulations that took no part in the search.
 
 References:
-    Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing Bayesian-optimal
-    experiments"; Dong et al. (2025), section 3.4.
+    Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
+    Bayesian-optimal experiments"; Dong et al. (2025), section 3.4.
 """
 
 from __future__ import annotations
@@ -32,13 +32,20 @@ from pyro_voed.checks import Labels, check_callable, check_count, check_known, c
 from pyro_voed.densities import StandardisedDensity
 from pyro_voed.design.gradients import check_design_gradients
 from pyro_voed.estimators.flow import barber_agakov, check_flow_targets, flow_bound, stated_prior
-from pyro_voed.estimators.learning import Budget, build_density, check_sizes, evaluate_terms, explain_terms, warn_constant
+from pyro_voed.estimators.learning import (
+    Budget,
+    build_density,
+    check_sizes,
+    evaluate_terms,
+    explain_terms,
+    warn_constant,
+)
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names
 from pyro_voed.simulate import sample_joint
 from pyro_voed.sites import DesignSite, Sites
-from pyro_voed.training import Ascent, fit_fresh
+from pyro_voed.training import Ascent, fit_fresh, kept_on_error
 
 RESCALE_EVERY = 50
 RESCALE_SIZE = 500
@@ -117,8 +124,8 @@ def optimise_design(
         ValueError: If the model has no design, a design does not reach the outcome by a gradient, labels or sizes are
             wrong, or the objective is an upper bound.
         NotImplementedError: If a site that depends on a design has no reparametrised draws, or a target is discrete.
-        ArithmeticError: If a term is not finite; the error carries the best design so far (`error.designs`) and the
-            density (`error.density`), with which the search can go on.
+        ArithmeticError: If a term is not finite. This error, like any that ends a run, carries the designs and the
+            density as last trained (`error.designs`, `error.density`), with which the search can go on.
 
     References:
         Foster et al. (2020); Dong et al. (2025), section 3.4.
@@ -240,30 +247,26 @@ class _Search:
         @torch.no_grad()
         def after_step(step: int) -> None:
             if self.projection is not None:
-                self._project(leaves)
+                self._project(self.projection, leaves)
             if step % 10 == 0:
                 record(step)
             if not cooling and step % RESCALE_EVERY == 0:
                 density.context_scaling.fit_(sample_joint(sites, RESCALE_SIZE, designs()).y)
 
-        try:
-            with pyro.validation_enabled(False):
-                history = fit_fresh(
-                    lambda: prepare(sample_joint(sites, self.batch_size, designs(), likelihood=needs_likelihood)),
-                    lambda sample: self.objective(sample, density),
-                    ascent,
-                    num_steps=self.num_steps,
-                    max_steps=self.max_steps,
-                    explain=explain_terms,
-                    after_step=after_step,
-                    before_cooldown=lambda: cooling.append(True),
-                    progress=self.progress,
-                    description="optimise_design",
-                )
-        except ArithmeticError as error:
-            error.density = density
-            error.designs = {name: value.detach() for name, value in designs().items()}
-            raise
+        learnt = lambda: {"density": density, "designs": {n: v.detach() for n, v in designs().items()}}  # noqa: E731
+        with kept_on_error(learnt), pyro.validation_enabled(False):
+            history = fit_fresh(
+                lambda: prepare(sample_joint(sites, self.batch_size, designs(), likelihood=needs_likelihood)),
+                lambda sample: self.objective(sample, density),
+                ascent,
+                num_steps=self.num_steps,
+                max_steps=self.max_steps,
+                explain=explain_terms,
+                after_step=after_step,
+                before_cooldown=lambda: cooling.append(True),
+                progress=self.progress,
+                description="optimise_design",
+            )
         record(history.num_steps)
         return _Climb(
             {name: value.detach() for name, value in designs().items()},
@@ -273,10 +276,12 @@ class _Search:
             torch.tensor(path_steps),
         )
 
-    def _project(self, leaves: Mapping[str, Tensor]) -> None:
+    def _project(
+        self, projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], leaves: Mapping[str, Tensor]
+    ) -> None:
         sites = {site.name: site for site in self.sites.designs}
         values = {name: sites[name].transform(leaf) for name, leaf in leaves.items()}
-        projected = self.projection(dict(values))
+        projected = projection(dict(values))
         check_known(projected, sites, "projection", "design")
         for name, value in projected.items():
             if value.shape != values[name].shape:
@@ -340,15 +345,7 @@ def _report(
 def _starts(sites: Sites, num_starts: int, starts: Mapping[str, Any] | None) -> list[dict[str, Tensor]]:
     stored = sites.design_values
     if starts is None:
-        further = []
-        for _ in range(num_starts - 1):
-            further.append(
-                {
-                    site.name: site.transform(_unconstrained(site, site.value) + torch.randn_like(_unconstrained(site, site.value)))
-                    for site in sites.designs
-                }
-            )
-        return [stored, *further]
+        return [stored, *(_perturbed(sites) for _ in range(num_starts - 1))]
     check_known(starts, stored, "starts", "design")
     given = {name: torch.as_tensor(value).to(stored[name]) for name, value in starts.items()}
     counts = {name: value.shape[0] if value.dim() else 0 for name, value in given.items()}
@@ -365,6 +362,14 @@ def _starts(sites: Sites, num_starts: int, starts: Mapping[str, Any] | None) -> 
     return [stored, *({**stored, **{name: value[row] for name, value in given.items()}} for row in range(count))]
 
 
+def _perturbed(sites: Sites) -> dict[str, Tensor]:
+    moved = {}
+    for site in sites.designs:
+        coordinates = _unconstrained(site, site.value)
+        moved[site.name] = site.transform(coordinates + torch.randn_like(coordinates))
+    return moved
+
+
 def _unconstrained(site: DesignSite, value: Tensor) -> Tensor:
     return site.transform.inv(value).detach().clone()
 
@@ -375,11 +380,12 @@ def _nudged(site: DesignSite, value: Tensor) -> Tensor:
     probe = coordinates.clone().requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(site.transform(probe).sum(), probe)
-    # Near a bound the map is flat (a sigmoid's slope is below 0.0025 beyond 6) and no gradient gets through; a real line
-    # or a positive value has slopes of its own size, however far out.
+    # Near a bound the map is flat (a sigmoid's slope is below 0.0025 beyond 6) and no gradient gets through; a real
+    # line or a positive value has slopes of its own size, however far out.
     flat = (coordinates.abs() > MAX_UNCONSTRAINED) & (slope.abs() < 1e-3 * (1 + value.detach().abs().max()))
     if value.shape == coordinates.shape and flat.any():
-        names = [name for name, is_flat in zip(element_names(site.name, value.shape), flat.flatten().tolist(), strict=True) if is_flat]
+        elements = zip(element_names(site.name, value.shape), flat.flatten().tolist(), strict=True)
+        names = [name for name, is_flat in elements if is_flat]
         coordinates = torch.where(flat, coordinates.sign() * 4.0, coordinates)
         warnings.warn(
             f"design {', '.join(names[:8])} starts at a bound of {site.constraint}, where no gradient moves it: nudged "

@@ -45,6 +45,7 @@ from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
 from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, sample_joint
 from pyro_voed.sites import Sites
+from pyro_voed.training import kept_on_error
 
 PILOT_SIZE = 1_000
 
@@ -77,8 +78,10 @@ class BarberAgakov:
     bound = "lower"
     needs_likelihood = False
 
-    def __call__(self, sample: JointSample, density: Any) -> Float[Tensor, "num_samples *design_batch"]:
+    def __call__(self, sample: JointSample, density: Any) -> Float[Tensor, num_samples * design_batch]:
         """Return the terms."""
+        if sample.log_prior is None:
+            raise ValueError("the sample has no log prior: the model does not state the density of its targets.")
         return ba_terms(density.log_prob(sample.theta, sample.context()), sample.log_prior)
 
 
@@ -149,8 +152,8 @@ def eig_flow(
     Raises:
         ValueError: If labels, designs or sizes are wrong, or the model's information gain is undefined.
         NotImplementedError: If a target is discrete, or its density is neither stated nor its entropy given.
-        ArithmeticError: If a term is not finite. The error carries the density as last trained (`error.density`),
-            with which training can go on.
+        ArithmeticError: If a term is not finite. This error, like any that ends a run, carries the density as last
+            trained (`error.density`), with which training can go on.
 
     References:
         Barber and Agakov (2003); Dong et al. (2025), Eq. 12.
@@ -212,7 +215,9 @@ def flow_bound(
         pool = None
         if budget.num_simulations is not None and budget.num_steps != 0:
             pool = prepare(sample_joint(sites, max(4, budget.num_simulations // batch.numel()), designs))
-        pilot = pool if pool is not None else prepare(draw_training(sites, _pilot_size(sites), designs, likelihood=False))
+        pilot = (
+            pool if pool is not None else prepare(draw_training(sites, _pilot_size(sites), designs, likelihood=False))
+        )
     warn_constant(sites, pilot)
     trained = build_density(
         density,
@@ -222,7 +227,7 @@ def flow_bound(
         summary=summary,
     )
     history = None
-    try:
+    with kept_on_error(lambda: {"density": trained}):
         if budget.num_steps != 0:
             history = train_density(
                 sites,
@@ -244,9 +249,6 @@ def flow_bound(
             likelihood=False,
             estimator="eig_flow",
         )
-    except ArithmeticError as error:
-        error.density = trained  # what was learnt so far is not lost with the error
-        raise
     eig, standard_error = mean_and_standard_error(terms)
     return EIGResult(
         eig=eig,
@@ -272,8 +274,8 @@ def check_flow_targets(sites: Sites, prior_entropy: float | None) -> None:
     discrete = [site.name for site in sites.targets if site.is_discrete]
     if discrete:
         raise NotImplementedError(
-            f"targets {discrete} are discrete, and a flow needs continuous ones. Use eig_nmc or eig_marginal, which only "
-            "need the outcome's density, or name other targets."
+            f"targets {discrete} are discrete, and a flow needs continuous ones. Use eig_nmc or eig_marginal, which "
+            "only need the outcome's density, or name other targets."
         )
     if sites.has_log_prior or prior_entropy is not None:
         return
@@ -281,8 +283,8 @@ def check_flow_targets(sites: Sites, prior_entropy: float | None) -> None:
     unstated = [site.name for site in sites.targets if not site.has_density]
     why = leaking or f"{unstated} have no log density"
     raise NotImplementedError(
-        f"the model does not state the prior density of the targets: {why}. Make what they are drawn given a target too, "
-        "or give the targets' entropy in nats as prior_entropy=."
+        f"the model does not state the prior density of the targets: {why}. Make what they are drawn given a target "
+        "too, or give the targets' entropy in nats as prior_entropy=."
     )
 
 
@@ -290,10 +292,11 @@ def stated_prior(prior_entropy: float | None) -> Callable[[JointSample], JointSa
     """Return a function that puts a given prior entropy where the model states no density."""
     if prior_entropy is None:
         return lambda sample: sample
+    entropy = prior_entropy
 
     def prepare(sample: JointSample) -> JointSample:
         # E[log q(theta)] + H[theta], the density of q taken in the targets' own coordinates.
-        return replace(sample, log_prior=sample.log_det - prior_entropy)
+        return replace(sample, log_prior=sample.log_det - entropy)
 
     return prepare
 

@@ -91,17 +91,19 @@ class GuideDensity(torch.nn.Module):
         }
         program = replace(self.program, constants=self.values())
         shapes = {name: self.sites.shapes[name] for name in self.sites.observation_labels}
-        shared, own = (self.designs, {}) if sample.designs is None else ({}, self._row_designs(sample))
+        # Over a batch of designs every simulated experiment has its own.
+        shared = self.designs if sample.designs is None else {}
+        own = {} if sample.designs is None else self._row_designs(sample.designs, leading)
         run = run_rows(program, leading.numel(), shapes, designs=shared, row_designs=own, row_values=rows)
-        log_prob = sum(run.log_prob(name) for name in self.sites.observation_labels)
-        return (log_prob + sample.outcome_log_det.reshape(-1)).reshape(leading)
+        log_prob = torch.stack([run.log_prob(name) for name in self.sites.observation_labels]).sum(0)
+        return log_prob.reshape(leading) + sample.outcome_log_det
 
-    def _row_designs(self, sample: JointSample) -> dict[str, Tensor]:
-        num_rows = sample.y.shape[:-1].numel()
-        packed = sample.designs.expand(*sample.y.shape[:-1], -1).reshape(num_rows, -1)
-        sizes = [site.transform.inv(site.value).numel() for site in self.sites.designs]
-        rows = {}
-        for site, piece in zip(self.sites.designs, packed.split(sizes, -1), strict=True):
-            if site.name in self.designs:
-                rows[site.name] = site.transform(piece.reshape(num_rows, *site.transform.inv(site.value).shape))
-        return rows
+    def _row_designs(self, packed: Tensor, leading: torch.Size) -> dict[str, Tensor]:
+        rows = packed.expand(*leading, -1).reshape(leading.numel(), -1)
+        coordinates = [site.transform.inv(site.value) for site in self.sites.designs]
+        pieces = rows.split([own.numel() for own in coordinates], -1)
+        return {
+            site.name: site.transform(piece.reshape(-1, *own.shape))
+            for site, piece, own in zip(self.sites.designs, pieces, coordinates, strict=True)
+            if site.name in self.designs
+        }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities import SplineCouplingFlow, Standardise, StandardisedDensity, as_density
 from pyro_voed.results import FitHistory, element_names
-from pyro_voed.simulate import JointSample, design_batch_shape, non_finite_sites, sample_joint
+from pyro_voed.simulate import JointSample, design_batch_shape, flat_designs, non_finite_sites, sample_joint
 from pyro_voed.sites import Site, Sites
 from pyro_voed.training import Ascent, fit_fresh, fit_pool
 
@@ -86,17 +86,17 @@ def build_density(
         return copy.deepcopy(given)
     scales = [Standardise(dim).to(values), Standardise(context_dim).to(values)]
     scales[0].fit_(values)
-    scales[1].fit_(context)
+    if context_dim:
+        scales[1].fit_(context)
     summary = copy.deepcopy(summary)
     inner_dim = context_dim
     if summary is not None:
         inner_dim = _summary_dim(summary, context[:2, : context_dim - num_designs]) + num_designs
     is_density = hasattr(given, "condition") or isinstance(given, nn.Module)
     made = copy.deepcopy(given) if is_density else (given or make_flow)(dim, inner_dim)
-    density = StandardisedDensity(
-        as_density(made, dim, inner_dim), *scales, summary=summary, num_bypass=num_designs if summary is not None else 0
-    )
-    return density.to(values)
+    density = as_density(made, dim, inner_dim)
+    num_bypass = 0 if summary is None else num_designs
+    return StandardisedDensity(density, scales[0], scales[1], summary, num_bypass=num_bypass).to(values)
 
 
 def _summary_dim(summary: nn.Module, context: Tensor) -> int:
@@ -131,7 +131,7 @@ def train_density(
     density.train()
     with pyro.validation_enabled(False):
         if pool is not None:
-            rows = max(1, budget.batch_size // math.prod(pool.log_det.shape[1:]))
+            rows = max(1, budget.batch_size // math.prod(pool.theta.shape[1:-1]))
             history = fit_pool(pool, objective, ascent, batch_size=rows, **common)
         else:
 
@@ -156,9 +156,9 @@ def draw_training(
 ) -> JointSample:
     """Simulate one minibatch; over a batch of designs, at designs drawn at random from it."""
     batch = design_batch_shape(sites, designs or {})
-    if not batch:
+    if designs is None or not batch:
         return sample_joint(sites, batch_size, designs, likelihood=likelihood)
-    flat = {name: value.reshape(-1, *value.shape[len(batch) :]) for name, value in designs.items()}
+    flat = flat_designs(sites, designs)
     # Where designs are looped over, every further design costs a run of the model.
     members = batch_size if sites.program.design_singletons is not None else min(8, batch_size)
     chosen = torch.randint(batch.numel(), (members,))
@@ -249,8 +249,9 @@ def warn_constant(sites: Sites, pilot: JointSample) -> None:
             if constant:
                 consequence = "nothing can be learnt about it" if role == "target" else "it tells nothing"
                 warnings.warn(
-                    f"{role} {', '.join(constant[:8])}{' ...' if len(constant) > 8 else ''} is constant or nearly so in "
-                    f"{pilot.num_samples} simulations: {consequence}. Leave it out, or check the model and its units.",
+                    f"{role} {', '.join(constant[:8])}{' ...' if len(constant) > 8 else ''} is constant or nearly so "
+                    f"in {pilot.num_samples} simulations: {consequence}. Leave it out, or check the model and its "
+                    "units.",
                     stacklevel=4,
                 )
 

@@ -15,8 +15,8 @@ continuous: with :math:`q(y) = \int_0^1 q(y + u) du`, Jensen's inequality gives
 
 References:
     Foster, Jankowiak, Bingham, Horsfall, Teh, Rainforth and Goodman (2019), "Variational Bayesian optimal experimental
-    design", Eq. 6. Dong et al. (2025). Theis, van den Oord and Bethge (2016), "A note on the evaluation of generative models"
-    (dequantisation).
+    design", Eq. 6. Dong et al. (2025). Theis, van den Oord and Bethge (2016), "A note on the evaluation of generative
+    models" (dequantisation).
 """
 
 from __future__ import annotations
@@ -43,12 +43,18 @@ from pyro_voed.estimators.learning import (
     evaluate_terms,
     train_density,
 )
-from pyro_voed.estimators.nmc import check_explicit, log_marginal
+from pyro_voed.estimators.nmc import PAIR_MEMORY, check_explicit, log_marginal
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.programs import run_rows
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.simulate import DEFAULT_MEMORY, JointSample, candidate_designs, design_batch_shape, sample_joint
+from pyro_voed.simulate import (
+    JointSample,
+    candidate_designs,
+    design_batch_shape,
+    flat_designs,
+    sample_joint,
+)
 from pyro_voed.sites import Sites
 
 MASS_FUNCTION_DRAWS = 10_000
@@ -184,7 +190,9 @@ def marginal_bound(
     if all(discrete) and density is None and not dequantise:
         terms = _mass_function_terms(sites, designs, budget.num_samples)
     if terms is None:
-        noise = _dequantiser(sites) if any(discrete) and not isinstance(density, GuideDensity) else lambda sample: sample
+        noise = (
+            _dequantiser(sites) if any(discrete) and not isinstance(density, GuideDensity) else lambda sample: sample
+        )
         density, history, terms = _learn(sites, designs, budget, density, noise, progress)
     eig, standard_error = mean_and_standard_error(terms)
     return EIGResult(
@@ -206,6 +214,8 @@ def marginal_bound(
 
 def _objective(sample: JointSample, density: Any) -> Tensor:
     """Terms to ascend: the marginal terms with their sign changed."""
+    if sample.log_likelihood is None:
+        raise ValueError("the sample has no log likelihood: draw it with sample_joint(..., likelihood=True).")
     return -marginal_terms(sample.log_likelihood, _log_q(sample, density))
 
 
@@ -233,7 +243,9 @@ def _learn(
         pilot = pool if pool is not None else noise(draw_training(sites, 1_000, designs, likelihood=True))
     if not isinstance(density, GuideDensity):
         y = pilot.y.reshape(-1, pilot.y.shape[-1])
-        context = y[:, :0] if pilot.designs is None else pilot.designs.expand(*pilot.y.shape[:-1], -1).reshape(len(y), -1)
+        context = (
+            y[:, :0] if pilot.designs is None else pilot.designs.expand(*pilot.y.shape[:-1], -1).reshape(len(y), -1)
+        )
         density = build_density(density, y, context, num_designs=context.shape[-1], summary=None)
     history = None
     if budget.num_steps != 0:
@@ -268,7 +280,9 @@ def _dequantiser(sites: Sites) -> Callable[[JointSample], JointSample]:
     )
 
     def spread(sample: JointSample) -> JointSample:
-        return replace(sample, y=sample.y + torch.where(discrete, torch.rand_like(sample.y), torch.zeros_like(sample.y)))
+        return replace(
+            sample, y=sample.y + torch.where(discrete, torch.rand_like(sample.y), torch.zeros_like(sample.y))
+        )
 
     return spread
 
@@ -276,10 +290,7 @@ def _dequantiser(sites: Sites) -> Callable[[JointSample], JointSample]:
 def _mass_function_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
     """Return terms with the averaged mass function, or None where a design has too many distinct outcomes."""
     batch = design_batch_shape(sites, designs)
-    flat = {
-        site.name: designs[site.name].expand(*batch, *site.value.shape).reshape(-1, *site.value.shape)
-        for site in sites.designs
-    }
+    flat = flat_designs(sites, designs)
     terms = []
     with torch.no_grad(), pyro.validation_enabled(False):
         for member in range(batch.numel()):
@@ -294,6 +305,7 @@ def _mass_function_terms(sites: Sites, designs: Mapping[str, Tensor], num_sample
             outcomes = {site.name: sample.values[site.name][first] for site in sites.observations}
             draws = MASS_FUNCTION_DRAWS if sites.program.vectorised else num_samples
             inner = run_rows(sites.program, draws, sites.shapes, designs=own)
-            log_q = log_marginal(sites, own, outcomes, inner, DEFAULT_MEMORY)
+            log_q = log_marginal(sites, own, outcomes, inner, PAIR_MEMORY)
+            assert sample.log_likelihood is not None  # asked for above
             terms.append(marginal_terms(sample.log_likelihood, log_q[index]))
     return torch.stack(terms, -1).reshape(-1, *batch)

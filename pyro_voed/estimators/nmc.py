@@ -14,8 +14,8 @@ By Jensen's inequality its expectation lies above the truth at any finite M, whe
   every theta'), so the standard error of independent terms holds.
 
 References:
-    Ryan (2003), "Estimating expected information gains for experimental designs with application to the random fatigue-limit
-    model"; Huan and Marzouk (2013), "Simulation-based optimal Bayesian experimental design for nonlinear systems".
+    Ryan (2003), "Estimating expected information gains for experimental designs with application to the random
+    fatigue-limit model"; Huan and Marzouk (2013), "Simulation-based optimal Bayesian experimental design for nonlinear systems".
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ from pyro_voed.programs import ProgramRun, run_rows
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
 from pyro_voed.simulate import (
-    DEFAULT_MEMORY,
     candidate_designs,
     design_batch_shape,
+    flat_designs,
     outcome_log_likelihood,
     pairwise_log_likelihood,
 )
 from pyro_voed.sites import Sites
+
+PAIR_MEMORY = 2**25
+"""Bytes of one chunk of pairs. Temporaries of some megabytes stay in the allocator's reach; at ten times the size the
+same pairs took four times as long."""
 
 
 def nmc_terms(log_likelihood: Tensor, inner_log_likelihood: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ def eig_nmc(
     prior: Callable[..., Any] | None = None,
     num_outer_samples: int = 2_000,
     num_inner_samples: int | None = None,
-    max_bytes: int = DEFAULT_MEMORY,
+    max_bytes: int = PAIR_MEMORY,
     vectorize: bool = True,
     seed: int | None = None,
 ) -> EIGResult:
@@ -139,13 +143,13 @@ def nmc_estimate(
     *,
     num_outer_samples: int = 2_000,
     num_inner_samples: int | None = None,
-    max_bytes: int = DEFAULT_MEMORY,
+    max_bytes: int = PAIR_MEMORY,
 ) -> EIGResult:
     """Estimate on a resolved model, inside `isolated`."""
     started, calls = time.perf_counter(), sites.program.num_calls
     check_explicit(sites, "eig_nmc")
     batch = design_batch_shape(sites, designs)
-    flat = {site.name: designs[site.name].expand(*batch, *site.value.shape).reshape(-1, *site.value.shape) for site in sites.designs}
+    flat = flat_designs(sites, designs)
     terms = []
     with torch.no_grad(), pyro.validation_enabled(False):
         for member in range(batch.numel()):
@@ -181,8 +185,8 @@ def check_explicit(sites: Sites, estimator: str) -> None:
         )
     if sites.nuisance:
         raise NotImplementedError(
-            f"{estimator} needs the density of the outcome given the targets, but {[s.name for s in sites.nuisance]} are "
-            "drawn too and are not targets. Make them targets, or use eig_flow, which needs simulations alone."
+            f"{estimator} needs the density of the outcome given the targets, but {[s.name for s in sites.nuisance]} "
+            "are drawn too and are not targets. Make them targets, or use eig_flow, which needs simulations alone."
         )
 
 
@@ -190,8 +194,8 @@ def _check_terms(terms: Tensor) -> None:
     infinite = int((~torch.isfinite(terms)).sum())
     if infinite:
         raise ArithmeticError(
-            f"eig_nmc: for {infinite} of {terms.numel()} outer draws no inner draw gives the outcome any density, so the "
-            "estimate is infinite. Use more inner draws, or a bound with a learned density."
+            f"eig_nmc: for {infinite} of {terms.numel()} outer draws no inner draw gives the outcome any density, so "
+            "the estimate is infinite. Use more inner draws, or a bound with a learned density."
         )
 
 

@@ -1,7 +1,7 @@
 """Thresholds are four standard errors as stated by the result, one-sided.
 
-In 350 repeats under equality the stated error was 1.1 to 1.2 times the true one and no result was 3 of them off, so
-each such check fails less often than 1 in 10,000 when the code is right; seeds are fixed besides.
+In 430 repeats under equality the stated error was 1.0 to 1.2 times the true one and one result was more than 3 of them
+off, so each such check fails about 1 time in 10,000 when the code is right; seeds are fixed besides.
 """
 
 import math
