@@ -51,7 +51,7 @@ class Release(Messenger):
 
 
 class Assign(Messenger):
-    """Give sample sites the values named, without marking them observed; a callable value sees the site's message."""
+    """Give sample sites values, or functions of their message, without marking them observed."""
 
     def __init__(self, values: Mapping[str, Tensor | Callable[[Any], Tensor]]):
         super().__init__()
@@ -60,8 +60,7 @@ class Assign(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         value = self.values.get(msg["name"])
         if value is not None and not is_deterministic(msg):
-            msg["value"] = value(msg) if callable(value) else value
-            msg["done"] = True
+            msg["value"], msg["done"] = (value(msg) if callable(value) else value), True
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def run_rows(
     *,
     designs: Mapping[str, Tensor] | None = None,
     row_designs: Mapping[str, Tensor] | None = None,
-    values: Mapping[str, Any] | None = None,
     row_values: Mapping[str, Tensor] | None = None,
+    row_coordinates: Mapping[str, Tensor] | None = None,
 ) -> ProgramRun:
     """Run `num_rows` experiments.
 
@@ -109,33 +108,37 @@ def run_rows(
         shapes: Single-run shape of every site.
         designs: Design values shared by all rows, in the shape the program has them.
         row_designs: Design values of each row, `(num_rows, *shape)`.
-        values: Site values, or callables of the site's message, handed to `Assign` as they are.
         row_values: Site values of each row, `(num_rows, *shape)`; aligned to the plates here.
+        row_coordinates: Unconstrained coordinates of each row, `(num_rows, dim)`, mapped to the support that the site
+            has in that row, which may depend on sites before it.
     """
-    designs, row_designs, row_values = designs or {}, row_designs or {}, row_values or {}
+    designs, row_designs = designs or {}, row_designs or {}
+    row_values, row_coordinates = row_values or {}, row_coordinates or {}
     program.calls[0] += num_rows
     if program.vectorised:
         laid_out = {name: _lay_out_design(program, name, value) for name, value in row_designs.items()}
-        aligned = {name: _aligned_assignment(value) for name, value in row_values.items()}
-        trace = trace_program(program, {**designs, **laid_out}, {**(values or {}), **aligned}, num_rows)
+        trace = trace_program(program, {**designs, **laid_out}, _assignments(row_values, row_coordinates), num_rows)
         return ProgramRun((trace,), num_rows, shapes)
     traces = []
     for row in range(num_rows):
-        own_designs = {name: value[row] for name, value in row_designs.items()}
-        own_values = {name: value[row] for name, value in row_values.items()}
-        traces.append(trace_program(program, {**designs, **own_designs}, {**(values or {}), **own_values}, None))
+        pick = lambda rows, row=row: {name: value[row] for name, value in rows.items()}  # noqa: E731
+        assignments = _assignments(pick(row_values), pick(row_coordinates))
+        traces.append(trace_program(program, {**designs, **pick(row_designs)}, assignments, None))
     return ProgramRun(tuple(traces), 1, shapes)
 
 
 def trace_program(
-    program: Program, designs: Mapping[str, Tensor], values: Mapping[str, Any], num_rows: int | None
+    program: Program,
+    designs: Mapping[str, Tensor],
+    assigned: Mapping[str, Callable[[Any], Tensor]],
+    num_rows: int | None,
 ) -> poutine.Trace:
     """Trace one run; with `num_rows`, inside the outer plate."""
     substituted = {**program.constants, **designs}
     with ExitStack() as handlers:
         handlers.enter_context(param_store_kept())
         recorder = handlers.enter_context(poutine.trace())
-        handlers.enter_context(Assign(values))
+        handlers.enter_context(Assign(assigned))
         if substituted:
             handlers.enter_context(poutine.substitute(data=substituted))
         if num_rows is not None:
@@ -150,13 +153,21 @@ def _lay_out_design(program: Program, name: str, value: Tensor) -> Tensor:
     return value.reshape(value.shape[0], *(1,) * singletons, *value.shape[1:])
 
 
-def _aligned_assignment(rows: Tensor) -> Callable[[Any], Tensor]:
-    def assign(msg: Any) -> Tensor:
-        # By now the plates have expanded the distribution, so its shape is the shape of the value.
-        fn = msg["fn"]
-        return rows.reshape(fn.batch_shape + fn.event_shape)
+def _assignments(values: Mapping[str, Tensor], coordinates: Mapping[str, Tensor]) -> dict[str, Callable[[Any], Tensor]]:
+    # By the time a message is seen the plates have expanded its distribution, so its shape is that of the value.
+    def put_value(value: Tensor) -> Callable[[Any], Tensor]:
+        return lambda msg: value.reshape(msg["fn"].batch_shape + msg["fn"].event_shape)
 
-    return assign
+    def put_coordinates(rows: Tensor) -> Callable[[Any], Tensor]:
+        def put(msg: Any) -> Tensor:
+            transform = support_transform(msg["fn"])
+            shape = transform.inverse_shape(msg["fn"].batch_shape + msg["fn"].event_shape)
+            return transform(rows.reshape(shape))
+
+        return put
+
+    assigned = {name: put_value(value) for name, value in values.items()}
+    return assigned | {name: put_coordinates(rows) for name, rows in coordinates.items()}
 
 
 @dataclass(frozen=True)

@@ -204,12 +204,12 @@ def _design_sites(trace: poutine.Trace, names: tuple[str, ...] | None) -> tuple[
     nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "param"}
     weights = [name for name, node in nodes.items() if _is_weight(name, node)]
     if names is None:
-        if weights:
+        names = tuple(name for name in nodes if name not in weights)
+        if weights and names:
             raise ValueError(
                 f"design_labels: the model also traces network weights {weights[:4]}, so the designs must be named. "
                 f"Its parameters are {list(nodes)}."
             )
-        names = tuple(nodes)
     check_known(names, nodes, "design_labels", "pyro.param site")
     store = pyro.get_param_store()
     sites = []

@@ -21,8 +21,6 @@ from pyro_voed.programs import (
     base_distribution,
     log_prob_on_support,
     run_rows,
-    support_transform,
-    trace_program,
 )
 from pyro_voed.sites import Site, Sites
 
@@ -299,13 +297,40 @@ def unpack_targets(
     Supports that depend on other targets are rebuilt parents first, by running the model with the coordinates put in
     at each target site; fixed supports need no simulation.
     """
-    batch, flat = theta.shape[:-1], theta.flatten(0, -2)
-    pieces = dict(zip(sites.target_labels, flat.split([site.packed_dim for site in sites.targets], -1), strict=True))
-    if not any(site.dependent_support for site in sites.targets):
-        values = {site.name: _constrain(site, pieces[site.name]) for site in sites.targets}
+    batch, flat = theta.shape[:-1], theta.reshape(-1, theta.shape[-1])
+    if any(site.dependent_support for site in sites.targets):
+        run = put_targets(sites, flat, {**sites.design_values, **(designs or {})})
+        values = {site.name: run.value(site.name) for site in sites.targets}
     else:
-        values = _unpack_by_running(sites, pieces, designs)
+        values = {
+            site.name: _constrain(site, piece) for site, piece in zip(sites.targets, _split(sites, flat), strict=True)
+        }
     return {name: value.reshape(*batch, *value.shape[1:]) for name, value in values.items()}
+
+
+def put_targets(
+    sites: Sites,
+    theta: Float[Tensor, "num_rows theta_dim"],
+    designs: Mapping[str, Tensor],
+    outcomes: Mapping[str, Tensor] | None = None,
+) -> ProgramRun:
+    """Run the model with packed targets (and, where given, outcome values `(num_rows, *shape)`) put in."""
+    pieces = list(zip(sites.targets, _split(sites, theta), strict=True))
+    return run_rows(
+        sites.program,
+        theta.shape[0],
+        sites.shapes,
+        designs=designs,
+        row_coordinates={site.name: piece for site, piece in pieces if site.transform is not None},
+        row_values={
+            **{site.name: piece.reshape(-1, *site.shape) for site, piece in pieces if site.transform is None},
+            **(outcomes or {}),
+        },
+    )
+
+
+def _split(sites: Sites, theta: Tensor) -> tuple[Tensor, ...]:
+    return theta.split([site.packed_dim for site in sites.targets], -1)
 
 
 def _constrain(site: Site, coordinates: Tensor) -> Tensor:
@@ -313,33 +338,6 @@ def _constrain(site: Site, coordinates: Tensor) -> Tensor:
         return coordinates.reshape(-1, *site.shape)
     shape = site.transform.inverse_shape(site.shape)
     return site.transform(coordinates.reshape(-1, *shape))
-
-
-def _unpack_by_running(
-    sites: Sites, pieces: Mapping[str, Tensor], designs: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    own_designs = {**sites.design_values, **(designs or {})}
-    num_rows = next(iter(pieces.values())).shape[0]
-
-    def putter(site: Site, rows: Tensor) -> Any:
-        def put(message: Any) -> Tensor:
-            transform = support_transform(message["fn"])
-            shape = transform.inverse_shape(message["fn"].batch_shape + message["fn"].event_shape)
-            return transform(rows.reshape(shape))
-
-        return put
-
-    if sites.program.vectorised:
-        values = {site.name: putter(site, pieces[site.name]) for site in sites.targets}
-        run = run_rows(sites.program, num_rows, sites.shapes, designs=own_designs, values=values)
-        return {site.name: run.value(site.name) for site in sites.targets}
-    rows = []
-    for row in range(num_rows):
-        values = {site.name: putter(site, pieces[site.name][row]) for site in sites.targets}
-        trace = trace_program(sites.program, own_designs, values, None)
-        sites.program.calls[0] += 1
-        rows.append({site.name: trace.nodes[site.name]["value"] for site in sites.targets})
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def non_finite_sites(sample: JointSample) -> str:

@@ -78,7 +78,7 @@ WRONG_LABELS = {
     "overlap": (("y", ["theta", "y"]), ValueError, ["['y']", "only one"]),
     "twice": (("y", ["theta", "theta"]), ValueError, ["target_labels", "twice"]),
     "empty": (([], "theta"), ValueError, ["observation_labels", "empty"]),
-    "no string": (("y", [1]), TypeError, ["target_labels", "strings"]),
+    "no string": (("y", [1]), TypeError, ["target_labels"]),
 }
 
 
@@ -101,7 +101,7 @@ def test_no_target_left_is_refused():
 
 
 def test_no_callable_is_refused():
-    with pytest.raises(TypeError, match="model.*callable"):
+    with pytest.raises(TypeError, match="model"):
         resolve(torch.tensor(1.0), "y")
 
 
@@ -568,8 +568,8 @@ def test_shapes_of_every_kind_of_model(name, vectorize):
     for site in (*sites.targets, *sites.observations):
         assert sample.values[site.name].shape == (7, *site.shape)
         # Rows are draws of their own: no value is shared between experiments.
-        flat = sample.values[site.name].reshape(7, -1).double().sum(-1)
-        assert site.is_discrete or flat.unique().numel() == 7
+        flat = sample.values[site.name].reshape(7, -1).double()
+        assert site.is_discrete or (flat @ torch.randn(flat.shape[1]).double()).unique().numel() == 7
 
 
 # --- supports -------------------------------------------------------------------------------------------------------
@@ -779,8 +779,14 @@ def test_the_element_that_never_reaches_the_outcome_is_named():
         resolve(model, "y")
 
 
-@pytest.mark.parametrize("model", [implicit, with_data, inner_plate], ids=lambda model: model.__name__)
-def test_targets_that_reach_the_outcome_are_not_warned_of(model):
+def prediction():
+    cause = normal("cause")
+    normal("theta", cause)
+    return normal("y", cause)
+
+
+@pytest.mark.parametrize("model", [implicit, with_data, inner_plate, prediction], ids=lambda model: model.__name__)
+def test_targets_that_the_outcome_tells_of_are_not_warned_of(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve(model, "y", "theta")

@@ -1,8 +1,8 @@
 """Conditional densities of vectors.
 
-In the order in which a theta meets them: `standardise` scales it, `gaussian` whitens it, `coupling` bends it through
-the maps of `elementwise` and `spline`; `distribution` makes the result a Pyro distribution and `contract` lets foreign
-densities in.
+In the order in which a theta meets them: `standardise` scales it, `gaussian` whitens it, `coupling` bends its
+`halves` through the maps of `elementwise` and `spline`; `distribution` makes the result a Pyro distribution and
+`contract` lets foreign densities in.
 """
 
 from pyro_voed.densities.contract import ConditionalDensity, as_density

@@ -14,7 +14,7 @@ Zuko is recognised by behaviour and never imported: its import turns argument va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,6 +131,18 @@ def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
     return adapted
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while: a batch norm would take the probe for data."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 def _fulfils_contract(density: Any) -> bool:
     return isinstance(density, nn.Module) and all(
         hasattr(density, name) for name in ("condition", "log_prob", "draw", *Drawable.__annotations__)
@@ -173,7 +185,7 @@ def _forget(conditioned: Distribution, density: nn.Module) -> None:
     """
     for part in (*getattr(conditioned, "transforms", ()), *density.modules()):
         if isinstance(part, Transform):
-            part.clear_cache()
+            part.clear_cache()  # type: ignore[attr-defined]  # patched in by Pyro
 
 
 def _call_lazy(source: nn.Module, context: Tensor) -> Any:
@@ -187,7 +199,7 @@ def _probe(adapted: AdaptedDensity) -> Distribution:
     context, theta = like.new_zeros(2, adapted.context_dim), like.new_zeros(2, adapted.theta_dim)
     expected = f"theta_dim {adapted.theta_dim} and context_dim {adapted.context_dim}"
     log_prob_shape = None
-    with torch.no_grad(), _evaluating(adapted):
+    with torch.no_grad(), evaluating(adapted):
         try:
             conditioned = adapted.conditioned(adapted.source, context)
             if isinstance(conditioned, Distribution):
@@ -211,15 +223,3 @@ def _probe(adapted: AdaptedDensity) -> Distribution:
             "dimensions of your data."
         )
     return conditioned
-
-
-@contextmanager
-def _evaluating(module: nn.Module):
-    """Put a module into evaluation mode for a while: a batch norm would take the probe for data."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

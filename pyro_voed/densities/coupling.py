@@ -7,9 +7,8 @@ In the density direction, with features :math:`c` of the context computed once b
     z_1 \leftarrow f(z_1; z_2, c), \quad z_2 \leftarrow f(z_2; z_1, c), \quad z \leftarrow P z, \quad \ldots
 
 A *transform* moves both halves in turn, each given the other as it then stands (Dinh, Sohl-Dickstein and Bengio, 2017,
-"Density estimation using Real NVP"). The permutation :math:`P` puts the odd coordinates before the even ones: this
-separates every pair of coordinates within ceil(log2(theta_dim)) transforms, the fewest possible. A single coordinate
-has no other half and is moved given the context alone.
+"Density estimation using Real NVP"). The permutation :math:`P` is that of `halves`. A single coordinate has no other
+half and is moved given the context alone.
 
 Every layer ends in weights that start at zero, so a flow starts at N(0, I) whatever the context.
 """
@@ -21,7 +20,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,54 +27,7 @@ from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities.distribution import FlowDistribution
 from pyro_voed.densities.elementwise import AffineMap, ElementwiseMap, SplineMap
 from pyro_voed.densities.gaussian import ConditionalGaussian, colour, whiten
-
-Halves = tuple[Tensor, Tensor]
-"""The coordinates in two parts. They stay apart between couplings: joining them cost a fifth of a step."""
-
-
-def permute(halves: Halves) -> Halves:
-    """Put the odd coordinates (counted from zero) before the even ones."""
-    z = torch.cat(halves, -1)
-    return z[..., 1::2], z[..., 0::2]
-
-
-def unpermute(halves: Halves) -> Halves:
-    """Undo `permute`."""
-    odd, even = halves
-    missing = even.shape[-1] - odd.shape[-1]
-    z = torch.stack([even, F.pad(odd, (0, missing))], -1).flatten(-2)
-    return split(z[..., : z.shape[-1] - missing])
-
-
-def split(z: Float[Tensor, "*batch dim"]) -> Halves:
-    """Return the first half of the coordinates, the smaller one, and the second."""
-    dim = z.shape[-1]
-    return z.split([dim // 2, dim - dim // 2], -1)
-
-
-class Conditioner(nn.Module):
-    """Give the raw parameters of one half from the other half and the features."""
-
-    def __init__(self, fixed_dim: int, moved_dim: int, hidden_dim: int, num_parameters: int) -> None:
-        super().__init__()
-        self.shape = (moved_dim, num_parameters)
-        self.from_features = nn.Linear(hidden_dim, hidden_dim)
-        self.from_fixed = nn.Linear(fixed_dim, hidden_dim, bias=False) if fixed_dim else None
-        self.out = nn.Linear(hidden_dim, moved_dim * num_parameters)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(
-        self, fixed: Float[Tensor, "*#batch fixed_dim"], features: Float[Tensor, "*#batch hidden_dim"]
-    ) -> Float[Tensor, "num_parameters ... moved_dim"]:
-        """Return the raw parameters, which lead so that what follows is contiguous in the batch."""
-        hidden = self.from_features(features)
-        if self.from_fixed is None:
-            # The batch dimensions that only theta has, so that those of the parameters align once these lead.
-            hidden = hidden[(None,) * (fixed.ndim - hidden.ndim)]
-        else:
-            hidden = hidden + self.from_fixed(fixed)
-        return self.out(F.silu(hidden)).unflatten(-1, self.shape).movedim(-1, 0).contiguous()
+from pyro_voed.densities.halves import Conditioner, permute, split, unpermute
 
 
 class CouplingFlow(nn.Module):

@@ -63,6 +63,8 @@ class ConditionalGaussian(nn.Module):
         feature_dim: Dimension of the features.
     """
 
+    places: Tensor
+
     def __init__(self, dim: int, feature_dim: int) -> None:
         super().__init__()
         self.dim = dim

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
-from pyro_voed.densities.contract import as_density
+from pyro_voed.densities.contract import as_density, evaluating
 from pyro_voed.densities.distribution import FlowDistribution
 
 
@@ -111,6 +111,8 @@ class StandardisedDensity(nn.Module):
         torch.Size([5, 2])
     """
 
+    density: Any
+
     def __init__(
         self,
         density: Any,
@@ -131,14 +133,10 @@ class StandardisedDensity(nn.Module):
         self.theta_scaling = theta_scaling
         self.context_scaling = context_scaling
         self.summary = summary
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self):
             encoded = self.encode(context_scaling.mean.expand(2, -1))
         self.density = as_density(density, self.theta_dim, encoded.shape[-1])
-
-    @property
-    def has_rsample(self) -> bool:
-        """Whether draws carry gradients."""
-        return self.density.has_rsample
+        self.has_rsample: bool = self.density.has_rsample
 
     def encode(self, context: Float[Tensor, "*batch context_dim"]) -> Float[Tensor, "*batch encoded_dim"]:
         """Return what the density sees of a raw context."""

@@ -8,8 +8,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow
-from pyro_voed.densities.coupling import permute, split, unpermute
 from pyro_voed.densities.gaussian import colour, whiten
+from pyro_voed.densities.halves import permute, split, unpermute
 
 FLOWS = {"affine": AffineCouplingFlow, "spline": SplineCouplingFlow}
 

@@ -1,0 +1,148 @@
+"""The outcome in hand: checked at the door, packed as the simulator packs it, exported along with the draws.
+
+A flow has only ever seen packed outcomes, so an outcome must go through the very packing of the simulations: it is put
+into a run of one experiment at the design in question, and that run is packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_voed.checks import as_site_values
+from pyro_voed.programs import ProgramRun, run_rows
+from pyro_voed.results import element_names
+from pyro_voed.simulate import pack_outcomes
+from pyro_voed.sites import Site, Sites
+
+
+def check_outcome(sites: Sites, observations: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the outcome as detached tensors of the model's dtype and device.
+
+    Args:
+        sites: A resolved model.
+        observations: Values of one experiment, `shape` each, by outcome site; a bare tensor where there is one site.
+            Elements that the model masks as not measured may hold anything.
+
+    Raises:
+        ValueError: If a name or shape is wrong, a measured element is not finite, or a discrete one is no integer.
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> from pyro_voed.resolve import resolve
+        >>> check_outcome(resolve(linear_gaussian(), "y"), torch.tensor([1.0, 2.0, 4.0]))
+        {'y': tensor([1., 2., 4.])}
+    """
+    given = as_site_values(observations, sites.observation_labels, "observations")
+    return {site.name: _check_site(site, given[site.name].detach(), sites) for site in sites.observations}
+
+
+def _check_site(site: Site, value: Tensor, sites: Sites) -> Tensor:
+    if value.shape != site.shape:
+        raise ValueError(
+            f"observations['{site.name}']: expected one experiment's shape {tuple(site.shape)}, got "
+            f"{tuple(value.shape)}. For several outcomes call once for each."
+        )
+    value = value.to(sites.device) if site.is_discrete else value.to(sites.device, sites.dtype)
+    measured = value.flatten() if site.measured is None else value[site.measured]
+    if bad := int((~torch.isfinite(measured)).sum()):
+        raise ValueError(
+            f"observations['{site.name}']: {bad} of {measured.numel()} values are not finite. An element that was not "
+            "measured must be masked in the model."
+        )
+    if site.is_discrete and value.dtype.is_floating_point and (measured != measured.round()).any():
+        raise ValueError(f"observations['{site.name}']: the site is discrete, but {measured.tolist()[:8]} came.")
+    return value
+
+
+def pack_outcome(
+    sites: Sites, values: Mapping[str, Tensor], designs: Mapping[str, Tensor]
+) -> Float[Tensor, " y_dim"]:
+    """Return the packed outcome of one experiment.
+
+    The model is run only for outcome sites whose packed coordinates are not their values: their bijections may depend
+    on the design. So an outcome of an expensive simulator costs no further simulation.
+
+    Args:
+        sites: A resolved model.
+        values: A checked outcome.
+        designs: Design values it was observed at.
+
+    Raises:
+        ValueError: If a value lies outside the site's support.
+    """
+    transformed = [site.name for site in sites.observations if site.transform is not None]
+    if not transformed:
+        flat = [_measured(site, values[site.name].flatten()) for site in sites.observations]
+        return torch.cat([part.to(sites.dtype) for part in flat])
+    with torch.no_grad():
+        rows = {name: values[name].unsqueeze(0) for name in transformed}
+        run = run_rows(sites.program, 1, sites.shapes, designs=designs, row_values=rows)
+        check_supports(sites, run, values)
+        # Deterministic, discrete and masked sites hold what this run happened to compute or draw.
+        for site in sites.observations:
+            if site.transform is None:
+                run.traces[0].nodes[site.name]["value"] = values[site.name]
+        packed, _ = pack_outcomes(sites, run)
+    return packed[0]
+
+
+def check_supports(sites: Sites, run: ProgramRun, values: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where an outcome lies outside its site's support, for the supports that no latent moves."""
+    for site in sites.observations:
+        if site.transform is None:
+            continue
+        node = run.traces[0].nodes[site.name]
+        support = node["fn"].support
+        if not support.check(values[site.name].reshape(node["value"].shape)).all():
+            raise ValueError(f"observations['{site.name}'] lies outside the site's support {support}.")
+
+
+def packed_names(sites: Sites) -> list[str]:
+    """Return a name for every packed outcome coordinate: the element's, or the site's where elements are mixed.
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> from pyro_voed.resolve import resolve
+        >>> packed_names(resolve(linear_gaussian(), "y"))
+        ['y[0]', 'y[1]', 'y[2]']
+    """
+    names = []
+    for site in sites.observations:
+        elements = element_names(site.name, site.shape)
+        if site.measured is not None:
+            elements = [name for name, seen in zip(elements, site.measured.flatten().tolist(), strict=True) if seen]
+        # A simplex of three has two coordinates, neither of which belongs to one element.
+        names += elements if len(elements) == site.packed_dim else [site.name] * site.packed_dim
+    return names
+
+
+def to_inference_data(
+    values: Mapping[str, Tensor], observations: Mapping[str, Tensor], diverging: Tensor | None = None
+) -> Any:
+    """Return draws and outcome as an ArviZ `InferenceData`.
+
+    `az.from_pyro` is not used, for three reasons: it reads one MCMC object and so knows no deterministic targets and
+    shows the sampler's own coordinates; it runs the model again at the store's designs; and there is none for a flow.
+    Made here, the posterior of every method has the same variables and dimensions.
+
+    Args:
+        values: Draws, `(num_chains, num_draws, *shape)` each.
+        observations: The outcome, `shape` each.
+        diverging: Which transitions diverged, `(num_chains, num_draws)`.
+    """
+    import arviz  # here, because it takes seconds that not every user of the library should pay
+
+    return arviz.from_dict(
+        posterior={name: draws.detach().cpu().numpy() for name, draws in values.items()},
+        observed_data={name: value.detach().cpu().numpy() for name, value in observations.items()},
+        sample_stats=None if diverging is None else {"diverging": diverging.cpu().numpy()},
+    )
+
+
+def _measured(site: Site, flat: Tensor) -> Tensor:
+    return flat if site.measured is None else flat[site.measured.flatten()]
