@@ -72,7 +72,12 @@ class EIGResult:
         observation_range: Smallest and largest packed outcome in the simulations, `(2, y_dim)`.
         marginal: The marginal upper bound, where it was asked for.
         nmc: The nested Monte Carlo reference, where it was asked for.
-        interval: Certified two-sided interval in nats, `(2, *design_batch)`, where it was asked for.
+        interval: Two-sided interval in nats that holds the truth with the stated `confidence`, `(2, *design_batch)`,
+            where it was asked for.
+        confidence: Probability with which the interval holds the truth.
+        certified: Whether the checks behind the side (or the interval) passed; None where there are none.
+        effective_sample_size: Effective number of draws behind an exponential average, where the estimator has one.
+        pareto_k: Tail index of the terms, `(*design_batch)`: above 0.7 a mean's standard error cannot be trusted.
     """
 
     eig: Float[Tensor, "*design_batch"]
@@ -93,6 +98,10 @@ class EIGResult:
     marginal: EIGResult | None = field(default=None, repr=False)
     nmc: EIGResult | None = field(default=None, repr=False)
     interval: Tensor | None = None
+    confidence: float | None = None
+    certified: bool | None = None
+    effective_sample_size: float | None = None
+    pareto_k: Tensor | None = None
 
     def __str__(self) -> str:
         lines = [_estimate_line(self)]

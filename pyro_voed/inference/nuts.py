@@ -189,8 +189,17 @@ def mixing(draws: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
     # Sums over thousands of draws whose spread is far smaller than their size need double precision.
     double = {name: value.double() for name, value in draws.items()}
     r_hat = {name: split_gelman_rubin(value) for name, value in double.items()}
-    effective = {name: effective_sample_size(value) for name, value in double.items()}
-    return r_hat, effective
+    return r_hat, {name: _effective_sample_size(value) for name, value in double.items()}
+
+
+def _effective_sample_size(draws: Tensor) -> Tensor:
+    # Element by element: one that never changes would turn Pyro's answer for all the others into NaN.
+    flat = draws.reshape(*draws.shape[:2], -1)
+    varying = (flat != flat[:1, :1]).any(1).all(0)
+    effective = flat.new_full((flat.shape[-1],), torch.nan)
+    for element in varying.nonzero().flatten().tolist():
+        effective[element] = effective_sample_size(flat[..., element])
+    return effective.reshape(draws.shape[2:])
 
 
 class _RealCoordinates(Messenger):
