@@ -51,6 +51,43 @@ class FitHistory:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """A two-sided interval and what it rests on.
+
+    Attributes:
+        interval: `[lower - z se, upper + z se]` in nats, `(2, *design_batch)`; over several designs all hold together.
+        confidence: Probability with which it holds the truth.
+        lower: Lower bound (ACE), nats.
+        lower_standard_error: Its standard error.
+        upper: Upper bound (VNMC), nats.
+        upper_standard_error: Its standard error.
+        pareto_k: Tail index of the terms.
+        certified: Whether every tail index allows the standard errors to be trusted.
+        width_reached: Whether the width asked for was reached within the budget.
+        num_flow_samples: Draws of the first level, the flow's own terms, at each design.
+        num_outer_samples: Draws of the second level at each design.
+        num_inner_samples: Proposal draws for each of them at each design.
+        num_simulations: Experiments simulated.
+        seconds: Wall time.
+    """
+
+    interval: Tensor
+    confidence: float
+    lower: Tensor
+    lower_standard_error: Tensor
+    upper: Tensor
+    upper_standard_error: Tensor
+    pareto_k: Tensor
+    certified: bool
+    width_reached: bool
+    num_flow_samples: tuple[int, ...]
+    num_outer_samples: tuple[int, ...]
+    num_inner_samples: tuple[int, ...]
+    num_simulations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class EIGResult:
     """An estimate of the expected information gain at one design, or at each of a batch.
 
@@ -78,6 +115,7 @@ class EIGResult:
         certified: Whether the checks behind the side (or the interval) passed; None where there are none.
         effective_sample_size: Effective number of draws behind an exponential average, where the estimator has one.
         pareto_k: Tail index of the terms, `(*design_batch)`: above 0.7 a mean's standard error cannot be trusted.
+        certificate: What the interval rests on.
     """
 
     eig: Float[Tensor, "*design_batch"]
@@ -102,10 +140,16 @@ class EIGResult:
     certified: bool | None = None
     effective_sample_size: float | None = None
     pareto_k: Tensor | None = None
+    certificate: Certificate | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         lines = [_estimate_line(self)]
         lines += [_estimate_line(other) for other in (self.marginal, self.nmc) if other is not None]
+        if self.interval is not None and self.confidence is not None:
+            word = "certified" if self.certified else "uncertified"
+            low, high = self.interval
+            ends = f"[{low.item():.4f}, {high.item():.4f}]" if low.numel() == 1 else f"{_short(low)} to {_short(high)}"
+            lines.append(f"{word} {self.confidence:.0%} interval {ends} nats")
         about = f"targets {list(self.target_labels)}, outcomes {list(self.observation_labels)}"
         if self.nuisance_labels:
             about += f", nuisance {list(self.nuisance_labels)}"

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pyro
@@ -15,6 +16,7 @@ from torch import nn
 
 from pyro_voed import eig_flow, eig_marginal, eig_nmc, optimise_design, resolve
 
+ROOT = Path(__file__).parents[1]
 NUM_STEPS = 30
 
 
@@ -200,7 +202,7 @@ print(len(calls), "calls")
 
 def test_the_stream_of_python_stays_where_it_was():
     run = [sys.executable, "-c", PYTHON_STREAM, __file__]
-    finished = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    finished = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip() == f"{len(CALLS)} calls"
 

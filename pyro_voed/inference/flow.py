@@ -197,8 +197,8 @@ def _hand_on(part: _Part, packed: Tensor) -> Tensor:
     coordinates = packed.reshape(-1, *transform.inverse_shape(site.shape))
     value = transform(coordinates)
     log_det = transform.log_abs_det_jacobian(coordinates, value)
-    log_det = log_det.reshape(*outer, *part.batch_shape, -1).sum(-1)
-    value = value.reshape(*outer, *site.shape)
+    log_det = log_det.reshape(outer + part.batch_shape + (-1,)).sum(-1)
+    value = value.reshape(outer + site.shape)
     with ExitStack() as plates:
         for name, size, dim in part.plates:
             plates.enter_context(pyro.plate(name, size, dim=dim))
@@ -211,16 +211,16 @@ def _part(site: Site, node: Mapping[str, Any]) -> _Part:
 
 
 def _check_guidable(sites: Sites) -> None:
-    if sites.nuisance:
-        raise NotImplementedError(
-            f"the density does not draw the nuisance sites {[site.name for site in sites.nuisance]}, so a guide made "
-            "of it would have wrong weights. Make them targets too, or use flow_posterior for draws alone."
-        )
     deterministic = [site.name for site in sites.targets if site.is_deterministic]
     if deterministic:
         raise NotImplementedError(
             f"targets {deterministic} are deterministic: a guide draws sample sites. Make the sites that they are "
             "computed from the targets, or use flow_posterior for draws alone."
+        )
+    if sites.nuisance:
+        raise NotImplementedError(
+            f"the density does not draw the nuisance sites {[site.name for site in sites.nuisance]}, so a guide made "
+            "of it would have wrong weights. Make them targets too, or use flow_posterior for draws alone."
         )
     dependent = [site.name for site in sites.targets if site.dependent_support]
     if dependent:
@@ -272,9 +272,7 @@ def _check_density(estimate: EIGResult) -> None:
         )
 
 
-def _member(
-    sites: Sites, designs: Mapping[str, Tensor], index: DesignIndex
-) -> tuple[dict[str, Tensor], Tensor | None]:
+def _member(sites: Sites, designs: Mapping[str, Tensor], index: DesignIndex) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the design in question, and packed where the density takes it as context."""
     batch = design_batch_shape(sites, designs)
     if not batch:

@@ -318,9 +318,7 @@ def _check_sampleable(sites: Sites) -> None:
         )
 
 
-def _like_simulated(
-    sites: Sites, observed: Mapping[str, Tensor], designs: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _like_simulated(sites: Sites, observed: Mapping[str, Tensor], designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the outcome in the dtype that the model draws, simulated values standing where nothing was measured."""
     with torch.no_grad():
         run = run_rows(sites.program, 1, sites.shapes, designs=designs)

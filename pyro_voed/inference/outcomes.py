@@ -59,9 +59,7 @@ def _check_site(site: Site, value: Tensor, sites: Sites) -> Tensor:
     return value
 
 
-def pack_outcome(
-    sites: Sites, values: Mapping[str, Tensor], designs: Mapping[str, Tensor]
-) -> Float[Tensor, " y_dim"]:
+def pack_outcome(sites: Sites, values: Mapping[str, Tensor], designs: Mapping[str, Tensor]) -> Float[Tensor, " y_dim"]:
     """Return the packed outcome of one experiment.
 
     The model is run only for outcome sites whose packed coordinates are not their values: their bijections may depend

@@ -43,13 +43,13 @@ DESIGNS = torch.stack([DESIGN, 2.0 * DESIGN])
 
 @pytest.fixture(scope="module")
 def gaussian():
-    return eig_flow(linear_gaussian(), "y", "theta", num_steps=400, num_samples=2_000, seed=0)
+    return eig_flow(linear_gaussian(), "y", "theta", num_steps=300, num_samples=2_000, seed=0)
 
 
 @pytest.fixture(scope="module")
 def batch():
     return eig_flow(
-        linear_gaussian(), "y", designs={"xi": DESIGNS}, num_steps=500, batch_size=512, num_samples=2_000, seed=0
+        linear_gaussian(), "y", designs={"xi": DESIGNS}, num_steps=300, batch_size=512, num_samples=2_000, seed=0
     )
 
 
@@ -103,11 +103,13 @@ def test_a_member_of_a_batch_of_designs(batch):
         posterior = flow_posterior(batch, OUTCOME, 4_000, design_index=index, seed=0)
         mean, covariance = exact_posterior(OUTCOME, design)
         check_close(posterior.flat("theta"), mean, covariance.diagonal())
-    assert torch.equal(flow_posterior(batch, OUTCOME, design_index=(-1,), seed=1).matrix(),
-                       flow_posterior(batch, OUTCOME, design_index=1, seed=1).matrix())
+    assert torch.equal(
+        flow_posterior(batch, OUTCOME, design_index=(-1,), seed=1).matrix(),
+        flow_posterior(batch, OUTCOME, design_index=1, seed=1).matrix(),
+    )
     guide = flow_guide(batch, OUTCOME, design_index=1)
     conditioned = poutine.substitute(pyro.condition(linear_gaussian(), {"y": OUTCOME}), data={"xi": DESIGNS[1]})
-    weighted = Importance(conditioned, guide, num_samples=300).run()
+    weighted = Importance(conditioned, guide, num_samples=200).run()
     check_log_evidence(torch.stack(weighted.log_weights).detach(), linear_gaussian_log_evidence(OUTCOME, DESIGNS[1]))
 
 
@@ -123,9 +125,7 @@ def test_one_design_takes_no_index(gaussian):
 
 
 def test_a_design_result_answers_at_the_best_design():
-    found = optimise_design(
-        implicit_toy(), "y", "theta", num_steps=60, num_samples=2_000, seed=0
-    )
+    found = optimise_design(implicit_toy(), "y", "theta", num_steps=60, num_samples=2_000, seed=0)
     assert flow_posterior(found, torch.tensor(0.5), 50, seed=0).values["theta"].shape == (1, 50)
 
 
@@ -141,15 +141,15 @@ def test_positive_and_simplex_targets_in_plates(counted):
 def test_importance_weights_give_the_exact_evidence(gaussian):
     guide = flow_guide(gaussian, OUTCOME)
     model = pyro.condition(linear_gaussian(), {"y": OUTCOME})
-    weighted = Importance(model, guide, num_samples=500).run()
+    weighted = Importance(model, guide, num_samples=300).run()
     check_log_evidence(torch.stack(weighted.log_weights).detach(), linear_gaussian_log_evidence(OUTCOME))
-    assert weighted.get_ESS() > 250
+    assert weighted.get_ESS() > 150
 
 
 def test_jacobians_of_constrained_targets_in_plates(counted):
     guide = flow_guide(counted, COUNTS)
     model = pyro.condition(counting, COUNTS)
-    weighted = Importance(model, guide, num_samples=500).run()
+    weighted = Importance(model, guide, num_samples=200).run()
     check_log_evidence(torch.stack(weighted.log_weights).detach(), counting_log_evidence())
     log_weights, _, guide_trace = vectorized_importance_weights(model, guide, num_samples=2_000, max_plate_nesting=1)
     check_log_evidence(log_weights.detach(), counting_log_evidence())
@@ -186,6 +186,20 @@ def test_variational_refinement_leaves_the_result_alone(counted):
     assert -counting_log_evidence() - 0.2 < losses[-1] < -counting_log_evidence() + 1.0
 
 
+@pytest.mark.slow
+def test_the_posterior_of_one_experiment_is_the_prior_of_the_next(gaussian):
+    guide = flow_guide(gaussian, OUTCOME)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="NUTS did not mix")
+        posterior = nuts_posterior(
+            linear_gaussian(), OUTCOME, "y", prior=guide, num_samples=150, num_warmup=100, num_chains=1, seed=0
+        )
+    mean, covariance = exact_posterior(OUTCOME.repeat(2), DESIGN.repeat(2, 1))
+    # Flow error and Monte Carlo error together stay below half a standard deviation.
+    assert ((posterior.flat("theta").mean(0) - mean).abs() / covariance.diagonal().sqrt() < 0.5).all()
+    assert len(pyro.get_param_store()) == 0
+
+
 def test_two_guides_do_not_share_weights(gaussian):
     first, second = flow_guide(gaussian, OUTCOME), flow_guide(gaussian, OUTCOME)
     first(), second()
@@ -216,7 +230,7 @@ def test_deterministic_targets_are_drawn_and_refused_as_guide():
 
     result = quick(model, "y", "twice", prior_entropy=2.1)
     assert flow_posterior(result, torch.tensor(0.5), 7, seed=0).values["twice"].shape == (1, 7)
-    with pytest.raises(NotImplementedError, match="nuisance|deterministic"):
+    with pytest.raises(NotImplementedError, match="are deterministic"):
         flow_guide(result, torch.tensor(0.5))
 
 
@@ -263,14 +277,17 @@ def test_an_outcome_is_packed_as_the_simulator_packs_it(vectorize):
         pyro.deterministic("sum", theta + noise, event_dim=0)
         pyro.sample("reading", dist.Normal(theta, 1.0))
 
-    sites = resolve(model, ["time", "share", "bounded", "sum", "reading"], "theta", vectorize=vectorize, seed=0)
+    sites = resolve(model, ["time", "share", "bounded", "reading"], "theta", vectorize=vectorize, seed=0)
+    # As in a model with outcomes of both kinds, of which `resolve` takes one kind at a time so far.
+    extra = next(site for site in sites.others if site.name == "sum")
+    sites = dataclasses.replace(sites, observations=(*sites.observations, extra))
     design = {"xi": torch.tensor(3.0)}
     sample = sample_joint(sites, 5, design)
     for row in range(5):
         outcome = {site.name: sample.values[site.name][row] for site in sites.observations}
         packed = pack_outcome(sites, check_outcome(sites, outcome), design)
         assert torch.allclose(packed, sample.y[row], rtol=1e-4, atol=1e-5)
-    assert packed_names(sites) == ["time", "share", "share", "bounded", "sum", "reading"]
+    assert packed_names(sites) == ["time", "share", "share", "bounded", "reading", "sum"]
 
 
 def test_masked_elements_are_left_out_of_the_packed_outcome():
@@ -296,9 +313,7 @@ def test_an_outcome_outside_the_simulated_range_is_named(gaussian):
 def test_both_posteriors_export_alike(counted):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="NUTS did not mix")
-        nuts = nuts_posterior(
-            counting, COUNTS, ["counts", "votes"], num_samples=10, num_warmup=5, num_chains=2, seed=0
-        )
+        nuts = nuts_posterior(counting, COUNTS, ["counts", "votes"], num_samples=10, num_warmup=5, num_chains=2, seed=0)
     flow = flow_posterior(counted, COUNTS, 10, seed=0)
     assert list(nuts.values) == list(flow.values)
     first, second = nuts.inference_data, flow.inference_data

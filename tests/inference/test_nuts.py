@@ -7,6 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroParam, PyroSample
+
+from pyro_voed.inference import nuts_posterior
+from pyro_voed.inference.nuts import mixing
+from pyro_voed.problems.implicit_toy import implicit_toy
+from pyro_voed.problems.linear_gaussian import exact_posterior, linear_gaussian
+from pyro_voed.problems.michaelis_menten import mean_rate, michaelis_menten
 from tests.inference.cases import (
     COUNTS,
     DESIGN,
@@ -16,13 +23,6 @@ from tests.inference.cases import (
     counting,
     counting_posterior,
 )
-from pyro.nn import PyroModule, PyroParam, PyroSample
-
-from pyro_voed.inference import nuts_posterior
-from pyro_voed.inference.nuts import mixing
-from pyro_voed.problems.implicit_toy import implicit_toy
-from pyro_voed.problems.linear_gaussian import exact_posterior, linear_gaussian
-from pyro_voed.problems.michaelis_menten import mean_rate, michaelis_menten
 
 SHORT = {"num_samples": 20, "num_warmup": 10, "num_chains": 1, "seed": 0}
 
@@ -84,9 +84,7 @@ def test_a_support_that_depends_on_another_site():
     density = torch.exp(-0.5 * ((1.2 - grid) / 0.4) ** 2) * torch.log(2.0 / grid.clamp(min=0.5))
     mean = (grid * density).sum() / density.sum()
     variance = (grid.square() * density).sum() / density.sum() - mean**2
-    posterior = nuts_posterior(
-        model, torch.tensor(1.2), "y", num_samples=300, num_warmup=150, seed=0, jit_compile=True
-    )
+    posterior = nuts_posterior(model, torch.tensor(1.2), "y", num_samples=300, num_warmup=150, seed=0, jit_compile=True)
     assert (posterior.values["part"] <= posterior.values["top"]).all()
     check_moments(posterior.flat("part").double(), mean, variance, posterior.effective_sample_size["part"])
 
@@ -113,9 +111,7 @@ def test_measurements_masked_out_do_not_count():
             pyro.sample("y", dist.Normal((DESIGN * theta).sum(-1), 1.0))
 
     outcome = torch.tensor([1.0, 2.0, math.nan])
-    posterior = nuts_posterior(
-        model, outcome, "y", num_samples=300, num_warmup=150, seed=0
-    )
+    posterior = nuts_posterior(model, outcome, "y", num_samples=300, num_warmup=150, seed=0)
     mean, covariance = exact_posterior(outcome[:2], DESIGN[:2])
     check_moments(posterior.flat("theta"), mean, covariance.diagonal(), posterior.effective_sample_size["theta"])
 
@@ -131,6 +127,16 @@ def test_a_guide_as_prior_replaces_the_models():
 
     posterior = quietly(model, torch.tensor(0.0), prior=guide)
     assert (posterior.values["theta"] - 5.0).abs().max() < 0.2
+
+
+def test_double_precision_and_a_caller_without_gradients():
+    def model():
+        theta = pyro.sample("theta", dist.Normal(torch.zeros((), dtype=torch.double), 1.0))
+        pyro.sample("y", dist.Normal(theta, 1.0))
+
+    with torch.no_grad():
+        posterior = quietly(model, torch.tensor(0.5), "y")
+    assert posterior.values["theta"].dtype == posterior.observations["y"].dtype == torch.double
 
 
 class Regression(PyroModule):

@@ -1,0 +1,421 @@
+r"""Two sides from one proposal: ACE below, VNMC above.
+
+The outcome's density is an average of weights :math:`w_l = p(\theta_l)\, p(y \mid \theta_l) / q(\theta_l \mid y)` over draws
+of a proposal q. With :math:`\theta_0` the draw that made y and :math:`\theta_1, ..., \theta_L \sim q(\cdot \mid y)`,
+
+.. math::
+    \mathrm{EIG} \ge \mathbb{E}\Big[\log p(y \mid \theta_0) - \log \frac{1}{L + 1} \sum_{l=0}^{L} w_l\Big]
+    \quad (\text{ACE}), \qquad
+    \mathrm{EIG} \le \mathbb{E}\Big[\log p(y \mid \theta_0) - \log \frac1L \sum_{l=1}^{L} w_l\Big]
+    \quad (\text{VNMC}).
+
+Both are exact for any L when q is the posterior, and close as L grows whatever q is, at a few draws where nested Monte
+Carlo, whose proposal is the prior, needs thousands. The proposal is mixed with the prior,
+:math:`q_\alpha = (1 - \alpha) q + \alpha p`, which bounds the weights by :math:`p(y \mid \theta) / \alpha`; it does not cure
+heavy tails of the terms themselves.
+
+References:
+    Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
+    Bayesian-optimal experiments", Eq. 11 (ACE); Foster et al. (2019), "Variational Bayesian optimal experimental design",
+    Eq. 9 (VNMC); Hesterberg (1995), "Weighted average importance sampling and defensive mixture distributions".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_voed.caller_state import isolated
+from pyro_voed.checks import Labels, check_count
+from pyro_voed.estimators.flow import flow_bound
+from pyro_voed.estimators.learning import check_sizes, default_budget
+from pyro_voed.estimators.nmc import PAIR_MEMORY, check_explicit
+from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
+from pyro_voed.resolve import resolve
+from pyro_voed.results import Bound, EIGResult
+from pyro_voed.scoring import log_joint
+from pyro_voed.simulate import (
+    JointSample,
+    candidate_designs,
+    design_batch_shape,
+    flat_designs,
+    pack_designs,
+    sample_joint,
+)
+from pyro_voed.sites import Sites
+
+DEFENSIVE_SHARE = 0.1
+"""Share of the prior in the proposal."""
+
+HEAVY_TAIL = 0.7
+"""Pareto k above which a mean of terms is not to be trusted."""
+
+
+def ace_terms(
+    log_likelihood: Float[Tensor, " num_outer"],
+    own_weights: Float[Tensor, " num_outer"],
+    inner_weights: Float[Tensor, "num_outer num_inner"],
+) -> Float[Tensor, " num_outer"]:
+    """Return adaptive contrastive estimation terms, nats, whose mean is a lower bound.
+
+    Args:
+        log_likelihood: log p(y given theta_0).
+        own_weights: Log weight of theta_0, the draw that made y.
+        inner_weights: Log weights of the proposal's draws.
+
+    Example:
+        >>> ace_terms(torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([[-torch.inf]]))
+        tensor([0.6931])
+    """
+    total = torch.cat([own_weights.unsqueeze(-1), inner_weights], -1).logsumexp(-1)
+    return log_likelihood - total + math.log(inner_weights.shape[-1] + 1)
+
+
+def vnmc_terms(
+    log_likelihood: Float[Tensor, " num_outer"], inner_weights: Float[Tensor, "num_outer num_inner"]
+) -> Float[Tensor, " num_outer"]:
+    """Return variational nested Monte Carlo terms, nats, whose mean is an upper bound.
+
+    Args:
+        log_likelihood: log p(y given theta_0).
+        inner_weights: Log weights of the proposal's draws.
+
+    Example:
+        >>> vnmc_terms(torch.tensor([0.0]), torch.tensor([[0.0, -torch.inf]]))
+        tensor([0.6931])
+    """
+    return log_likelihood - inner_weights.logsumexp(-1) + math.log(inner_weights.shape[-1])
+
+
+def eig_ace(
+    model: Callable[..., Any],
+    observation_labels: Labels = None,
+    target_labels: Labels = None,
+    *,
+    design_labels: Labels = None,
+    designs: Mapping[str, Any] | None = None,
+    model_args: Sequence[Any] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    prior: Callable[..., Any] | None = None,
+    density: Any = None,
+    summary: nn.Module | None = None,
+    num_inner_samples: int = 32,
+    num_simulations: int | None = None,
+    num_steps: int | None = None,
+    max_steps: int = 10_000,
+    batch_size: int | None = None,
+    learning_rate: float = 2e-3,
+    num_samples: int = 5_000,
+    vectorize: bool = True,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> EIGResult:
+    """Estimate the expected information gain from below by importance sampling from a learned posterior.
+
+    Args:
+        model: A Pyro program of one experiment whose outcome sites have densities; targets must be all its latents.
+        observation_labels: Outcome sites; default: the sites given with `obs=`.
+        target_labels: Sites to learn about, continuous; default: all other latent sites.
+        design_labels: Design sites.
+        designs: Candidate designs, `(*design_batch, *shape)` each.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        prior: A Pyro guide over the latent sites that replaces the model's prior.
+        density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result.
+        summary: A module from standardised outcomes to learned statistics.
+        num_inner_samples: Proposal draws L for each outer draw.
+        num_simulations: Train on a fixed pool of this many simulations.
+        num_steps: Train for exactly this many steps; 0 uses `density` as it is.
+        max_steps: Most steps on fresh simulations.
+        batch_size: Experiments a step.
+        learning_rate: Peak learning rate.
+        num_samples: Outer draws at each design.
+        vectorize: Run experiments together; False runs any model one by one.
+        seed: Seed; None draws one from the global generator.
+        progress: Show progress bars; None shows them on a terminal only.
+
+    Returns:
+        The lower bound in nats with its standard error, the tail index of its terms and the trained proposal.
+
+    Raises:
+        NotImplementedError: If the outcome has no density, there are nuisance sites, or a target is discrete.
+        ArithmeticError: If a term is not finite.
+
+    References:
+        Foster et al. (2020), Eq. 11.
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> result = eig_ace(linear_gaussian(), "y", "theta", num_steps=200, num_samples=1000, seed=0)
+        >>> result.bound, bool(1.05 < result.eig < 1.35)  # exact: 1.199
+        ('lower', True)
+    """
+    check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
+    check_count(num_inner_samples, "num_inner_samples")
+    with isolated(seed):
+        proposal = _proposal(
+            model,
+            observation_labels,
+            target_labels,
+            design_labels,
+            designs,
+            model_args,
+            model_kwargs,
+            prior,
+            vectorize,
+            density,
+            summary,
+            dict(
+                num_simulations=num_simulations,
+                num_steps=num_steps,
+                max_steps=max_steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                num_samples=2,
+            ),
+            progress,
+        )
+        return _evaluate(proposal, num_samples, num_inner_samples, "eig_ace", "lower")
+
+
+def eig_vnmc(
+    model: Callable[..., Any],
+    observation_labels: Labels = None,
+    target_labels: Labels = None,
+    *,
+    design_labels: Labels = None,
+    designs: Mapping[str, Any] | None = None,
+    model_args: Sequence[Any] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    prior: Callable[..., Any] | None = None,
+    density: Any = None,
+    summary: nn.Module | None = None,
+    num_inner_samples: int = 32,
+    num_simulations: int | None = None,
+    num_steps: int | None = None,
+    max_steps: int = 10_000,
+    batch_size: int | None = None,
+    learning_rate: float = 2e-3,
+    num_samples: int = 5_000,
+    vectorize: bool = True,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> EIGResult:
+    """Estimate the expected information gain from above by importance sampling from a learned posterior.
+
+    Args:
+        model: A Pyro program of one experiment whose outcome sites have densities; targets must be all its latents.
+        observation_labels: Outcome sites; default: the sites given with `obs=`.
+        target_labels: Sites to learn about, continuous; default: all other latent sites.
+        design_labels: Design sites.
+        designs: Candidate designs, `(*design_batch, *shape)` each.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        prior: A Pyro guide over the latent sites that replaces the model's prior.
+        density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result.
+        summary: A module from standardised outcomes to learned statistics.
+        num_inner_samples: Proposal draws L for each outer draw.
+        num_simulations: Train on a fixed pool of this many simulations.
+        num_steps: Train for exactly this many steps; 0 uses `density` as it is.
+        max_steps: Most steps on fresh simulations.
+        batch_size: Experiments a step.
+        learning_rate: Peak learning rate.
+        num_samples: Outer draws at each design.
+        vectorize: Run experiments together; False runs any model one by one.
+        seed: Seed; None draws one from the global generator.
+        progress: Show progress bars; None shows them on a terminal only.
+
+    Returns:
+        The upper bound in nats with its standard error, the tail index of its terms and the trained proposal.
+
+    Raises:
+        NotImplementedError: If the outcome has no density, there are nuisance sites, or a target is discrete.
+        ArithmeticError: If a term is not finite.
+
+    References:
+        Foster et al. (2019), Eq. 9.
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> result = eig_vnmc(linear_gaussian(), "y", "theta", num_steps=200, num_samples=1000, seed=0)
+        >>> result.bound, bool(1.05 < result.eig < 1.35)  # exact: 1.199
+        ('upper', True)
+    """
+    check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
+    check_count(num_inner_samples, "num_inner_samples")
+    with isolated(seed):
+        proposal = _proposal(
+            model,
+            observation_labels,
+            target_labels,
+            design_labels,
+            designs,
+            model_args,
+            model_kwargs,
+            prior,
+            vectorize,
+            density,
+            summary,
+            dict(
+                num_simulations=num_simulations,
+                num_steps=num_steps,
+                max_steps=max_steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                num_samples=2,
+            ),
+            progress,
+        )
+        return _evaluate(proposal, num_samples, num_inner_samples, "eig_vnmc", "upper")
+
+
+def _proposal(
+    model: Callable[..., Any],
+    observation_labels: Labels,
+    target_labels: Labels,
+    design_labels: Labels,
+    designs: Mapping[str, Any] | None,
+    model_args: Sequence[Any],
+    model_kwargs: Mapping[str, Any] | None,
+    prior: Callable[..., Any] | None,
+    vectorize: bool,
+    density: Any,
+    summary: nn.Module | None,
+    sizes: dict[str, Any],
+    progress: bool | None,
+) -> EIGResult:
+    started = time.perf_counter()
+    sites = resolve(
+        model,
+        observation_labels,
+        target_labels,
+        design_labels=design_labels,
+        designs=designs,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+        prior=prior,
+        vectorize=vectorize,
+    )
+    check_explicit(sites, "importance sampling")
+    candidates = candidate_designs(sites, designs)
+    budget = default_budget(sites, design_batch_shape(sites, candidates), **sizes)
+    return flow_bound(sites, candidates, budget, density, summary, None, progress, started)
+
+
+def _evaluate(proposal: EIGResult, num_samples: int, num_inner: int, estimator: str, bound: Bound) -> EIGResult:
+    started = time.perf_counter()
+    sites, batch = proposal.sites, design_batch_shape(proposal.sites, proposal.designs)
+    members = flat_designs(sites, proposal.designs)
+    terms = []
+    for member in range(batch.numel()):
+        own = {name: value[member] for name, value in members.items()}
+        lower, upper, _ = importance_terms(sites, own, proposal.density, num_samples, num_inner)
+        terms.append(lower if bound == "lower" else upper)
+    stacked = torch.stack(terms, -1).reshape(-1, *batch)
+    eig, standard_error = mean_and_standard_error(stacked)
+    tail = pareto_k(stacked)
+    return replace(
+        proposal,
+        eig=eig,
+        standard_error=standard_error,
+        bound=bound,
+        estimator=estimator,
+        num_samples=num_samples,
+        num_simulations=sites.program.num_calls,
+        seconds=proposal.seconds + time.perf_counter() - started,
+        pareto_k=tail,
+        certified=bool((tail <= HEAVY_TAIL).all()),
+    )
+
+
+def importance_terms(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    density: Any,
+    num_samples: int,
+    num_inner: int,
+    *,
+    defensive: float = DEFENSIVE_SHARE,
+    max_bytes: int = PAIR_MEMORY,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ACE, VNMC and Barber-Agakov terms at the same fresh outer draws, nats, `(num_samples,)` each.
+
+    Args:
+        sites: A resolved explicit model without nuisance sites.
+        designs: The one design.
+        density: The proposal, a conditional density of packed targets.
+        num_samples: Outer draws.
+        num_inner: Proposal draws for each.
+        defensive: Share of the prior in the proposal.
+        max_bytes: Memory for one chunk of inner draws.
+
+    Raises:
+        ArithmeticError: If a term is not finite.
+    """
+    rows = max(1, max_bytes // (8 * max(1, sites.bytes_per_row) * num_inner))
+    lower, upper, flow = [], [], []
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for start in range(0, num_samples, rows):
+            sample = sample_joint(sites, min(rows, num_samples - start), designs, likelihood=True)
+            own, inner, log_q = _log_weights(sites, designs, density, sample, num_inner, defensive)
+            assert sample.log_likelihood is not None and sample.log_prior is not None  # explicit, without nuisance
+            lower.append(ace_terms(sample.log_likelihood, own, inner))
+            upper.append(vnmc_terms(sample.log_likelihood, inner))
+            flow.append(log_q - sample.log_prior)
+    found = torch.cat(lower), torch.cat(upper), torch.cat(flow)
+    bad = sum(int((~torch.isfinite(terms)).sum()) for terms in found)
+    if bad:
+        raise ArithmeticError(
+            f"importance sampling: {bad} of {3 * num_samples} terms are not finite. Train the proposal longer, or raise "
+            "num_inner_samples."
+        )
+    return found
+
+
+def _log_weights(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    density: Any,
+    sample: JointSample,
+    num_inner: int,
+    defensive: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log weights of the own draws `(n,)`, of the inner draws `(n, num_inner)`, and log q of the own draws."""
+    context = design_context(sites, designs, density, sample.y)
+    num = context.shape[0]
+    theta = density.condition(context).sample((num_inner,)).transpose(0, 1)  # (num, num_inner, theta_dim)
+    from_prior = torch.rand(num, num_inner, device=theta.device) < defensive
+    count = int(from_prior.sum())
+    if count:
+        # Drawn one by one into random places, so that all inner draws are identically distributed.
+        theta = theta.masked_scatter(from_prior.unsqueeze(-1), sample_joint(sites, count, designs).theta)
+    log_q = density.log_prob(theta, context.unsqueeze(1))
+    own_log_q = density.log_prob(sample.theta, context)
+    repeated = {name: value.repeat_interleave(num_inner, 0) for name, value in sample.values.items()}
+    log_prior, log_likelihood = log_joint(sites, theta.flatten(0, 1), repeated, designs)
+    log_prior, log_likelihood = log_prior.reshape(num, num_inner), log_likelihood.reshape(num, num_inner)
+    inner = log_prior + log_likelihood - _mixed(log_q, log_prior, defensive)
+    assert sample.log_likelihood is not None and sample.log_prior is not None  # explicit, without nuisance
+    own = sample.log_prior + sample.log_likelihood - _mixed(own_log_q, sample.log_prior, defensive)
+    return own, inner, own_log_q
+
+
+def _mixed(log_q: Tensor, log_prior: Tensor, defensive: float) -> Tensor:
+    if defensive == 0.0:
+        return log_q
+    return torch.logaddexp(log_q + math.log1p(-defensive), log_prior + math.log(defensive))
+
+
+def design_context(sites: Sites, designs: Mapping[str, Tensor], density: Any, y: Tensor) -> Tensor:
+    """Return the context of outcomes at one design: with the packed design where the density was trained over several."""
+    if density.context_dim == y.shape[-1]:
+        return y
+    return torch.cat([y, pack_designs(sites, designs).expand(*y.shape[:-1], -1)], -1)
