@@ -43,11 +43,18 @@ def _row(seed, sizes):
     exact, error = exact_eig(torch.stack([start, design]))
     if error.max() > MAX_STANDARD_ERROR:
         raise ArithmeticError(f"the quadrature has standard errors {error.tolist()}, above {MAX_STANDARD_ERROR}")
-    return (
-        f"{seed:4d}  {exact[0]:14.4f}  {exact[1]:11.4f} ({error[1]:.4f})  {result.eig:.4f} ({result.standard_error:.4f})"
-        f"  {exact[1] - result.eig:+.4f}  {result.history.num_steps:5d}  {result.num_simulations:11,d}  {seconds:6.1f}"
-        f"  {' '.join(f'{x:.3f}' for x in design.sort().values.tolist())}"
-    )
+    columns = [
+        f"{seed:4d}",
+        f"{exact[0]:14.4f}",
+        f"{exact[1]:11.4f} ({error[1]:.4f})",
+        f"{result.eig:.4f} ({result.standard_error:.4f})",
+        f"{exact[1] - result.eig:+.4f}",
+        f"{result.history.num_steps:5d}",
+        f"{result.num_simulations:11,d}",
+        f"{seconds:6.1f}",
+        " ".join(f"{x:.3f}" for x in design.sort().values.tolist()),
+    ]
+    return "  ".join(columns)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 project = "pyro_voed"
 author = "The pyro_voed developers"
@@ -46,5 +47,27 @@ def escape_shapes(app, what, name, obj, options, lines):
             lines[i] = re.sub(r"(?<![\\*\w`])\*(?=\w+[,)])", r"\\*", line)
 
 
+def show_tutorial(app, docname, source):
+    """Put a tutorial's cells where a page says ``{tutorial}`name```, with those of its figures that are kept here."""
+    here = Path(app.srcdir)
+    for name in re.findall(r"^{tutorial}`(\w+)`$", source[0], flags=re.MULTILINE):
+        path = here.parent / "tutorials" / f"{name}.py"
+        app.env.note_dependency(str(path))
+        cells = re.split(r"^# %%(.*)$", path.read_text(), flags=re.MULTILINE)[1:]
+        shown = [show_cell(kind, cell.strip(), name, here) for kind, cell in zip(cells[::2], cells[1::2], strict=True)]
+        source[0] = source[0].replace(f"{{tutorial}}`{name}`", "\n\n".join(shown))
+
+
+def show_cell(kind, cell, name, here):
+    """Return a cell as Markdown, code followed by those figures it saves that are kept in docs/figures."""
+    if "[markdown]" in kind:
+        return re.sub(r"^# ?", "", cell, flags=re.MULTILINE)
+    saved = re.findall(r"^save\(.*\"(\w+)\"\)$", cell, flags=re.MULTILINE)
+    files = [f"figures/{name.split('_')[0]}_{figure}.png" for figure in saved]
+    pictures = [f"![{Path(file).stem}]({file})" for file in files if (here / file).exists()]
+    return "\n\n".join([f"```python\n{cell}\n```", *pictures])
+
+
 def setup(app):
+    app.connect("source-read", show_tutorial)
     app.connect("autodoc-process-docstring", escape_shapes)

@@ -15,6 +15,7 @@ The modules in the order in which data flow through them:
 
 from pyro_voed.design import optimise_design
 from pyro_voed.estimators import barber_agakov, eig_flow, eig_marginal, eig_nmc
+from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
 from pyro_voed.resolve import resolve
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, PosteriorSample
 from pyro_voed.simulate import JointSample, sample_joint
@@ -33,6 +34,9 @@ __all__ = [
     "eig_flow",
     "eig_marginal",
     "eig_nmc",
+    "flow_guide",
+    "flow_posterior",
+    "nuts_posterior",
     "optimise_design",
     "resolve",
     "sample_joint",

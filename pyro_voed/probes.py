@@ -72,8 +72,9 @@ def probe(
         leaking = {} if not nuisance else _leaks(dependence, targets, nuisance)
         _check_supports(dependence, targets, nuisance, described)
         design_dependent = _design_dependent(program, shapes, designs, targets)
-        linked = len(observations) > 1 and any(
-            set(dependence.influenced([site.name])) & {other.name for other in observations} for site in observations
+        outcomes = {site.name for site in observations}
+        linked = any(
+            outcomes & set(dependence.influenced([site.name])) for site in observations if not site.is_deterministic
         )
         _warn_unreached(dependence, targets, observations)
     floating = [node["value"] for node in nodes.values() if node["value"].dtype.is_floating_point]
@@ -401,7 +402,9 @@ def _moved(site: DesignSite) -> Tensor:
 
 def _warn_unreached(dependence: _Dependence, targets: tuple[Site, ...], observations: tuple[Site, ...]) -> None:
     for site in targets:
-        if site.is_deterministic:
+        others = [name for name in dependence.random if name != site.name]
+        # A target drawn given others is informed through them even where it reaches nothing itself.
+        if site.is_deterministic or (others and site.name in dependence.influenced(others)):
             continue
         unreached = _unreached_elements(dependence, site, [observation.name for observation in observations])
         if unreached:

@@ -151,7 +151,7 @@ def candidate_designs(sites: Sites, designs: Mapping[str, Any] | None) -> dict[s
 
 
 def flat_designs(sites: Sites, designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every design's values with the batch in one dimension, `(num_members, *shape)`; one design is one member."""
+    """Return every design's values with the batch in one dimension, `(num_members, *shape)`."""
     batch = design_batch_shape(sites, designs)
     return {
         site.name: designs[site.name].expand(batch + site.value.shape).reshape(-1, *site.value.shape)

@@ -6,8 +6,6 @@ import torch
 from matplotlib.colors import to_rgba
 
 from pyro_voed.plots import (
-    _contours,
-    _density,
     plot_design_path,
     plot_eig,
     plot_posterior_grid,
@@ -15,6 +13,7 @@ from pyro_voed.plots import (
     plot_realisations,
     plot_training,
 )
+from pyro_voed.plots.posteriors import _contours, _density
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, PosteriorSample
 
 

@@ -216,6 +216,16 @@ def test_a_gradient_is_clipped_to_the_norm():
     assert moment == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
+def test_parameters_that_share_a_gradient_are_clipped_once():
+    # Autograd hands on one and the same tensor for both terms of a sum.
+    first, second = start(), start()
+    ascent = Ascent([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.1}], clip_norm=1.0)
+    ascent.step(10 * ((first + second) * TARGET).sum())
+    for weight in (first, second):
+        moment = ascent.optimiser.state[weight]["exp_avg"].norm().item()
+        assert moment == pytest.approx(0.1, rel=1e-3)
+
+
 @pytest.mark.parametrize("at", [3, 20])
 def test_an_interruption_keeps_what_was_learnt(at):
     weight, count = start(), []

@@ -25,8 +25,8 @@
 # \mathrm{EIG}(\xi) = \mathbb{E}_{p(\theta, y \mid \xi)}\left[\log \frac{p(\theta \mid y, \xi)}{p(\theta)}\right].
 # $$
 #
-# One nat more means that, on average, the posterior occupies about $e = 2.7$ times less of the parameter space. The best
-# design is the one with the largest EIG (D. V. Lindley 1956).
+# One nat more means that, on average, the posterior occupies about $e = 2.7$ times less of the parameter space. The
+# best design is the one with the largest EIG (D. V. Lindley 1956).
 #
 # The trouble is the posterior inside the average: nobody knows it in closed form, and there is one for every outcome.
 # The way out taken here is to learn it. If any density $q(\theta \mid y)$ is put in its place, the average can only
@@ -73,7 +73,7 @@ from pyro_voed.plots import (
 from pyro_voed.problems.michaelis_menten import exact_eig
 
 torch.set_num_threads(1)
-pyro.set_rng_seed(20240929)
+pyro.set_rng_seed(1)
 
 FIGURES = Path(os.environ.get("PYRO_VOED_FIGURES", "figures"))
 FIGURES.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,8 @@ def model():
 # %% [markdown]
 # Nothing is simulated in bulk before the model has been looked at. `resolve` is that look on its own: it runs the model
 # a few times, finds designs, targets and outcomes, checks that running many experiments at once gives the same
-# densities as running them one by one, and refuses what has no defined information gain. Every estimator begins with it.
+# densities as running them one by one, and refuses what has no defined information gain. Every estimator begins with
+# it.
 
 # %%
 sites = resolve(model, observation_labels="y", target_labels="theta")
@@ -137,8 +138,9 @@ print(f"many experiments at once: {sites.program.vectorised}; sites left uncheck
 #
 # One call of `eig_flow` trains a flow on simulations of the model, fresh ones at every step, until the bound no longer
 # rises by more than its noise. Then it averages the bound over simulations that took no part in training. As this model
-# states the density of its outcome, two more numbers can be had for the asking: an upper bound (a second flow learns the
-# distribution of the outcomes) and a nested Monte Carlo estimate (no learning, biased upwards, the less the more draws).
+# states the density of its outcome, two more numbers can be had for the asking: an upper bound (a second flow learns
+# the distribution of the outcomes) and a nested Monte Carlo estimate (no learning, biased upwards, the less the more
+# draws).
 #
 # With two parameters the exact value can be found by quadrature; `pyro_voed.problems` keeps it for comparison.
 
@@ -186,8 +188,8 @@ def posteriors(result, outcomes):
         )
         effective, r_hat = reference.effective_sample_size["theta"].min(), reference.r_hat["theta"].max()
         print(
-            f"outcome {number + 1}: flow {flow.seconds:.2f} s; NUTS {reference.seconds:.1f} s, {effective:.0f} effective "
-            f"draws, R-hat {r_hat:.3f}, {reference.num_divergences} divergences"
+            f"outcome {number + 1}: flow {flow.seconds:.2f} s; NUTS {reference.seconds:.1f} s, "
+            f"{effective:.0f} effective draws, R-hat {r_hat:.3f}, {reference.num_divergences} divergences"
         )
         rows.append({"flow": flow, "NUTS": reference})
     return rows
@@ -197,10 +199,10 @@ outcomes_before = simulate()
 rows_before = posteriors(before, outcomes_before)
 
 # %% [markdown]
-# Do the two agree? A classifier is trained to tell draws of the flow from draws of NUTS (D. Lopez-Paz and M. Oquab 2017);
-# an accuracy of one half on draws it has not seen means that it cannot. An accuracy alone says little, so two more are
-# printed: NUTS against itself, which is what agreement looks like here, and NUTS against itself with one parameter
-# shifted by 0.3 standard deviations, which is what a small error looks like.
+# Do the two agree? A classifier is trained to tell draws of the flow from draws of NUTS (D. Lopez-Paz and M. Oquab
+# 2017); an accuracy of one half on draws it has not seen means that it cannot. An accuracy alone says little, so two
+# more are printed: NUTS against itself, which is what agreement looks like here, and NUTS against itself with one
+# parameter shifted by 0.3 standard deviations, which is what a small error looks like.
 
 
 # %%
@@ -287,7 +289,8 @@ save(figure, "realisations")
 # %% [markdown]
 # ## Posteriors at the learned designs
 #
-# The same three enzymes, measured at the learned designs. The flow comes out of the search: nothing is trained for this.
+# The same three enzymes, measured at the learned designs. The flow comes out of the search: nothing is trained for
+# this.
 
 # %%
 rows_after = posteriors(best, outcomes_after)
@@ -388,7 +391,8 @@ print(f"log p(y): {evidence:.3f} by the guide, {brute_force:.3f} from {len(many)
 #
 # ## References
 #
-# - D. V. Lindley (1956), On a measure of the information provided by an experiment. Annals of Mathematical Statistics 27.
+# - D. V. Lindley (1956), On a measure of the information provided by an experiment. Annals of Mathematical
+#   Statistics 27.
 # - D. Barber and F. Agakov (2003), The IM algorithm: a variational approach to information maximization. NIPS 16.
 # - A. Foster et al. (2020), A unified stochastic gradient approach to designing Bayesian-optimal experiments. AISTATS.
 # - T. Rainforth et al. (2024), Modern Bayesian experimental design. Statistical Science 39.

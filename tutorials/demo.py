@@ -1,4 +1,4 @@
-"""At which seven substrate concentrations should the rate of an enzyme be measured? The library's main job, in a minute.
+"""At which seven substrate concentrations should an enzyme's rate be measured? The library's main job, in a minute.
 
 A Michaelis-Menten model is written as an ordinary Pyro program whose design is a `pyro.param`; `optimise_design` moves
 the seven concentrations from a start near one half to where the measurements tell most about the enzyme. Printed are

@@ -10,9 +10,9 @@ what ACE and VNMC add to them is small where the flow is good, and hardly varies
     \mathrm{EIG} \le \mathbb{E}[\mathrm{BA}] + \mathbb{E}[\mathrm{VNMC} - \mathrm{BA}].
 
 A pilot chooses N_1, N_2 and L for the width asked for, within a budget of simulations; the interval
-:math:`[\mathrm{lower} - z\,\mathrm{se},\ \mathrm{upper} + z\,\mathrm{se}]` is then made from fresh draws. Each side misses with
-half the probability left over by the confidence; over several designs that is shared among them (Bonferroni), so the
-intervals hold simultaneously, and with them the decision: whatever design is chosen,
+:math:`[\mathrm{lower} - z\,\mathrm{se},\ \mathrm{upper} + z\,\mathrm{se}]` is then made from fresh draws. Each side
+misses with half the probability left over by the confidence; over several designs that is shared among them
+(Bonferroni), so the intervals hold simultaneously, and with them the decision: whatever design is chosen,
 
 .. math::  \text{regret} \le \max_{\xi} \mathrm{upper}(\xi) - \mathrm{lower}(\xi_{\text{chosen}}).
 
@@ -20,8 +20,8 @@ A standard error is trusted where the tails of the terms allow it: with a Pareto
 "uncertified".
 
 References:
-    Foster et al. (2019, 2020) as in `importance`; Giles (2015), "Multilevel Monte Carlo methods"; Vehtari et al. (2024),
-    "Pareto smoothed importance sampling".
+    Foster et al. (2019, 2020) as in `importance`; Giles (2015), "Multilevel Monte Carlo methods"; Vehtari et al.
+    (2024), "Pareto smoothed importance sampling".
 """
 
 from __future__ import annotations

@@ -227,6 +227,7 @@ def flow_bound(
         summary=summary,
     )
     history = None
+    trained.eval()
     with kept_on_error(lambda: {"density": trained}):
         if budget.num_steps != 0:
             history = train_density(

@@ -1,38 +1,68 @@
 """A Pyro guide as a learnt density: an ordinary program that samples the sites it is to score.
 
-The guide samples sites under the model's own names and holds its parameters in `pyro.param`. It is called with the
-model's arguments, in the same outer plate as the model, and scored at simulated values. Its parameters are fitted in a
-copy, so the caller's store is left alone; `parameters()` gives them to an optimiser.
+The guide samples sites under the model's own names. It describes either the outcome, and is then called with the
+model's arguments, or the targets given the outcome, and is then called with a dict of outcome values in front of them.
+It is run in the same outer plate as the model and scored at simulated values, so nothing is drawn from it in training
+and its sites may be discrete.
+
+*Its parameters.* An explicit `pyro.param` is fitted in a private copy, so the caller's store is left alone; `values()`
+gives the fitted values. A guide that is itself a `torch.nn.Module` (a `PyroModule`, say) is copied first, and the copy
+is trained. Networks that a guide function registers by `pyro.module` or that are `PyroModule`s are trained in place, as
+`SVI` would train them.
+
+*Shapes.* An outcome comes to the guide as the model has it under the outer plate: the row dimension, a singleton for
+each plate dimension it does not use, then its own shape; so the guide indexes dimensions from the right. A small run is
+checked against single runs when the density is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_voed.programs import Program, run_rows, sample_nodes
-from pyro_voed.simulate import JointSample
-from pyro_voed.sites import Sites
+from pyro_voed.checks import as_site_values, check_callable
+from pyro_voed.programs import (
+    Program,
+    ProgramRun,
+    base_distribution,
+    is_deterministic,
+    run_rows,
+    sample_nodes,
+    support_transform,
+    trace_program,
+)
+from pyro_voed.simulate import JointSample, pack_run
+from pyro_voed.sites import Site, Sites
+
+CHECK_SIZE = 3
 
 
 class GuideDensity(torch.nn.Module):
-    """The outcome density that a Pyro guide describes.
+    """The density that a Pyro guide describes, of the outcome or of the targets given the outcome.
 
     Args:
-        guide: Samples every outcome site of the model, and nothing else.
+        guide: Samples every outcome site of the model (or, with `of_targets`, every target site), and nothing else.
         sites: The resolved model.
         args: Positional arguments of model and guide.
         kwargs: Keyword arguments of model and guide.
-        designs: Designs to evaluate; those that the guide reads are put in.
+        designs: Designs to evaluate; those that the guide reads by `pyro.param` are put in.
+        of_targets: The guide samples the targets, and is called with the outcome, `guide(observations, *args)`.
+        trained: It is to be trained, so it must have something to learn.
 
     Raises:
-        ValueError: If the guide's sites are not the outcome sites, or it has no parameter to learn.
+        TypeError: If the guide cannot be called.
+        ValueError: If the guide's sites are not those of the model, or of another shape or kind; if it has no
+            parameter to learn; if vectorised and single runs disagree.
     """
 
     def __init__(
@@ -42,68 +72,322 @@ class GuideDensity(torch.nn.Module):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         designs: Mapping[str, Tensor],
+        *,
+        of_targets: bool = False,
+        trained: bool = True,
     ):
         super().__init__()
-        self.sites = sites
-        with poutine.trace() as recorder:
-            guide(*args, **kwargs)
-        nodes = sample_nodes(recorder.trace)
-        if set(nodes) != set(sites.observation_labels):
-            raise ValueError(
-                f"guide: expected it to sample the outcome sites {list(sites.observation_labels)} and nothing else, it "
-                f"samples {list(nodes)}."
-            )
-        params = {name: node for name, node in recorder.trace.nodes.items() if node["type"] == "param"}
-        own = {name: node for name, node in params.items() if name not in sites.design_labels}
-        if not own:
-            raise ValueError("guide: it has no pyro.param besides the designs, so there is nothing to learn.")
-        self.names = list(own)
-        self.constraints = [node["kwargs"].get("constraint", constraints.real) for node in own.values()]
-        self.unconstrained = torch.nn.ParameterList(
-            transform_to(constraint).inv(node["value"]).detach().clone()
-            for constraint, node in zip(self.constraints, own.values(), strict=True)
-        )
+        check_callable(guide, "guide")
+        # In a tuple, so that frozen weights of a guide that is a module do not become parameters of this one.
+        self._guide = (copy.deepcopy(guide) if isinstance(guide, torch.nn.Module) else guide,)
+        self.sites, self.args, self.kwargs = sites, tuple(args), dict(kwargs)
+        self.scored: tuple[Site, ...] = sites.targets if of_targets else sites.observations
+        self.of_targets = of_targets
+        with torch.no_grad():
+            simulated = run_rows(sites.program, CHECK_SIZE, sites.shapes, designs=sites.design_values)
+            sample = pack_run(sites, simulated, torch.Size([CHECK_SIZE]), likelihood=False)
+            self.layouts = _layouts(sites, simulated)
+            single = {site.name: _seen(site, sample.values[site.name][0]) for site in sites.observations}
+            trace = trace_program(Program(lambda: self._call(single)), sites.design_values, {}, None)
+        nodes = {name: node for name, node in sample_nodes(trace).items() if not is_deterministic(node)}
+        _check_sites(nodes, self.scored, of_targets)
+        params = {name: node for name, node in trace.nodes.items() if node["type"] == "param"}
         self.designs = {name: value for name, value in designs.items() if name in params}
-        nesting = max(
-            [0, *(len(node["fn"].batch_shape) for node in nodes.values())]
-            + [-frame.dim for node in nodes.values() for frame in node["cond_indep_stack"] if frame.vectorized]
-        )
-        self.program = Program(
-            lambda: guide(*args, **kwargs),
-            max(nesting, sites.program.max_plate_nesting),
-            sites.program.vectorised,
-            sites.program.design_singletons,
-        )
+        self._register(params)
+        if trained and not any(True for _ in self.parameters()):
+            raise ValueError("guide: it has no pyro.param besides the designs, so there is nothing to learn.")
+        self.program = self._program(nodes)
+        own = {name: sites.design_values[name] for name in self.designs}
+        self._check_rows(sample, own)
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The guide; where it is a module, the trained copy of it."""
+        return self._guide[0]
+
+    def train(self, mode: bool = True) -> GuideDensity:
+        """Put the density, and a guide that is a module, into training or evaluation mode."""
+        super().train(mode)
+        if isinstance(self.guide, torch.nn.Module):
+            self.guide.train(mode)
+        return self
 
     def values(self) -> dict[str, Tensor]:
-        """Return the guide's parameters in their constraints."""
+        """Return the guide's explicit parameters in their constraints, by name, as the parameter store has them.
+
+        Weights of networks are not among them: they are in the networks. To carry fitted values over to the store:
+        `for name, value in density.values().items(): pyro.get_param_store()[name] = value.detach()`.
+        """
         return {
             name: transform_to(constraint)(leaf)
             for name, constraint, leaf in zip(self.names, self.constraints, self.unconstrained, strict=True)
         }
 
     def log_prob(self, sample: JointSample) -> Tensor:
-        """Return the guide's log density of the packed outcomes, nats, `(num_samples, *design_batch)`."""
-        leading = sample.y.shape[:-1]
-        rows = {
-            name: sample.values[name].reshape(leading.numel(), *self.sites.shapes[name])
-            for name in self.sites.observation_labels
-        }
-        program = replace(self.program, constants=self.values())
-        shapes = {name: self.sites.shapes[name] for name in self.sites.observation_labels}
-        # Over a batch of designs every simulated experiment has its own.
-        shared = self.designs if sample.designs is None else {}
-        own = {} if sample.designs is None else self._row_designs(sample.designs, leading)
-        run = run_rows(program, leading.numel(), shapes, designs=shared, row_designs=own, row_values=rows)
-        log_prob = torch.stack([run.log_prob(name) for name in self.sites.observation_labels]).sum(0)
-        return log_prob.reshape(leading) + sample.outcome_log_det
+        """Return the guide's log density of the packed outcomes (or targets), nats, `(num_samples, *design_batch)`.
 
-    def _row_designs(self, packed: Tensor, leading: torch.Size) -> dict[str, Tensor]:
-        rows = packed.expand(*leading, -1).reshape(leading.numel(), -1)
+        Raises:
+            ArithmeticError: If a simulated value lies outside the guide's support, where its density is zero.
+        """
+        leading = sample.y.shape[:-1]
+        rows = {name: value.reshape(leading.numel(), *self.sites.shapes[name]) for name, value in sample.values.items()}
+        # Over a batch of designs every simulated experiment has its own.
+        if sample.designs is None or not self.designs:
+            log_prob = self._score(rows, self.designs)
+        elif self.program.design_singletons is not None:
+            packed = sample.designs.expand(*leading, -1).reshape(leading.numel(), -1)
+            log_prob = self._score(rows, {}, self._unpack_designs(packed))
+        else:
+            log_prob = self._score_in_turn(rows, sample.designs, leading)
+        log_det = sample.log_det if self.of_targets else sample.outcome_log_det
+        return log_prob.reshape(leading) + log_det
+
+    def condition_on(
+        self, observations: Tensor | Mapping[str, Any], designs: Mapping[str, Tensor] | None = None
+    ) -> Callable[..., Any]:
+        """Return the fitted posterior of one outcome as a Pyro program.
+
+        It ignores its arguments, so that it serves as `guide=` of `pyro.infer.Predictive` and `Importance`, and as
+        `prior=` of the next experiment.
+
+        Args:
+            observations: The outcome, in the shape of one experiment: a dict by site, or a tensor where there is one.
+            designs: Design values it was observed at; default: those of the result, where there was one design.
+
+        Raises:
+            ValueError: If sites or shapes are wrong, the guide describes the outcome, or the design is not plain.
+        """
+        if not self.of_targets:
+            raise ValueError("this guide describes the outcome, not the targets given the outcome.")
+        given = as_site_values(observations, self.sites.observation_labels, "observations")
+        for name, value in given.items():
+            if value.shape != self.sites.shapes[name]:
+                raise ValueError(
+                    f"observations['{name}']: expected one experiment's shape {tuple(self.sites.shapes[name])}, got "
+                    f"{tuple(value.shape)}. For several outcomes call once for each."
+                )
+        given = {site.name: _seen(site, given[site.name]) for site in self.sites.observations}
+        own = {**self.designs, **{name: value for name, value in (designs or {}).items() if name in self.designs}}
+        for site in self.sites.designs:
+            if site.name in own and own[site.name].shape != site.value.shape:
+                raise ValueError(
+                    f"designs: the guide was fitted over a batch of '{site.name}'; give the one, of shape "
+                    f"{tuple(site.value.shape)}, that the outcome was observed at."
+                )
+        fixed = {**own, **{name: value.detach().clone() for name, value in self.values().items()}}
+
+        def posterior(*args: Any, **kwargs: Any) -> Any:
+            with poutine.substitute(data=fixed):
+                return self._call(given)
+
+        return posterior
+
+    def _call(self, observations: Mapping[str, Tensor]) -> Any:
+        # A module that keeps its parameters to itself cannot take those of a namesake in the caller's store.
+        is_module = isinstance(self.guide, torch.nn.Module)
+        with pyro.settings.context(module_local_params=True) if is_module else nullcontext():
+            given = (dict(observations),) if self.of_targets else ()
+            return self.guide(*given, *self.args, **self.kwargs)
+
+    def _register(self, params: Mapping[str, Any]) -> None:
+        """Make leaves of the parameters: private copies of explicit ones, networks' weights as they are."""
+        weights = list(self.guide.parameters()) if isinstance(self.guide, torch.nn.Module) else []
+        owned = {id(weight) for weight in weights}
+        explicit = {}
+        for name, node in params.items():
+            initial = node["args"][1] if len(node["args"]) > 1 else None
+            leaf = node["value"].unconstrained() if hasattr(node["value"], "unconstrained") else None
+            if name in self.sites.design_labels or id(initial) in owned or id(leaf) in owned:
+                continue
+            if isinstance(initial, torch.nn.Parameter):
+                weights.append(initial)
+                owned.add(id(initial))
+            else:
+                explicit[name] = node
+        store = pyro.get_param_store()
+        self.names = list(explicit)
+        self.constraints = [
+            store._constraints.get(name, node["kwargs"].get("constraint") or constraints.real)
+            for name, node in explicit.items()
+        ]
+        self.unconstrained = torch.nn.ParameterList(
+            transform_to(constraint).inv(node["value"]).detach().clone()
+            for constraint, node in zip(self.constraints, explicit.values(), strict=True)
+        )
+        self.weights = torch.nn.ParameterList(weight for weight in weights if weight.requires_grad)
+
+    def _program(self, nodes: Mapping[str, Any]) -> Program:
+        model = self.sites.program
+        nesting = max(
+            [model.max_plate_nesting, *(len(node["fn"].batch_shape) for node in nodes.values())]
+            + [-frame.dim for node in nodes.values() for frame in node["cond_indep_stack"] if frame.vectorized]
+        )
+        # Plates of the guide's own push the outer plate further to the left.
+        self.further_plates = nesting - model.max_plate_nesting
+        singletons = model.design_singletons
+        if singletons is not None:
+            singletons = {name: number + self.further_plates for name, number in singletons.items()}
+        return Program(lambda: None, nesting, model.vectorised, singletons)
+
+    def _score(
+        self,
+        rows: Mapping[str, Tensor],
+        designs: Mapping[str, Tensor],
+        row_designs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        run = self._run(rows, designs, row_designs or {})
+        scores = [run.log_prob(site.name, on_support=True) for site in self.scored]
+        for site, score in zip(self.scored, scores, strict=True):
+            outside = int(torch.isneginf(score).sum())
+            if outside:
+                raise ArithmeticError(
+                    f"guide: {outside} of {score.numel()} simulated values of site '{site.name}' lie outside the "
+                    "support of the guide's distribution, where its log density is -inf, and so is the bound. Change "
+                    "the guide's family to one whose support covers the model's."
+                )
+        return torch.stack(scores).sum(0)
+
+    def _run(
+        self, rows: Mapping[str, Tensor], designs: Mapping[str, Tensor], row_designs: Mapping[str, Tensor]
+    ) -> ProgramRun:
+        num_rows = next(iter(rows.values())).shape[0]
+        values = {site.name: rows[site.name] for site in self.scored}
+        given = {site.name: _seen(site, rows[site.name]) for site in self.sites.observations}
+        shapes = {name: self.sites.shapes[name] for name in values}
+        constants = self.values()
+        if self.program.vectorised:
+            ones = (1,) * self.further_plates
+            laid_out = {name: value.reshape(num_rows, *ones, *self.layouts[name]) for name, value in given.items()}
+            program = replace(self.program, call=lambda: self._call(laid_out), constants=constants)
+            return run_rows(program, num_rows, shapes, designs=designs, row_designs=row_designs, row_values=values)
+        traces: list[Any] = []
+        for row in range(num_rows):
+            pick = lambda table, row=row: {name: value[row : row + 1] for name, value in table.items()}  # noqa: E731
+            own = {name: value[row] for name, value in given.items()}
+            program = replace(self.program, call=lambda own=own: self._call(own), constants=constants)
+            run = run_rows(program, 1, shapes, designs=designs, row_designs=pick(row_designs), row_values=pick(values))
+            traces += run.traces
+        return ProgramRun(tuple(traces), 1, shapes)
+
+    def _score_in_turn(self, rows: Mapping[str, Tensor], designs: Tensor, leading: torch.Size) -> Tensor:
+        """Score a batch of designs one member after the other, where rows cannot have designs of their own."""
+        members = self._unpack_designs(designs.reshape(-1, designs.shape[-1]))
+        scores = []
+        for member in range(leading[1:].numel()):
+            own = {name: value.unflatten(0, (leading[0], -1))[:, member] for name, value in rows.items()}
+            scores.append(self._score(own, {name: value[member] for name, value in members.items()}))
+        return torch.stack(scores, -1)
+
+    def _unpack_designs(self, packed: Tensor) -> dict[str, Tensor]:
         coordinates = [site.transform.inv(site.value) for site in self.sites.designs]
-        pieces = rows.split([own.numel() for own in coordinates], -1)
+        pieces = packed.split([own.numel() for own in coordinates], -1)
         return {
             site.name: site.transform(piece.reshape(-1, *own.shape))
             for site, piece, own in zip(self.sites.designs, pieces, coordinates, strict=True)
             if site.name in self.designs
         }
+
+    def _check_rows(self, sample: JointSample, designs: Mapping[str, Tensor]) -> None:
+        """Raise where scoring rows together and one by one differ; warn of weights that nobody trains."""
+        advice = "Index dimensions from the right, or pass vectorize=False."
+        rows = sample.values
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            try:
+                run = self._run(rows, designs, {})
+                together = torch.stack([run.log_prob(site.name) for site in self.scored]).sum(0)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ValueError(
+                    f"guide: run for {CHECK_SIZE} experiments at once it raised {type(error).__name__}: {error}. "
+                    f"{advice}"
+                ) from error
+        self._warn_unregistered(together)
+        if not self.program.vectorised or isinstance(self.guide, torch.nn.Module) or self.weights:
+            # Dropout and batch norm make networks differ from run to run by intention.
+            return
+        vectorised, self.program = self.program, replace(self.program, vectorised=False)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            run = self._run(rows, designs, {})
+            alone = torch.stack([run.log_prob(site.name) for site in self.scored]).sum(0)
+        self.program = vectorised
+        if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"guide: log densities of {CHECK_SIZE} experiments scored together, {together.tolist()}, differ from "
+                f"those scored one by one, {alone.tolist()}: it mixes experiments. {advice}"
+            )
+
+    def _warn_unregistered(self, score: Tensor) -> None:
+        known = {id(parameter) for parameter in self.parameters()}
+        unknown = [leaf for leaf in _leaves(score) if id(leaf) not in known]
+        if unknown:
+            warnings.warn(
+                f"guide: {len(unknown)} tensors with requires_grad (shapes {[tuple(x.shape) for x in unknown[:4]]}) "
+                "are used but not registered, so they are not trained. Register networks by pyro.module, other "
+                "tensors by pyro.param.",
+                stacklevel=2,
+            )
+
+
+def _seen(site: Site, value: Tensor) -> Tensor:
+    """Return an outcome with zeros where the model's mask says that nothing was measured."""
+    return value if site.measured is None else torch.where(site.measured, value, torch.zeros_like(value))
+
+
+def _layouts(sites: Sites, run: ProgramRun) -> dict[str, torch.Size]:
+    """Return the shape that each outcome has behind the row dimension in a vectorised run of the model."""
+    if not sites.program.vectorised:
+        return {site.name: site.shape for site in sites.observations}
+    nodes = run.traces[0].nodes
+    values = {site.name: nodes[site.name]["value"] for site in sites.observations}
+    return {
+        site.name: site.shape if values[site.name].shape == site.shape else values[site.name].shape[1:]
+        for site in sites.observations
+    }
+
+
+def _check_sites(nodes: Mapping[str, Any], scored: Sequence[Site], of_targets: bool) -> None:
+    role = "target" if of_targets else "outcome"
+    names = [site.name for site in scored]
+    if set(nodes) != set(names):
+        raise ValueError(
+            f"guide: expected it to sample the {role} sites {names} and nothing else, it samples {list(nodes)}."
+        )
+    for site in scored:
+        fn, value = nodes[site.name]["fn"], nodes[site.name]["value"]
+        # A guide may need singletons where the model has none, to get a latent out of a plate's values.
+        if [size for size in value.shape if size != 1] != [size for size in site.shape if size != 1]:
+            raise ValueError(
+                f"guide: site '{site.name}' has shape {tuple(value.shape)}, in the model {tuple(site.shape)}."
+            )
+        is_discrete = bool(base_distribution(fn).support.is_discrete)
+        if is_discrete != site.is_discrete:
+            kinds = ("discrete", "continuous") if is_discrete else ("continuous", "discrete")
+            raise ValueError(
+                f"guide: site '{site.name}' is {kinds[0]} in the guide and {kinds[1]} in the model, so mass and density "
+                "would be compared. Change the guide's family."
+            )
+        if site.transform is not None and _free_dim(fn, value) not in (None, site.packed_dim):
+            raise ValueError(
+                f"guide: site '{site.name}' has {_free_dim(fn, value)} free coordinates in the guide and "
+                f"{site.packed_dim} in the model (a simplex has one less than entries), so their densities cannot be "
+                "compared. Change the guide's family."
+            )
+
+
+def _free_dim(fn: Any, value: Tensor) -> int | None:
+    try:
+        return support_transform(fn).inv(value).numel()
+    except NotImplementedError:
+        return None
+
+
+def _leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the leaf tensors that a result was computed from."""
+    stack, seen = [tensor.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack += [parent for parent, _ in node.next_functions]

@@ -1,7 +1,8 @@
 r"""Two sides from one proposal: ACE below, VNMC above.
 
-The outcome's density is an average of weights :math:`w_l = p(\theta_l)\, p(y \mid \theta_l) / q(\theta_l \mid y)` over draws
-of a proposal q. With :math:`\theta_0` the draw that made y and :math:`\theta_1, ..., \theta_L \sim q(\cdot \mid y)`,
+The outcome's density is an average of weights :math:`w_l = p(\theta_l)\, p(y \mid \theta_l) / q(\theta_l \mid y)` over
+draws of a proposal q. With :math:`\theta_0` the draw that made y and
+:math:`\theta_1, ..., \theta_L \sim q(\cdot \mid y)`,
 
 .. math::
     \mathrm{EIG} \ge \mathbb{E}\Big[\log p(y \mid \theta_0) - \log \frac{1}{L + 1} \sum_{l=0}^{L} w_l\Big]
@@ -11,13 +12,14 @@ of a proposal q. With :math:`\theta_0` the draw that made y and :math:`\theta_1,
 
 Both are exact for any L when q is the posterior, and close as L grows whatever q is, at a few draws where nested Monte
 Carlo, whose proposal is the prior, needs thousands. The proposal is mixed with the prior,
-:math:`q_\alpha = (1 - \alpha) q + \alpha p`, which bounds the weights by :math:`p(y \mid \theta) / \alpha`; it does not cure
-heavy tails of the terms themselves.
+:math:`q_\alpha = (1 - \alpha) q + \alpha p`, which bounds the weights by :math:`p(y \mid \theta) / \alpha`; it does not
+cure heavy tails of the terms themselves.
 
 References:
     Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
-    Bayesian-optimal experiments", Eq. 11 (ACE); Foster et al. (2019), "Variational Bayesian optimal experimental design",
-    Eq. 9 (VNMC); Hesterberg (1995), "Weighted average importance sampling and defensive mixture distributions".
+    Bayesian-optimal experiments", Eq. 11 (ACE); Foster et al. (2019), "Variational Bayesian optimal experimental
+    design", Eq. 9 (VNMC); Hesterberg (1995), "Weighted average importance sampling and defensive mixture
+    distributions".
 """
 
 from __future__ import annotations
@@ -173,14 +175,14 @@ def eig_ace(
             vectorize,
             density,
             summary,
-            dict(
-                num_simulations=num_simulations,
-                num_steps=num_steps,
-                max_steps=max_steps,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                num_samples=2,
-            ),
+            {
+                "num_simulations": num_simulations,
+                "num_steps": num_steps,
+                "max_steps": max_steps,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "num_samples": 2,
+            },
             progress,
         )
         return _evaluate(proposal, num_samples, num_inner_samples, "eig_ace", "lower")
@@ -264,14 +266,14 @@ def eig_vnmc(
             vectorize,
             density,
             summary,
-            dict(
-                num_simulations=num_simulations,
-                num_steps=num_steps,
-                max_steps=max_steps,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                num_samples=2,
-            ),
+            {
+                "num_simulations": num_simulations,
+                "num_steps": num_steps,
+                "max_steps": max_steps,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "num_samples": 2,
+            },
             progress,
         )
         return _evaluate(proposal, num_samples, num_inner_samples, "eig_vnmc", "upper")
@@ -366,7 +368,8 @@ def importance_terms(
         for start in range(0, num_samples, rows):
             sample = sample_joint(sites, min(rows, num_samples - start), designs, likelihood=True)
             own, inner, log_q = _log_weights(sites, designs, density, sample, num_inner, defensive)
-            assert sample.log_likelihood is not None and sample.log_prior is not None  # explicit, without nuisance
+            assert sample.log_likelihood is not None  # the model is explicit
+            assert sample.log_prior is not None  # and has no nuisance
             lower.append(ace_terms(sample.log_likelihood, own, inner))
             upper.append(vnmc_terms(sample.log_likelihood, inner))
             flow.append(log_q - sample.log_prior)
@@ -374,8 +377,8 @@ def importance_terms(
     bad = sum(int((~torch.isfinite(terms)).sum()) for terms in found)
     if bad:
         raise ArithmeticError(
-            f"importance sampling: {bad} of {3 * num_samples} terms are not finite. Train the proposal longer, or raise "
-            "num_inner_samples."
+            f"importance sampling: {bad} of {3 * num_samples} terms are not finite. Train the proposal longer, or "
+            "raise num_inner_samples."
         )
     return found
 
@@ -403,7 +406,8 @@ def _log_weights(
     log_prior, log_likelihood = log_joint(sites, theta.flatten(0, 1), repeated, designs)
     log_prior, log_likelihood = log_prior.reshape(num, num_inner), log_likelihood.reshape(num, num_inner)
     inner = log_prior + log_likelihood - _mixed(log_q, log_prior, defensive)
-    assert sample.log_likelihood is not None and sample.log_prior is not None  # explicit, without nuisance
+    assert sample.log_likelihood is not None  # the model is explicit
+    assert sample.log_prior is not None  # and has no nuisance
     own = sample.log_prior + sample.log_likelihood - _mixed(own_log_q, sample.log_prior, defensive)
     return own, inner, own_log_q
 
@@ -415,7 +419,7 @@ def _mixed(log_q: Tensor, log_prior: Tensor, defensive: float) -> Tensor:
 
 
 def design_context(sites: Sites, designs: Mapping[str, Tensor], density: Any, y: Tensor) -> Tensor:
-    """Return the context of outcomes at one design: with the packed design where the density was trained over several."""
+    """Return the context of outcomes at one design; a density trained over several takes the packed design too."""
     if density.context_dim == y.shape[-1]:
         return y
     return torch.cat([y, pack_designs(sites, designs).expand(*y.shape[:-1], -1)], -1)

@@ -15,7 +15,8 @@ By Jensen's inequality its expectation lies above the truth at any finite M, whe
 
 References:
     Ryan (2003), "Estimating expected information gains for experimental designs with application to the random
-    fatigue-limit model"; Huan and Marzouk (2013), "Simulation-based optimal Bayesian experimental design for nonlinear systems".
+    fatigue-limit model"; Huan and Marzouk (2013), "Simulation-based optimal Bayesian experimental design for nonlinear
+    systems".
 """
 
 from __future__ import annotations

@@ -1,0 +1,175 @@
+r"""Critics: functions T(theta, y) that score how well a target and an outcome go together.
+
+A critic is a module that scores *all pairs* of one batch,
+
+.. math:: \text{critic}(\theta, c)[i, j] = T(\theta_j, c_i),
+
+for targets `(num_theta, *batch, theta_dim)` and contexts (outcomes, with the design behind them where there are
+several) `(num_context, *batch, context_dim)`; each member of `*batch` is a design of its own, and only pairs of the same
+design are scored. Two architectures (Poole et al. 2019, section 3): `SeparableCritic`, an inner product of features,
+where all pairs cost one matrix product; `JointCritic`, a network of the two together, run once for every pair.
+
+References:
+    Poole, Ozair, van den Oord, Alemi and Tucker (2019), "On variational bounds of mutual information".
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_count
+from pyro_voed.densities.contract import evaluating
+from pyro_voed.densities.standardise import Standardise
+
+
+class SeparableCritic(nn.Module):
+    r"""Score pairs by an inner product of features, :math:`f(\theta)^\top g(c) / \sqrt{\text{feature\_dim}}`.
+
+    Args:
+        theta_dim: Dimension of theta.
+        context_dim: Dimension of the context.
+        hidden_dim: Width of the hidden layers of f and g.
+        num_layers: Hidden layers of f and g.
+        feature_dim: Number of features; more can express more concentrated posteriors.
+
+    Example:
+        >>> SeparableCritic(2, 3)(torch.zeros(5, 2), torch.zeros(4, 3)).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(
+        self, theta_dim: int, context_dim: int, *, hidden_dim: int = 128, num_layers: int = 2, feature_dim: int = 32
+    ) -> None:
+        super().__init__()
+        self.theta_dim = check_count(theta_dim, "theta_dim")
+        self.context_dim = check_count(context_dim, "context_dim")
+        self.feature_dim = check_count(feature_dim, "feature_dim")
+        self.theta_features = _network(theta_dim, hidden_dim, num_layers, feature_dim)
+        self.context_features = _network(context_dim, hidden_dim, num_layers, feature_dim)
+
+    def forward(
+        self,
+        theta: Float[Tensor, "num_theta *batch theta_dim"],
+        context: Float[Tensor, "num_context *batch context_dim"],
+    ) -> Float[Tensor, "num_context num_theta *batch"]:
+        """Score all pairs."""
+        features = self.context_features(context).movedim(0, -2)  # (*batch, num_context, feature_dim)
+        scores = features @ self.theta_features(theta).movedim(0, -2).mT
+        return scores.movedim((-2, -1), (0, 1)) / math.sqrt(self.feature_dim)
+
+
+class JointCritic(nn.Module):
+    """Score pairs by one network of theta and context together.
+
+    The first layer is a sum of a part of theta and a part of the context, so that it is computed once for each of
+    them; the others run once for every pair. Without gradients pairs run in chunks.
+
+    Args:
+        theta_dim: Dimension of theta.
+        context_dim: Dimension of the context.
+        hidden_dim: Width of the hidden layers.
+        num_layers: Hidden layers, at least 1.
+        max_pairs: Most pairs of one chunk.
+
+    Example:
+        >>> JointCritic(2, 3)(torch.zeros(5, 2), torch.zeros(4, 3)).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(
+        self, theta_dim: int, context_dim: int, *, hidden_dim: int = 64, num_layers: int = 2, max_pairs: int = 2**16
+    ) -> None:
+        super().__init__()
+        self.theta_dim = check_count(theta_dim, "theta_dim")
+        self.context_dim = check_count(context_dim, "context_dim")
+        self.max_pairs = check_count(max_pairs, "max_pairs")
+        self.theta_part = nn.Linear(theta_dim, hidden_dim, bias=False)
+        self.context_part = nn.Linear(context_dim, hidden_dim)
+        self.rest = nn.Sequential(
+            nn.SiLU(), _network(hidden_dim, hidden_dim, check_count(num_layers, "num_layers") - 1, 1)
+        )
+
+    def forward(
+        self,
+        theta: Float[Tensor, "num_theta *batch theta_dim"],
+        context: Float[Tensor, "num_context *batch context_dim"],
+    ) -> Float[Tensor, "num_context num_theta *batch"]:
+        """Score all pairs."""
+        theta_part, context_part = self.theta_part(theta), self.context_part(context).unsqueeze(1)
+        if torch.is_grad_enabled():
+            return self.rest(theta_part + context_part).squeeze(-1)
+        rows = max(1, self.max_pairs // math.prod(theta.shape[:-1]))
+        return torch.cat([self.rest(theta_part + part).squeeze(-1) for part in context_part.split(rows)])
+
+
+class StandardisedCritic(nn.Module):
+    """Standardise theta and context, summarise the context, then apply a critic; and a baseline log a(context).
+
+    Args:
+        critic: A module that scores all pairs, of standardised theta and summarised context.
+        theta_scaling: Scaling of theta.
+        context_scaling: Scaling of the raw context.
+        summary: A module that maps standardised outcomes `(num, y_dim)` to features `(num, summary_dim)`.
+        num_bypass: How many of the last context entries (designs) the summary does not see.
+        with_baseline: Whether to learn a baseline, which TUBA needs.
+
+    Example:
+        >>> critic = StandardisedCritic(SeparableCritic(2, 3), Standardise(2), Standardise(3), with_baseline=True)
+        >>> critic(torch.zeros(5, 2), torch.zeros(5, 3)).shape, critic.log_baseline(torch.zeros(5, 3)).shape
+        (torch.Size([5, 5]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        theta_scaling: Standardise,
+        context_scaling: Standardise,
+        summary: nn.Module | None = None,
+        *,
+        num_bypass: int = 0,
+        with_baseline: bool = False,
+    ) -> None:
+        super().__init__()
+        self.theta_dim, self.context_dim = theta_scaling.dim, context_scaling.dim
+        self.theta_scaling, self.context_scaling = theta_scaling, context_scaling
+        self.critic, self.summary, self.num_bypass = critic, summary, num_bypass
+        self.baseline: nn.Module | None = None
+        if with_baseline:
+            with torch.no_grad(), evaluating(self):
+                encoded = self.encode(context_scaling.mean.expand(2, -1))
+            self.baseline = _network(encoded.shape[-1], 64, 2, 1)
+
+    def encode(self, context: Float[Tensor, "*batch context_dim"]) -> Float[Tensor, "*batch encoded_dim"]:
+        """Return what the critic sees of a raw context."""
+        standardised = self.context_scaling(context)
+        if self.summary is None:
+            return standardised
+        seen, bypassing = standardised.split([self.context_dim - self.num_bypass, self.num_bypass], -1)
+        summary = self.summary(seen.reshape(-1, seen.shape[-1]))
+        return torch.cat([summary.reshape(*seen.shape[:-1], -1), bypassing], -1)
+
+    def forward(
+        self,
+        theta: Float[Tensor, "num_theta *batch theta_dim"],
+        context: Float[Tensor, "num_context *batch context_dim"],
+    ) -> Float[Tensor, "num_context num_theta *batch"]:
+        """Score all pairs of raw theta and raw context."""
+        return self.critic(self.theta_scaling(theta), self.encode(context))
+
+    def log_baseline(self, context: Float[Tensor, "*batch context_dim"]) -> Float[Tensor, "*batch"]:
+        """Return log a(context), 0 where no baseline is learnt."""
+        if self.baseline is None:
+            return context.new_zeros(context.shape[:-1])
+        return self.baseline(self.encode(context)).squeeze(-1)
+
+
+def _network(in_dim: int, hidden_dim: int, num_layers: int, out_dim: int) -> nn.Sequential:
+    sizes = [in_dim, *[hidden_dim] * num_layers]
+    layers = [
+        part for left, right in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(left, right), nn.SiLU())
+    ]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))

@@ -1,0 +1,328 @@
+"""Figures of estimates, training and design search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from pyro_voed.checks import check_count, check_known
+from pyro_voed.plots.style import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    LINE_STYLES,
+    SIDES,
+    SKY,
+    VERMILLION,
+    axes_or_new,
+    check_shape,
+    to_numpy,
+)
+from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names
+
+
+def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the expected information gain against a scalar design, or beside its companions at a single design.
+
+    The marginal bound, the nested Monte Carlo reference and the certified interval are drawn where the result has
+    them; bands and bars are two standard errors either way.
+
+    Args:
+        result: Estimate at one design, or over a one-dimensional batch of scalar designs.
+        design_label: Which design is the horizontal axis; may be left out where there is only one.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If the batch has more than one dimension, the design is no scalar, or the label is unknown.
+
+    Example:
+        >>> xi = torch.linspace(0.0, 3.0, 7)
+        >>> result = EIGResult(
+        ...     eig=0.5 * torch.log1p(xi**2),
+        ...     standard_error=torch.full((7,), 0.02),
+        ...     bound="lower",
+        ...     estimator="eig_flow",
+        ...     num_simulations=10_000,
+        ...     num_samples=1_000,
+        ...     seconds=1.0,
+        ...     designs={"xi": xi},
+        ...     target_labels=("theta",),
+        ...     observation_labels=("y",),
+        ... )
+        >>> plot_eig(result).get_ylabel()
+        'expected information gain (nats)'
+    """
+    if result.eig.ndim > 1:
+        raise ValueError(
+            f"result: expected one design or a one-dimensional batch, got a batch of shape {tuple(result.eig.shape)}. "
+            "Draw one slice at a time."
+        )
+    estimates = [
+        (estimate, colour, marker)
+        for estimate, colour, marker in (
+            (result, BLUE, "o"),
+            (result.marginal, VERMILLION, "s"),
+            (result.nmc, BLACK, "D"),
+        )
+        if estimate is not None
+    ]
+    if result.eig.numel() == 1:
+        return _eig_at_one_design(result, estimates, axes_or_new(ax, (1.6 + 1.5 * len(estimates), 3.6)))
+    label = _only_label(result.designs, design_label, "design_label")
+    designs = result.designs[label]
+    if designs.numel() != result.eig.numel():
+        raise ValueError(
+            f"design_label: expected a scalar design, but each {label!r} has shape {tuple(designs.shape[1:])}."
+        )
+    ax = axes_or_new(ax)
+    x = to_numpy(designs.flatten())
+    order = x.argsort()
+    x = x[order]
+    if result.interval is not None:
+        low, high = to_numpy(result.interval)[:, order]
+        ax.fill_between(x, low, high, color=GREEN, alpha=0.25, linewidth=0, label="certified interval")
+    for (estimate, colour, marker), style in zip(estimates, LINE_STYLES, strict=False):
+        eig, error = to_numpy(estimate.eig)[order], to_numpy(estimate.standard_error)[order]
+        ax.fill_between(x, eig - 2 * error, eig + 2 * error, color=colour, alpha=0.2, linewidth=0)
+        ax.plot(
+            x, eig, color=colour, linestyle=style, marker=marker if len(x) <= 30 else None, markersize=4,
+            label=_estimate_name(estimate),
+        )  # fmt: skip
+    ax.set(xlabel=label, ylabel="expected information gain (nats)")
+    ax.legend(
+        frameon=False, title="bands: ±2 standard errors", title_fontsize="small", fontsize="small", alignment="left"
+    )
+    return ax
+
+
+def plot_training(history: FitHistory | None, ax: Axes | None = None, smooth: int | None = None) -> Axes:
+    """Draw the minibatch bound of each step, its running mean, validation, and where the learning rate is reduced.
+
+    The view starts at the first percentile of the minibatch bound: the first steps of a fit can be thousands of nats
+    down.
+
+    Args:
+        history: Training record.
+        ax: Axes to draw on; None makes a new figure.
+        smooth: Steps in the running mean; None takes a fiftieth of all steps.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there is no history, or `smooth` exceeds its length.
+
+    Example:
+        >>> history = FitHistory(torch.linspace(-1.0, 1.0, 100), torch.ones(100), "budget", seconds=1.0)
+        >>> plot_training(history).get_xlabel()
+        'step'
+    """
+    if history is None or history.num_steps == 0:
+        raise ValueError("history: nothing was learnt, so there is no training to draw.")
+    num_steps = history.num_steps
+    smooth = max(1, num_steps // 50) if smooth is None else check_count(smooth, "smooth")
+    if smooth > num_steps:
+        raise ValueError(f"smooth: expected at most the {num_steps} steps of the history, got {smooth}.")
+    ax = axes_or_new(ax)
+    bound = to_numpy(history.bound)
+    steps = np.arange(1, num_steps + 1)
+    for number, (start, stop) in enumerate(_runs(to_numpy(history.learning_rate) < 1)):
+        label = "learning rate reduced" if number == 0 else None
+        ax.axvspan(start + 0.5, stop + 0.5, color="0.92", linewidth=0, zorder=0, label=label)
+    ax.plot(steps, bound, color=SKY, linewidth=0.6, alpha=0.8, label="minibatch")
+    running = np.convolve(bound, np.full(smooth, 1 / smooth), mode="valid")
+    ax.plot(steps[smooth - 1 :], running, color=BLUE, linewidth=2, label=f"mean of the last {smooth} steps")
+    shown = [np.quantile(bound, 0.01), bound.max()]
+    if history.validation is not None:
+        validation = to_numpy(history.validation)
+        at = num_steps * np.arange(1, len(validation) + 1) / len(validation)
+        few = len(validation) <= 30
+        ax.plot(
+            at,
+            validation,
+            color=VERMILLION,
+            linestyle="--",
+            marker="s" if few else None,
+            markersize=4,
+            label="validation",
+        )
+        shown += [np.quantile(validation, 0.01), validation.max()]
+    margin = 0.05 * (max(shown) - min(shown)) or 0.5
+    ax.set(xlabel="step", ylabel="bound (nats)", xlim=(1, max(num_steps, 2)))
+    ax.set_ylim(min(shown) - margin, max(shown) + margin)
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def plot_design_path(result: DesignResult, design_label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw each element of a design against the step of the search.
+
+    Args:
+        result: Outcome of a design search.
+        design_label: Which design; may be left out where there is only one.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes: for each element a line, an open circle where the winning start began, a filled one where it ended,
+        and the last value in the legend.
+
+    Raises:
+        ValueError: If the label is unknown, or is left out where there are several.
+
+    Example:
+        >>> steps = torch.arange(0, 101, 10)
+        >>> at_best = EIGResult(
+        ...     eig=torch.tensor(1.2),
+        ...     standard_error=torch.tensor(0.01),
+        ...     bound="lower",
+        ...     estimator="eig_flow",
+        ...     num_simulations=10_000,
+        ...     num_samples=1_000,
+        ...     seconds=1.0,
+        ...     designs={"xi": torch.ones(2)},
+        ...     target_labels=("theta",),
+        ...     observation_labels=("y",),
+        ... )
+        >>> result = DesignResult(
+        ...     designs=at_best.designs,
+        ...     eig=at_best.eig,
+        ...     standard_error=at_best.standard_error,
+        ...     bound="lower",
+        ...     final=at_best,
+        ...     path={"xi": (steps / 100.0).unsqueeze(-1) * torch.ones(2)},
+        ...     path_steps=steps,
+        ...     history=FitHistory(torch.zeros(100), torch.ones(100), "budget", seconds=1.0),
+        ...     start_eigs=torch.tensor([1.2]),
+        ...     num_simulations=10_000,
+        ...     seconds=1.0,
+        ... )
+        >>> plot_design_path(result).get_ylabel()
+        'design xi'
+    """
+    label = _only_label(result.path, design_label, "design_label")
+    path = result.path[label]
+    names = element_names(label, path.shape[1:])
+    values, steps = to_numpy(path.flatten(1) if path.ndim > 1 else path.unsqueeze(1)), to_numpy(result.path_steps)
+    ax = axes_or_new(ax)
+    # Beyond the palette neighbours share a hue: what is read then is the order, not the single line.
+    many = len(names) > len(COLOURS)
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))) if many else COLOURS
+    for index, name in enumerate(names):
+        style = "-" if many else LINE_STYLES[index]
+        column = values[:, index]
+        ax.plot(steps, column, color=colours[index], linestyle=style, label=f"{name} = {column[-1]:.3g}")
+        ax.plot(steps[0], column[0], "o", color=colours[index], markerfacecolor="white", clip_on=False, zorder=3)
+        ax.plot(steps[-1], column[-1], "o", color=colours[index], clip_on=False, zorder=3)
+    ax.set(xlabel="step", ylabel=f"design {label}")
+    ax.legend(frameon=False, fontsize="small", title="at the end", loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return ax
+
+
+def plot_realisations(
+    designs: Tensor,
+    observations: Tensor,
+    ax: Axes | None = None,
+    *,
+    curve_designs: Tensor | None = None,
+    curve_values: Tensor | None = None,
+    design_name: str = "design",
+    observation_name: str = "outcome",
+) -> Axes:
+    """Draw the outcomes of a few experiments at their design points, one colour an experiment.
+
+    Args:
+        designs: Design points, `(num_points,)`.
+        observations: Outcomes, `(num_experiments, num_points)`.
+        ax: Axes to draw on; None makes a new figure.
+        curve_designs: Fine grid for mean curves, `(num_grid,)`.
+        curve_values: Curves over the grid, `(num_curves, num_grid)`. As many as experiments: each in the colour of
+            its experiment; any other number: all grey.
+        design_name: Name of the horizontal axis, with its unit.
+        observation_name: Name of the vertical axis, with its unit.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If shapes do not fit, or only one of the two curve arguments is given.
+
+    Example:
+        >>> points, noise = torch.tensor([1.0, 2.0, 4.0]), 0.1 * torch.randn(5, 3)
+        >>> axes = plot_realisations(points, points / (1 + points) + noise)
+        >>> len(axes.collections)
+        5
+    """
+    check_shape(designs, (None,), "designs")
+    check_shape(observations, (None, len(designs)), "observations")
+    if (curve_designs is None) != (curve_values is None):
+        raise ValueError("curve_designs, curve_values: expected both or neither.")
+    ax = axes_or_new(ax)
+    num_experiments = len(observations)
+    colours = (
+        COLOURS if num_experiments <= len(COLOURS) else plt.get_cmap("viridis")(np.linspace(0, 0.9, num_experiments))
+    )
+    if curve_designs is not None and curve_values is not None:
+        check_shape(curve_designs, (None,), "curve_designs")
+        check_shape(curve_values, (None, len(curve_designs)), "curve_values")
+        matched = len(curve_values) == num_experiments
+        for index, curve in enumerate(to_numpy(curve_values)):
+            ax.plot(to_numpy(curve_designs), curve, color=colours[index] if matched else GREY, linewidth=1.2, alpha=0.8)
+    for index, outcome in enumerate(to_numpy(observations)):
+        marker = "osD^vP"[index % 6]
+        ax.scatter(
+            to_numpy(designs),
+            outcome,
+            color=colours[index],
+            marker=marker,
+            s=28,
+            edgecolor="white",
+            linewidth=0.5,
+            zorder=3,
+            label=f"experiment {index + 1}",
+        )
+    ax.set(xlabel=design_name, ylabel=observation_name)
+    return ax
+
+
+def _only_label(values: Mapping[str, Tensor], label: str | None, argument: str) -> str:
+    if label is not None:
+        check_known([label], values, argument, "design")
+        return label
+    if len(values) != 1:
+        raise ValueError(f"{argument}: expected one of {list(values)}, as there are several designs.")
+    return next(iter(values))
+
+
+def _estimate_name(estimate: EIGResult) -> str:
+    return f"{estimate.estimator} ({SIDES[estimate.bound]})"
+
+
+def _eig_at_one_design(result: EIGResult, estimates: list[tuple[EIGResult, str, str]], ax: Axes) -> Axes:
+    if result.interval is not None:
+        low, high = result.interval.flatten().tolist()
+        ax.axhspan(low, high, color=GREEN, alpha=0.25, linewidth=0, label="certified interval")
+        ax.legend(frameon=False, fontsize="small")
+    for position, (estimate, colour, marker) in enumerate(estimates):
+        ax.errorbar(
+            position, estimate.eig.item(), yerr=2 * estimate.standard_error.item(), color=colour, marker=marker,
+            capsize=4, linestyle="none", label=_estimate_name(estimate),
+        )  # fmt: skip
+    names = [f"{estimate.estimator}\n({SIDES[estimate.bound]})" for estimate, _, _ in estimates]
+    ax.set_xticks(range(len(names)), names, fontsize="small")
+    ax.set(xlim=(-0.5, len(names) - 0.5), ylabel="expected information gain (nats)\nbars: ±2 standard errors")
+    return ax
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Return (first, one past last) of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

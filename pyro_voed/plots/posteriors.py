@@ -1,0 +1,267 @@
+"""Figures of posteriors: pair plots, and the grid of outcomes by parameters.
+
+References:
+    B. W. Silverman (1986), Density estimation for statistics and data analysis, equation 3.31 (bandwidth in one
+    dimension).
+    D. W. Scott (1992), Multivariate density estimation, equation 6.42 (bandwidth in two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from pyro_voed.checks import check_known
+from pyro_voed.plots.style import (
+    BLACK,
+    COLOURS,
+    GREY,
+    LINE_STYLES,
+    check_shape,
+    to_numpy,
+)
+from pyro_voed.results import PosteriorSample, element_names
+
+CONTOUR_MASSES = (0.5, 0.9)
+"""Probability inside each contour of the pair plot."""
+
+
+def plot_posterior_pair(
+    samples: Mapping[str, PosteriorSample | Tensor],
+    *,
+    prior: PosteriorSample | Tensor | None = None,
+    true_values: Mapping[str, Tensor] | Tensor | None = None,
+    column_names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Draw posteriors over each other: marginal densities on the diagonal, contours of each pair below it.
+
+    Contours hold 50 % and 90 % of the draws. Axes cover the posteriors, not the prior.
+
+    Args:
+        samples: Draws under the names for the legend; a plain matrix is `(num_draws, dim)`.
+        prior: Draws of the prior; contours hold 90 %.
+        true_values: Values the outcome was simulated from, by site or one an column, `(dim,)`.
+        column_names: Names for the axes; None takes those of the first sample.
+
+    Returns:
+        The grid of axes, `(dim, dim)`; those above the diagonal are hidden.
+
+    Raises:
+        ValueError: If there are no samples, dimensions differ, or draws are not finite.
+
+    Example:
+        >>> grid = plot_posterior_pair({"flow": torch.randn(500, 2), "NUTS": torch.randn(500, 2)})
+        >>> grid.shape
+        (2, 2)
+    """
+    sets, prior_draws, names = _sample_sets(samples, prior, "samples")
+    truth = _truth(true_values, names)
+    dim = len(names)
+    figure, grid = plt.subplots(
+        dim, dim, squeeze=False, sharex="col", figsize=(1 + 2 * dim, 0.6 + 2 * dim), layout="constrained"
+    )
+    limits = [_limits([draws[:, column] for draws in sets.values()], truth[column]) for column in range(dim)]
+    for row in range(dim):
+        for column in range(dim):
+            ax = grid[row, column]
+            if column > row:
+                ax.set_visible(False)
+                continue
+            ax.set_xlim(limits[column])
+            if column == row:
+                _marginals(ax, {name: draws[:, row] for name, draws in sets.items()}, _column(prior_draws, row))
+            else:
+                ax.set_ylim(limits[row])
+                if prior_draws is not None:
+                    _contours(ax, prior_draws[:, [column, row]], CONTOUR_MASSES[1:], GREY, ":")
+                for (draws, colour), style in zip(zip(sets.values(), COLOURS, strict=False), LINE_STYLES, strict=False):
+                    _contours(ax, draws[:, [column, row]], CONTOUR_MASSES, colour, style)
+            _mark_truth(ax, truth[column], truth[row] if column < row else np.nan)
+    for index, name in enumerate(column_names or names):
+        grid[-1, index].set_xlabel(name)
+        if index > 0:
+            grid[index, 0].set_ylabel(name)
+    _shared_legend(figure, grid[0, 0], dim)
+    return grid
+
+
+def plot_posterior_grid(
+    rows: Sequence[Mapping[str, PosteriorSample | Tensor]],
+    *,
+    prior: PosteriorSample | Tensor | None = None,
+    true_values: Sequence[Mapping[str, Tensor] | Tensor] | None = None,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Draw the marginal posteriors of several outcomes: a row for each outcome, a column for each parameter.
+
+    Args:
+        rows: For each outcome its draws under the names for the legend, such as the flow's and a reference's; a plain
+            matrix is `(num_draws, dim)`.
+        prior: Draws of the prior, shared by all rows.
+        true_values: For each outcome the values it was simulated from, by site or one a column, `(dim,)`.
+        row_names: Names of the outcomes; None numbers them.
+        column_names: Names of the parameters; None takes those of the first sample.
+
+    Returns:
+        The grid of axes, `(num_rows, dim)`.
+
+    Raises:
+        ValueError: If there are no rows, lengths or dimensions differ, or draws are not finite.
+
+    Example:
+        >>> rows = [{"flow": torch.randn(500, 2) + shift} for shift in (-1.0, 1.0)]
+        >>> plot_posterior_grid(rows, prior=3.0 * torch.randn(500, 2)).shape
+        (2, 2)
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one outcome, got none.")
+    for argument, given in (("true_values", true_values), ("row_names", row_names)):
+        if given is not None and len(given) != len(rows):
+            raise ValueError(f"{argument}: expected one entry for each of the {len(rows)} rows, got {len(given)}.")
+    sets = [_sample_sets(row, prior, f"rows[{index}]") for index, row in enumerate(rows)]
+    names = sets[0][2]
+    dim = len(names)
+    if any(len(columns) != dim for _, _, columns in sets):
+        raise ValueError(f"rows: expected the same dimension in all, got {[len(columns) for _, _, columns in sets]}.")
+    figure, grid = plt.subplots(
+        len(rows),
+        dim,
+        squeeze=False,
+        sharex="col",
+        figsize=(1 + 2.4 * dim, 0.7 + 1.5 * len(rows)),
+        layout="constrained",
+    )
+    for index, (row, prior_draws, _) in enumerate(sets):
+        truth = _truth(None if true_values is None else true_values[index], names)
+        for column in range(dim):
+            ax = grid[index, column]
+            _marginals(ax, {name: draws[:, column] for name, draws in row.items()}, _column(prior_draws, column))
+            _mark_truth(ax, truth[column], np.nan)
+        grid[index, 0].set_ylabel(row_names[index] if row_names is not None else f"outcome {index + 1}")
+    for column, name in enumerate(column_names or names):
+        grid[-1, column].set_xlabel(name)
+    _shared_legend(figure, grid[0, 0], dim)
+    return grid
+
+
+def _matrix(sample: PosteriorSample | Tensor, argument: str) -> tuple[np.ndarray, list[str]]:
+    draws = sample.matrix() if isinstance(sample, PosteriorSample) else sample
+    check_shape(draws, (None, None), argument)
+    if not bool(torch.isfinite(draws).all()):
+        raise ValueError(f"{argument}: some draws are not finite. None is left out: find out why.")
+    if len(draws) < 10 or bool((draws == draws[0]).all(0).any()):
+        raise ValueError(f"{argument}: expected at least 10 draws that differ in every column, for a density.")
+    names = sample.columns if isinstance(sample, PosteriorSample) else [f"column {i}" for i in range(draws.shape[1])]
+    return to_numpy(draws.double()), names
+
+
+def _sample_sets(
+    samples: Mapping[str, PosteriorSample | Tensor], prior: PosteriorSample | Tensor | None, argument: str
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, list[str]]:
+    """Return the draws by name, the prior's, and the column names of the first sample."""
+    if not 1 <= len(samples) <= len(COLOURS):
+        raise ValueError(f"{argument}: expected 1 to {len(COLOURS)} samples to draw, got {len(samples)}.")
+    matrices = {name: _matrix(sample, f"{argument}[{name!r}]") for name, sample in samples.items()}
+    prior_matrix = None if prior is None else _matrix(prior, "prior")
+    columns = next(iter(matrices.values()))[1]
+    everything = matrices if prior_matrix is None else matrices | {"prior": prior_matrix}
+    for name, (_, others) in everything.items():
+        if len(others) != len(columns):
+            raise ValueError(
+                f"{argument}: expected dimension {len(columns)} throughout, got {len(others)} in {name!r}."
+            )
+    return {name: draws for name, (draws, _) in matrices.items()}, prior_matrix and prior_matrix[0], columns
+
+
+def _truth(values: Mapping[str, Tensor] | Tensor | None, columns: Sequence[str]) -> np.ndarray:
+    """Return the true value of each column; NaN, which matplotlib does not draw, where there is none."""
+    if values is None:
+        return np.full(len(columns), np.nan)
+    if isinstance(values, Tensor):
+        check_shape(values, (len(columns),), "true_values")
+        return to_numpy(values.double())
+    by_column = {
+        element: number
+        for name, value in values.items()
+        for element, number in zip(element_names(name, value.shape), value.flatten().tolist(), strict=True)
+    }
+    check_known(by_column, columns, "true_values", "column")
+    return np.array([by_column.get(column, np.nan) for column in columns])
+
+
+def _column(draws: np.ndarray | None, column: int) -> np.ndarray | None:
+    return None if draws is None else draws[:, column]
+
+
+def _limits(columns: Sequence[np.ndarray], true_value: float) -> tuple[float, float]:
+    ends = [end for draws in columns for end in np.quantile(draws, (0.002, 0.998))]
+    low, high = np.nanmin([*ends, true_value]), np.nanmax([*ends, true_value])
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
+def _marginals(ax: Axes, columns: Mapping[str, np.ndarray], prior: np.ndarray | None) -> None:
+    if prior is not None:
+        ax.plot(*_density(prior), color=GREY, linestyle=":", label="prior")
+    for index, (name, draws) in enumerate(columns.items()):
+        at, density = _density(draws)
+        ax.plot(at, density, color=COLOURS[index], linestyle=LINE_STYLES[index], label=name)
+        if index == 0:
+            ax.fill_between(at, density, color=COLOURS[index], alpha=0.15, linewidth=0)
+    ax.set_ylim(bottom=0)
+    ax.set_yticks([])
+    ax.spines[["left", "top", "right"]].set_visible(False)
+
+
+def _density(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a grid over the range of the draws, and a Gaussian kernel density on it."""
+    edges = np.linspace(draws.min(), draws.max(), 513)
+    counts, middles, step = np.histogram(draws, edges)[0], 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
+    low, high = np.quantile(draws, (0.25, 0.75))
+    spread = min(draws.std(), (high - low) / 1.349) or draws.std()
+    bandwidth = max(0.9 * spread * len(draws) ** -0.2, step)
+    # What the kernel would put beyond the extreme draws is folded back, so that a uniform prior keeps its edges.
+    images = (middles, 2 * edges[0] - middles, 2 * edges[-1] - middles)
+    kernel = sum(np.exp(-0.5 * ((middles[:, None] - image) / bandwidth) ** 2) for image in images)
+    density = kernel @ counts
+    return middles, density / (density.sum() * step)
+
+
+def _mark_truth(ax: Axes, x: float, y: float) -> None:
+    if np.isfinite(x):
+        ax.axvline(x, color=BLACK, linewidth=1, label="truth")
+    if np.isfinite(y):
+        ax.axhline(y, color=BLACK, linewidth=1)
+
+
+def _contours(ax: Axes, draws: np.ndarray, masses: Sequence[float], colour: str, style: object) -> None:
+    """Draw the regions of highest density that hold `masses`.
+
+    The kernel density is taken in whitened coordinates: along a narrow ridge a kernel with the axes' own widths would
+    blur the ridge away.
+    """
+    centre, factor = draws.mean(0), np.linalg.cholesky(np.cov(draws.T))
+    white = np.linalg.solve(factor, (draws - centre).T).T
+    bandwidth = len(draws) ** (-1 / 6)
+    edges = [np.linspace(w.min() - 3 * bandwidth, w.max() + 3 * bandwidth, 129) for w in white.T]
+    counts = np.histogramdd(white, bins=edges)[0]
+    middles = [0.5 * (edge[1:] + edge[:-1]) for edge in edges]
+    kernels = [np.exp(-0.5 * ((m[:, None] - m[None, :]) / bandwidth) ** 2) for m in middles]
+    density = kernels[0] @ counts @ kernels[1].T
+    ranked = np.sort(density.ravel())[::-1]
+    inside = np.cumsum(ranked) / ranked.sum()
+    levels = sorted(ranked[np.searchsorted(inside, mass)] for mass in masses)
+    u, v = np.meshgrid(*middles, indexing="ij")
+    x, y = centre[0] + factor[0, 0] * u, centre[1] + factor[1, 0] * u + factor[1, 1] * v
+    ax.contour(x, y, density, levels=levels, colors=[colour], linestyles=[style], linewidths=1.3)
+
+
+def _shared_legend(figure: plt.Figure, ax: Axes, num_columns: int) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    columns = len(labels) if num_columns > 1 else 2
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize="small")
