@@ -13,9 +13,8 @@ import argparse
 import pyro
 import torch
 
-from pyro_voed import optimise_design, sample_joint
+from pyro_voed import flow_posterior, nuts_posterior, optimise_design, sample_joint
 from pyro_voed.diagnostics import agreement
-from pyro_voed.inference import flow_posterior, nuts_posterior
 from pyro_voed.problems.michaelis_menten import START_DESIGNS, michaelis_menten
 
 

@@ -24,7 +24,7 @@ def log_mean_exp(values: Tensor, dim: int = -1) -> Tensor:
 
 
 def mean_and_standard_error(
-    terms: Float[Tensor, num_samples * batch],
+    terms: Float[Tensor, "num_samples *batch"],
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Return the mean of independent terms along the first axis, and its standard error.
 
@@ -45,7 +45,7 @@ def mean_and_standard_error(
     return mean, (wide.std(0) / math.sqrt(terms.shape[0])).to(terms.dtype)
 
 
-def pareto_k(terms: Float[Tensor, num_samples * batch]) -> Float[Tensor, "*batch"]:
+def pareto_k(terms: Float[Tensor, "num_samples *batch"]) -> Float[Tensor, "*batch"]:
     """Return the tail index of terms: the larger shape of generalised Pareto fits to their two tails.
 
     A mean of terms with k above 0.5 has no finite variance, and above 0.7 its standard error cannot be trusted in

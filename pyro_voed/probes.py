@@ -25,6 +25,7 @@ from torch import Tensor
 from pyro_voed.programs import (
     Program,
     ProgramRun,
+    base_distribution,
     is_deterministic,
     run_rows,
     sample_nodes,
@@ -334,6 +335,7 @@ def _describe(
         has_density = not deterministic
     except NotImplementedError:
         has_density = False
+    discrete = not value.dtype.is_floating_point or (not deterministic and bool(fn.support.is_discrete))
     dim = value.numel() if transform is None else transform.inv(value).numel()
     if measured is not None:
         transform, dim = None, int(measured.sum())
@@ -342,14 +344,27 @@ def _describe(
         role=role,
         shape=value.shape,
         is_deterministic=deterministic,
-        is_discrete=not value.dtype.is_floating_point or (not deterministic and bool(fn.support.is_discrete)),
+        is_discrete=discrete,
         has_density=has_density,
         has_rsample=deterministic or bool(getattr(fn, "has_rsample", False)),
         transform=transform,
         dependent_support=dependent,
         packed_dim=dim,
+        dtype=value.dtype,
+        support_values=_support_values(fn) if discrete else None,
         measured=measured,
     )
+
+
+def _support_values(fn: Any) -> Tensor | None:
+    base = base_distribution(fn)
+    if not getattr(base, "has_enumerate_support", False) or base.event_shape:
+        return None
+    try:
+        values = base.enumerate_support(expand=False)
+    except NotImplementedError:  # sizes that differ between elements
+        return None
+    return values.flatten() if values.numel() == values.shape[0] else None
 
 
 def _leaks(dependence: _Dependence, targets: tuple[Site, ...], nuisance: list[str]) -> dict[str, str]:

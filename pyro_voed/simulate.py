@@ -7,7 +7,7 @@ given outcomes. Densities are those of the packed vectors, that is in unconstrai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,16 +39,18 @@ class JointSample:
         outcome_log_det: Log of `|d outcome values / d y|`, nats, likewise.
         log_prior: Log density of `theta` under the prior, nats; None where the model does not state it.
         log_likelihood: Log density of `y` given the latents, nats; None where not asked for.
+        score: Log density of draws that carry no gradient themselves, nats; None where not asked for.
         designs: Designs shared by all experiments, or one a member of the batch, packed `(*design_batch, design_dim)`.
         values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
     """
 
     theta: Float[Tensor, "num_samples *design_batch theta_dim"]
     y: Float[Tensor, "num_samples *design_batch y_dim"]
-    log_det: Float[Tensor, num_samples * design_batch]
-    outcome_log_det: Float[Tensor, num_samples * design_batch]
-    log_prior: Float[Tensor, num_samples * design_batch] | None = None
-    log_likelihood: Float[Tensor, num_samples * design_batch] | None = None
+    log_det: Float[Tensor, "num_samples *design_batch"]
+    outcome_log_det: Float[Tensor, "num_samples *design_batch"]
+    log_prior: Float[Tensor, "num_samples *design_batch"] | None = None
+    log_likelihood: Float[Tensor, "num_samples *design_batch"] | None = None
+    score: Float[Tensor, "num_samples *design_batch"] | None = None
     designs: Float[Tensor, "*design_batch design_dim"] | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -74,6 +76,7 @@ def sample_joint(
     designs: Mapping[str, Tensor] | None = None,
     *,
     likelihood: bool = False,
+    score: Sequence[str] = (),
     max_bytes: int = DEFAULT_MEMORY,
 ) -> JointSample:
     """Simulate experiments from prior and model.
@@ -84,6 +87,7 @@ def sample_joint(
         designs: Design values `(*design_batch, *shape)`, the batch shape equal across labels; default: the resolved
             values. Gradients flow to them where the model's sites are reparametrised.
         likelihood: Also return the log density of the outcomes given the latents.
+        score: Sites whose log density is wanted for score-function gradients.
         max_bytes: Without gradients, simulations run in chunks of about this much memory.
 
     Returns:
@@ -102,7 +106,7 @@ def sample_joint(
     designs = {**sites.design_values, **(designs or {})}
     batch = design_batch_shape(sites, designs)
     if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
-        return _sample_chunk(sites, num_samples, designs, batch, likelihood)
+        return _sample_chunk(sites, num_samples, designs, batch, likelihood, score)
     # Site values are what is known; workings of the model are guessed to take seven times as much.
     bytes_per_sample = 8 * max(1, sites.bytes_per_row) * batch.numel()
     chunk = max(1, min(num_samples, max_bytes // bytes_per_sample))
@@ -171,18 +175,23 @@ def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _sample_chunk(
-    sites: Sites, num_samples: int, designs: Mapping[str, Tensor], batch: torch.Size, likelihood: bool
+    sites: Sites,
+    num_samples: int,
+    designs: Mapping[str, Tensor],
+    batch: torch.Size,
+    likelihood: bool,
+    score: Sequence[str] = (),
 ) -> JointSample:
     if not batch:
         run = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
-        return pack_run(sites, run, torch.Size([num_samples]), likelihood)
+        return pack_run(sites, run, torch.Size([num_samples]), likelihood, score=score)
     packed = pack_designs(sites, {name: value.detach() for name, value in designs.items()})
     members = flat_designs(sites, designs)
     if sites.program.design_singletons is None:
         return _loop_over_designs(sites, num_samples, members, batch, likelihood, packed)
     rows = {name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in members.items()}
     run = run_rows(sites.program, num_samples * batch.numel(), sites.shapes, row_designs=rows)
-    return pack_run(sites, run, torch.Size([num_samples, *batch]), likelihood, packed)
+    return pack_run(sites, run, torch.Size([num_samples, *batch]), likelihood, packed, score)
 
 
 def _loop_over_designs(
@@ -197,13 +206,20 @@ def _loop_over_designs(
 
 
 def pack_run(
-    sites: Sites, run: ProgramRun, leading: torch.Size, likelihood: bool, designs: Tensor | None = None
+    sites: Sites,
+    run: ProgramRun,
+    leading: torch.Size,
+    likelihood: bool,
+    designs: Tensor | None = None,
+    score: Sequence[str] = (),
 ) -> JointSample:
     """Pack the rows of a run into a joint sample of leading shape `leading`."""
     theta, log_det = _pack_targets(sites, run)
     y, outcome_log_det = pack_outcomes(sites, run)
     log_prior = _log_prior(sites, run, log_det)
-    log_likelihood = _sum_log_prob(run, sites.observations, outcome_log_det) if likelihood else None
+    observed = [site.name for site in sites.observations]
+    log_likelihood = _sum_log_prob(run, observed, outcome_log_det) if likelihood else None
+    own_score = _sum_log_prob(run, score, torch.zeros_like(log_det)) if score else None
 
     def shaped(rows: Tensor) -> Tensor:
         return rows.reshape(*leading, *rows.shape[1:])
@@ -215,15 +231,16 @@ def pack_run(
         outcome_log_det=shaped(outcome_log_det),
         log_prior=None if log_prior is None else shaped(log_prior),
         log_likelihood=None if log_likelihood is None else shaped(log_likelihood),
+        score=None if own_score is None else shaped(own_score),
         designs=designs,
         values={site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
     )
 
 
-def _sum_log_prob(run: ProgramRun, sites: Iterable[Site], start: Tensor) -> Tensor:
+def _sum_log_prob(run: ProgramRun, names: Iterable[str], start: Tensor) -> Tensor:
     total = start
-    for site in sites:
-        total = total + run.log_prob(site.name)
+    for name in names:
+        total = total + run.log_prob(name)
     return total
 
 
@@ -247,8 +264,8 @@ def _log_prior(sites: Sites, run: ProgramRun, log_det: Tensor) -> Tensor | None:
     if not sites.has_log_prior:
         return None
     # Auxiliary sites of a replaced prior carry the density of the draws that its Delta sites hand on.
-    scored = [*sites.targets, *(site for site in sites.others if site.role == "auxiliary" and site.has_density)]
-    return _sum_log_prob(run, scored, log_det)
+    auxiliary = [site.name for site in sites.others if site.role == "auxiliary" and site.has_density]
+    return _sum_log_prob(run, [*sites.target_labels, *auxiliary], log_det)
 
 
 def pack_outcomes(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
@@ -284,6 +301,7 @@ def _combine(
         outcome_log_det=combine([part.outcome_log_det for part in parts]),
         log_prior=optional([part.log_prior for part in parts]),
         log_likelihood=optional([part.log_likelihood for part in parts]),
+        score=optional([part.score for part in parts]),
         designs=designs,
         values={name: combine([part.values[name] for part in parts]) for name in parts[0].values},
     )
@@ -323,7 +341,7 @@ def put_targets(
         designs=designs,
         row_coordinates={site.name: piece for site, piece in pieces if site.transform is not None},
         row_values={
-            **{site.name: piece.reshape(-1, *site.shape) for site, piece in pieces if site.transform is None},
+            **{site.name: _constrain(site, piece) for site, piece in pieces if site.transform is None},
             **(outcomes or {}),
         },
     )
@@ -335,7 +353,7 @@ def _split(sites: Sites, theta: Tensor) -> tuple[Tensor, ...]:
 
 def _constrain(site: Site, coordinates: Tensor) -> Tensor:
     if site.transform is None:
-        return coordinates.reshape(-1, *site.shape)
+        return coordinates.reshape(-1, *site.shape).to(site.dtype)
     shape = site.transform.inverse_shape(site.shape)
     return site.transform(coordinates.reshape(-1, *shape))
 

@@ -38,6 +38,8 @@ class Site:
             values (deterministic and discrete sites, outcomes whose support depends on latents).
         dependent_support: Its support depends on other latents, so the bijection is rebuilt for every draw.
         packed_dim: Number of its packed coordinates.
+        dtype: Type of its values.
+        support_values: Values that each element of a discrete site can take, where they are finitely many.
         measured: For a masked outcome, which elements are measured, of the site's shape.
     """
 
@@ -51,6 +53,8 @@ class Site:
     transform: Transform | None
     dependent_support: bool
     packed_dim: int
+    dtype: torch.dtype
+    support_values: Tensor | None = None
     measured: Tensor | None = None
 
 

@@ -56,11 +56,18 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer import Importance, Predictive
 
-from pyro_voed import eig_flow, optimise_design, resolve, sample_joint
+from pyro_voed import (
+    eig_flow,
+    flow_guide,
+    flow_posterior,
+    nuts_posterior,
+    optimise_design,
+    resolve,
+    sample_joint,
+)
 from pyro_voed.densities import SplineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.diagnostics import agreement
 from pyro_voed.estimators import ba_terms
-from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.plots import (
     plot_design_path,

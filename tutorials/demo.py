@@ -15,8 +15,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
-from pyro_voed import optimise_design
-from pyro_voed.inference import flow_posterior
+from pyro_voed import flow_posterior, optimise_design
 from pyro_voed.plots import plot_design_path, plot_posterior_grid, plot_realisations, plot_training
 from pyro_voed.problems.michaelis_menten import exact_eig
 

@@ -5,6 +5,7 @@ In the order in which a theta meets them: `standardise` scales it, `gaussian` wh
 `contract` lets foreign densities in.
 """
 
+from pyro_voed.densities.classifier import Classifier, MixedDensity
 from pyro_voed.densities.contract import ConditionalDensity, as_density
 from pyro_voed.densities.coupling import AffineCouplingFlow, SplineCouplingFlow
 from pyro_voed.densities.distribution import FlowDistribution
@@ -13,8 +14,10 @@ from pyro_voed.densities.standardise import Standardise, StandardisedDensity
 
 __all__ = [
     "AffineCouplingFlow",
+    "Classifier",
     "ConditionalDensity",
     "FlowDistribution",
+    "MixedDensity",
     "SplineCouplingFlow",
     "Standardise",
     "StandardisedDensity",

@@ -69,13 +69,13 @@ class AdaptedDensity(nn.Module):
 
     def forward(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
         return self.log_prob(theta, context)
 
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Return the log-density of theta given the context; the batches broadcast."""
         batch_shape = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
         conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))

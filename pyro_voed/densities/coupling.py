@@ -81,13 +81,13 @@ class CouplingFlow(nn.Module):
 
     def forward(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
         return self.log_prob(theta, context)
 
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Return the log-density of theta given the context.
 
         Args:
@@ -102,7 +102,7 @@ class CouplingFlow(nn.Module):
 
     def whiten(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> tuple[Float[Tensor, "... theta_dim"], Float[Tensor, ...]]:
+    ) -> tuple[Float[Tensor, "... theta_dim"], Float[Tensor, "..."]]:
         """Return z, standard normal where the flow is right, and the log-determinant of its Jacobian."""
         _check_last("theta", theta, self.theta_dim)
         features = self._features(context)

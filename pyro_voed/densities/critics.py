@@ -5,8 +5,8 @@ A critic is a module that scores *all pairs* of one batch,
 .. math:: \text{critic}(\theta, c)[i, j] = T(\theta_j, c_i),
 
 for targets `(num_theta, *batch, theta_dim)` and contexts (outcomes, with the design behind them where there are
-several) `(num_context, *batch, context_dim)`; each member of `*batch` is a design of its own, and only pairs of the same
-design are scored. Two architectures (Poole et al. 2019, section 3): `SeparableCritic`, an inner product of features,
+several) `(num_context, *batch, context_dim)`; each member of `*batch` is a design of its own, and only pairs of the
+same design are scored. Two architectures (Poole et al. 2019, section 3): `SeparableCritic`, an inner product of features,
 where all pairs cost one matrix product; `JointCritic`, a network of the two together, run once for every pair.
 
 References:
@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -169,7 +170,5 @@ class StandardisedCritic(nn.Module):
 
 def _network(in_dim: int, hidden_dim: int, num_layers: int, out_dim: int) -> nn.Sequential:
     sizes = [in_dim, *[hidden_dim] * num_layers]
-    layers = [
-        part for left, right in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(left, right), nn.SiLU())
-    ]
+    layers = [part for left, right in pairwise(sizes) for part in (nn.Linear(left, right), nn.SiLU())]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))

@@ -83,7 +83,7 @@ class FlowDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def log_prob(self, value: Float[Tensor, "*#batch theta_dim"]) -> Float[Tensor, ...]:
+    def log_prob(self, value: Float[Tensor, "*#batch theta_dim"]) -> Float[Tensor, "..."]:
         """Return the log-density at the value under the current weights."""
         if self._validate_args:
             self._validate_sample(value)

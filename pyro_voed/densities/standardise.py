@@ -152,13 +152,13 @@ class StandardisedDensity(nn.Module):
 
     def forward(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
         return self.log_prob(theta, context)
 
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Return the log-density of raw theta given the raw context; the batches broadcast."""
         return self.density.log_prob(self.theta_scaling(theta), self.encode(context)) + self.theta_scaling.log_det()
 

@@ -1,13 +1,27 @@
-"""Does the design reach the outcome by a gradient, and only by gradients?
+r"""Design gradients: pathwise where draws are reparametrised, score-function terms where they are not.
 
-A pathwise gradient sees what is reparametrised. A site that depends on a design and whose draws carry no gradient
-would be dropped silently, and the search would climb something else; a design that reaches nothing would not move.
-Both are found here, in one run with gradients on.
+With outcomes (or latents) z that are drawn without `rsample`,
+
+.. math::
+    \nabla_\xi \mathbb{E}_{p(z \mid \xi)}[f(z, \xi)] = \mathbb{E}\big[\nabla_\xi f(z, \xi)
+    + (f(z, \xi) - b)\, \nabla_\xi \log p(z \mid \xi)\big]
+
+for any b that does not depend on the draw itself; here the mean of the other draws' terms. Without the second part
+the gradient would be silently wrong, so one run with gradients on finds the sites that need it, and the designs that
+reach nothing.
+
+References:
+    Williams (1992), "Simple statistical gradient-following algorithms for connectionist reinforcement learning";
+    Kool, van Hoof and Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!".
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import pyro
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.programs import is_deterministic, run_rows, sample_nodes
@@ -16,38 +30,78 @@ from pyro_voed.sites import Sites
 PROBE_ROWS = 5
 
 
-def check_design_gradients(sites: Sites) -> None:
-    """Raise where gradients do not tell how the terms depend on the designs.
+def score_terms(
+    terms: Float[Tensor, "num_samples *batch"], score: Float[Tensor, "num_samples *batch"]
+) -> Float[Tensor, "num_samples *batch"]:
+    """Return terms of the same value whose gradient includes the score-function part.
+
+    Args:
+        terms: Terms of at least two independent draws.
+        score: Log density of the draws that carry no gradient themselves.
+
+    Example:
+        >>> probability = torch.tensor(0.5, requires_grad=True)
+        >>> draws = torch.tensor([0.0, 1.0])
+        >>> score = torch.distributions.Bernoulli(probability).log_prob(draws)
+        >>> score_terms(draws, score).mean().backward()
+        >>> probability.grad  # of the mean of draws, d p / d p
+        tensor(2.)
+    """
+    fixed = terms.detach()
+    baseline = (fixed.sum(0) - fixed) / (terms.shape[0] - 1)
+    return terms + (fixed - baseline) * (score - score.detach())
+
+
+def score_sites(sites: Sites) -> tuple[str, ...]:
+    """Return the sites whose draws carry no gradient though their distribution depends on a design.
 
     Raises:
-        NotImplementedError: If a site that depends on a design has no `rsample`.
+        NotImplementedError: If such a site has no density either, so that no gradient exists.
         ValueError: If a design moves neither outcome nor targets.
     """
+    scored: list[str] = []
     with torch.enable_grad():
         designs = {site.name: site.value.clone().requires_grad_() for site in sites.designs}
         run = run_rows(sites.program, PROBE_ROWS, sites.shapes, designs=designs)
+        reached: set[str] = set()
         for name, node in sample_nodes(run.traces[0]).items():
             if is_deterministic(node) or getattr(node["fn"], "has_rsample", False):
                 continue
             try:
-                log_prob = run.log_prob(name)
+                moving = _reached(run.log_prob(name), designs)
             except NotImplementedError:
-                log_prob = run.value(name)
-            moving = _reached(log_prob, designs)
-            if moving:
-                raise NotImplementedError(
-                    f"site '{name}' ({type(node['fn']).__name__}) depends on design {moving} and its draws carry no "
-                    "gradient, so a pathwise gradient would be wrong. Search over candidate designs with "
-                    "eig_flow(designs=...) instead."
-                )
-        values = [run.value(site.name) for site in (*sites.observations, *sites.targets)]
-        reached = set().union(*(_reached(value, designs) for value in values))
+                _check_moves_alone(sites, name, type(node["fn"]).__name__)
+                continue
+            reached |= set(moving)
+            scored += [name] if moving else []
+        for site in (*sites.observations, *sites.targets):
+            reached |= set(_reached(run.value(site.name), designs))
     idle = [name for name in designs if name not in reached]
     if idle:
         raise ValueError(
             f"no gradient flows from design {idle} to the outcome: the model does not use it there, or uses it outside "
             "torch (NumPy, rounding, detach). Search over candidate designs with eig_flow(designs=...) instead."
         )
+    return tuple(scored)
+
+
+def _check_moves_alone(sites: Sites, name: str, kind: str) -> None:
+    """Refuse a site without rsample and density whose draws change with a design, random numbers being equal."""
+    values = []
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for moved in (False, True):
+            pyro.set_rng_seed(0)
+            run = run_rows(sites.program, PROBE_ROWS, sites.shapes, designs=_designs(sites, moved))
+            values.append(run.value(name))
+    if not torch.equal(*values):
+        raise NotImplementedError(
+            f"site '{name}' ({kind}) depends on a design, and has neither reparametrised draws nor a density, so no "
+            "gradient tells how. Search over candidate designs with eig_flow(designs=...) instead."
+        )
+
+
+def _designs(sites: Sites, moved: bool) -> Mapping[str, Tensor]:
+    return {site.name: site.transform(site.transform.inv(site.value) + 0.1 * moved) for site in sites.designs}
 
 
 def _reached(value: Tensor, designs: dict[str, Tensor]) -> list[str]:

@@ -4,8 +4,8 @@ r"""Design search by gradient: climb a bound jointly in the design and in the de
     \xi^*, \phi^* = \arg\max_{\xi, \phi}\;
     \mathbb{E}_{p(\theta, y \mid \xi)}\big[\log q_\phi(\theta \mid y) - \log p(\theta)\big],
 
-with one stochastic gradient a step for both: the outcome is reparametrised, so the design's gradient flows through the
-simulated outcome into the density. Designs move in unconstrained coordinates (`pyro.param` constraints hold by
+with one stochastic gradient a step for both: where the outcome is reparametrised the design's gradient flows through
+it into the density, elsewhere score-function terms stand in (`gradients`). Designs move in unconstrained coordinates (`pyro.param` constraints hold by
 construction; anything else by a projection after each step). Standardisation follows the moving design, without
 gradient, and is frozen for the cool-down, in which both come to rest. The winning start is chosen, and the reported
 number made, on simulations that took no part in the search.
@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count, check_known, check_positive
 from pyro_voed.densities import StandardisedDensity
-from pyro_voed.design.gradients import check_design_gradients
+from pyro_voed.design.gradients import score_sites, score_terms
 from pyro_voed.estimators.flow import barber_agakov, check_flow_targets, flow_bound, stated_prior
 from pyro_voed.estimators.learning import (
     Budget,
     build_density,
     check_sizes,
+    discrete_values,
     evaluate_terms,
     explain_terms,
     warn_constant,
@@ -43,7 +44,7 @@ from pyro_voed.estimators.learning import (
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names
-from pyro_voed.simulate import sample_joint
+from pyro_voed.simulate import JointSample, sample_joint
 from pyro_voed.sites import DesignSite, Sites
 from pyro_voed.training import Ascent, fit_fresh, kept_on_error
 
@@ -123,7 +124,7 @@ def optimise_design(
     Raises:
         ValueError: If the model has no design, a design does not reach the outcome by a gradient, labels or sizes are
             wrong, or the objective is an upper bound.
-        NotImplementedError: If a site that depends on a design has no reparametrised draws, or a target is discrete.
+        NotImplementedError: If a site that depends on a design has neither reparametrised draws nor a density.
         ArithmeticError: If a term is not finite. This error, like any that ends a run, carries the designs and the
             density as last trained (`error.designs`, `error.density`), with which the search can go on.
 
@@ -163,10 +164,10 @@ def optimise_design(
         if not sites.designs:
             raise ValueError("the model has no design: mark what the experimenter sets with pyro.param.")
         check_flow_targets(sites, prior_entropy)
-        check_design_gradients(sites)
         search = _Search(
             sites=sites,
             objective=objective,
+            scored=score_sites(sites),
             prior_entropy=prior_entropy,
             density=density,
             summary=summary,
@@ -209,6 +210,7 @@ class _Search:
 
     sites: Sites
     objective: Any
+    scored: tuple[str, ...]
     prior_entropy: float | None
     density: Any
     summary: nn.Module | None
@@ -227,7 +229,14 @@ class _Search:
         with torch.no_grad():
             pilot = prepare(sample_joint(sites, 2 * RESCALE_SIZE, designs()))
         warn_constant(sites, pilot)
-        density = build_density(self.density, pilot.theta, pilot.y, num_designs=0, summary=self.summary)
+        density = build_density(
+            self.density,
+            pilot.theta,
+            pilot.y,
+            num_designs=0,
+            summary=self.summary,
+            discrete=discrete_values(sites),
+        )
         ascent = Ascent(
             [
                 {"params": list(density.parameters()), "lr": self.learning_rate},
@@ -238,6 +247,15 @@ class _Search:
         path_steps: list[int] = []
         cooling: list[bool] = []
         needs_likelihood = getattr(self.objective, "needs_likelihood", False)
+
+        def draw() -> JointSample:
+            return prepare(
+                sample_joint(sites, self.batch_size, designs(), likelihood=needs_likelihood, score=self.scored)
+            )
+
+        def terms(sample: JointSample) -> Tensor:
+            plain = self.objective(sample, density)
+            return plain if sample.score is None else score_terms(plain, sample.score)
 
         def record(step: int) -> None:
             path_steps.append(step)
@@ -256,8 +274,8 @@ class _Search:
         learnt = lambda: {"density": density, "designs": {n: v.detach() for n, v in designs().items()}}  # noqa: E731
         with kept_on_error(learnt), pyro.validation_enabled(False):
             history = fit_fresh(
-                lambda: prepare(sample_joint(sites, self.batch_size, designs(), likelihood=needs_likelihood)),
-                lambda sample: self.objective(sample, density),
+                draw,
+                terms,
                 ascent,
                 num_steps=self.num_steps,
                 max_steps=self.max_steps,

@@ -33,6 +33,7 @@ from pyro_voed.estimators.learning import (
     build_density,
     check_sizes,
     default_budget,
+    discrete_values,
     draw_training,
     evaluate_terms,
     train_density,
@@ -78,7 +79,7 @@ class BarberAgakov:
     bound = "lower"
     needs_likelihood = False
 
-    def __call__(self, sample: JointSample, density: Any) -> Float[Tensor, num_samples * design_batch]:
+    def __call__(self, sample: JointSample, density: Any) -> Float[Tensor, "num_samples *design_batch"]:
         """Return the terms."""
         if sample.log_prior is None:
             raise ValueError("the sample has no log prior: the model does not state the density of its targets.")
@@ -225,6 +226,7 @@ def flow_bound(
         pilot.context().reshape(-1, pilot.context().shape[-1]),
         num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
         summary=summary,
+        discrete=discrete_values(sites),
     )
     history = None
     trained.eval()
@@ -272,11 +274,11 @@ def flow_bound(
 
 def check_flow_targets(sites: Sites, prior_entropy: float | None) -> None:
     """Raise NotImplementedError where a flow over the targets gives no bound."""
-    discrete = [site.name for site in sites.targets if site.is_discrete]
-    if discrete:
+    endless = [site.name for site in sites.targets if site.is_discrete and site.support_values is None]
+    if endless:
         raise NotImplementedError(
-            f"targets {discrete} are discrete, and a flow needs continuous ones. Use eig_nmc or eig_marginal, which "
-            "only need the outcome's density, or name other targets."
+            f"targets {endless} are discrete without finitely many values of their own, so no classifier can stand for "
+            "their posterior. Use eig_nmc or eig_marginal, which only need the outcome's density, or other targets."
         )
     if sites.has_log_prior or prior_entropy is not None:
         return

@@ -30,6 +30,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from pyro_voed.caller_state import param_store_kept
 from pyro_voed.checks import as_site_values, check_callable
 from pyro_voed.programs import (
     Program,
@@ -39,7 +40,6 @@ from pyro_voed.programs import (
     run_rows,
     sample_nodes,
     support_transform,
-    trace_program,
 )
 from pyro_voed.simulate import JointSample, pack_run
 from pyro_voed.sites import Site, Sites
@@ -88,12 +88,8 @@ class GuideDensity(torch.nn.Module):
             sample = pack_run(sites, simulated, torch.Size([CHECK_SIZE]), likelihood=False)
             self.layouts = _layouts(sites, simulated)
             single = {site.name: _seen(site, sample.values[site.name][0]) for site in sites.observations}
-            trace = trace_program(Program(lambda: self._call(single)), sites.design_values, {}, None)
-        nodes = {name: node for name, node in sample_nodes(trace).items() if not is_deterministic(node)}
-        _check_sites(nodes, self.scored, of_targets)
-        params = {name: node for name, node in trace.nodes.items() if node["type"] == "param"}
+        params, nodes = self._first_run(single)
         self.designs = {name: value for name, value in designs.items() if name in params}
-        self._register(params)
         if trained and not any(True for _ in self.parameters()):
             raise ValueError("guide: it has no pyro.param besides the designs, so there is nothing to learn.")
         self.program = self._program(nodes)
@@ -188,6 +184,22 @@ class GuideDensity(torch.nn.Module):
         with pyro.settings.context(module_local_params=True) if is_module else nullcontext():
             given = (dict(observations),) if self.of_targets else ()
             return self.guide(*given, *self.args, **self.kwargs)
+
+    def _first_run(self, observations: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Run the guide for one experiment; return its parameter nodes and sites, checked and registered."""
+        store = pyro.get_param_store()
+        with param_store_kept(), torch.no_grad():
+            # The guide may read designs by name alone, and they need not be in the caller's store.
+            for site in self.sites.designs:
+                store.setdefault(site.name, site.value.clone(), site.constraint)
+            with poutine.trace() as recorder:
+                self._call(observations)
+            trace = recorder.trace
+            nodes = {name: node for name, node in sample_nodes(trace).items() if not is_deterministic(node)}
+            _check_sites(nodes, self.scored, self.of_targets)
+            params = {name: node for name, node in trace.nodes.items() if node["type"] == "param"}
+            self._register(params)
+        return params, nodes
 
     def _register(self, params: Mapping[str, Any]) -> None:
         """Make leaves of the parameters: private copies of explicit ones, networks' weights as they are."""

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count, check_positive
-from pyro_voed.densities import SplineCouplingFlow, Standardise, StandardisedDensity, as_density
+from pyro_voed.densities import (
+    Classifier,
+    MixedDensity,
+    SplineCouplingFlow,
+    Standardise,
+    StandardisedDensity,
+    as_density,
+)
 from pyro_voed.results import FitHistory, element_names
 from pyro_voed.simulate import JointSample, design_batch_shape, flat_designs, non_finite_sites, sample_joint
 from pyro_voed.sites import Site, Sites
@@ -52,6 +59,34 @@ class Budget:
     num_samples: int
 
 
+def discrete_values(sites: Sites) -> list[Tensor | None]:
+    """Return, for each packed target entry, the values it can take, None for continuous ones."""
+    entries: list[Tensor | None] = []
+    for site in sites.targets:
+        values = None if site.support_values is None else site.support_values.to(sites.dtype)
+        entries += [values] * site.packed_dim
+    return entries
+
+
+def make_mixed(discrete: list[Tensor | None], values: Tensor) -> Callable[[int, int], nn.Module]:
+    """Return a factory of densities with discrete entries, whose classifiers start at the pilot's frequencies."""
+    is_discrete = torch.tensor([entry is not None for entry in discrete], device=values.device)
+    supports = [entry.to(values) for entry in discrete if entry is not None]
+    columns = values[:, is_discrete].unbind(-1)
+    # One more draw for each value keeps a frequency off zero where the pilot missed it.
+    counts = [(column[:, None] == own).sum(0) + 1.0 for column, own in zip(columns, supports, strict=True)]
+    frequencies = [count / count.sum() for count in counts]
+
+    def make(dim: int, context_dim: int) -> nn.Module:
+        classifier = Classifier(supports, context_dim, frequencies=frequencies)
+        if is_discrete.all():
+            return classifier
+        given = context_dim + sum(classifier.sizes)
+        return MixedDensity(classifier, make_flow(dim - len(supports), given), is_discrete)
+
+    return make
+
+
 def make_flow(dim: int, context_dim: int) -> nn.Module:
     """Return the default density: a spline coupling flow whose width follows the dimensions."""
     size = dim + context_dim
@@ -60,7 +95,13 @@ def make_flow(dim: int, context_dim: int) -> nn.Module:
 
 
 def build_density(
-    given: Any, values: Tensor, context: Tensor, *, num_designs: int, summary: nn.Module | None
+    given: Any,
+    values: Tensor,
+    context: Tensor,
+    *,
+    num_designs: int,
+    summary: nn.Module | None,
+    discrete: list[Tensor | None] | None = None,
 ) -> StandardisedDensity:
     """Return the density to train, its scales taken from a pilot.
 
@@ -71,6 +112,7 @@ def build_density(
         context: Pilot draws of what it is conditioned on, `(num_samples, context_dim)`.
         num_designs: How many of the last context columns are designs, which bypass the summary.
         summary: A learned statistic of the standardised outcome.
+        discrete: For each entry, the values it can take where it is discrete.
 
     Raises:
         ValueError: If a density from an earlier result has other dimensions.
@@ -86,6 +128,13 @@ def build_density(
         return copy.deepcopy(given)
     scales = [Standardise(dim).to(values), Standardise(context_dim).to(values)]
     scales[0].fit_(values)
+    default = make_flow
+    if discrete is not None and any(entry is not None for entry in discrete):
+        default = make_mixed(discrete, values)
+        labels = torch.tensor([entry is not None for entry in discrete], device=values.device)
+        # Discrete entries are labels, compared and not measured.
+        scales[0].mean.masked_fill_(labels, 0.0)
+        scales[0].scale.masked_fill_(labels, 1.0)
     if context_dim:
         scales[1].fit_(context)
     summary = copy.deepcopy(summary)
@@ -93,7 +142,7 @@ def build_density(
     if summary is not None:
         inner_dim = _summary_dim(summary, context[:2, : context_dim - num_designs]) + num_designs
     is_density = hasattr(given, "condition") or isinstance(given, nn.Module)
-    made = copy.deepcopy(given) if is_density else (given or make_flow)(dim, inner_dim)
+    made = copy.deepcopy(given) if is_density else (given or default)(dim, inner_dim)
     density = as_density(made, dim, inner_dim)
     num_bypass = 0 if summary is None else num_designs
     return StandardisedDensity(density, scales[0], scales[1], summary, num_bypass=num_bypass).to(values)

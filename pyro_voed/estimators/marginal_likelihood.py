@@ -250,7 +250,10 @@ def _build(pilot: JointSample, likelihood_density: Any, marginal_density: Any) -
     y = pilot.y.reshape(-1, pilot.y.shape[-1])
     parts = [
         build_density(
-            given, y, context.reshape(len(y), -1), num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
+            given,
+            y,
+            context.reshape(len(y), -1),
+            num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
             summary=None,
         )
         for given, context in zip((likelihood_density, marginal_density), _contexts(pilot), strict=True)

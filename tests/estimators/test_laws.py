@@ -24,7 +24,8 @@ from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_
 
 SIDE = 4.0
 AGREE = 4.5
-STEPS = 400
+STEPS = 150
+"""Enough, at five times the default rate, for a small spline flow to come within 0.15 nats on every case here."""
 
 
 # --- cases with exact answers ---------------------------------------------------------------------------------------
@@ -202,14 +203,25 @@ CASES = {
 }
 
 
+def small_flow(dim, context_dim):
+    return SplineCouplingFlow(dim, context_dim, num_transforms=1, hidden_dim=32)
+
+
+def needs_flow(case, options):
+    """Discrete outcomes have a mass function of their own unless they are spread."""
+    return options.get("dequantise", False) or not (case.model in (poisson, poisson_many) or case.exact < 0.3)
+
+
 def estimate(name, case, **options):
     labels = (case.model, case.outcomes, case.targets)
     options = {"seed": 1, **case.options, **options}
-    with_quiet = {"num_steps": STEPS, "num_samples": 4_000, "progress": False, **options}
+    trained = {"num_steps": STEPS, "num_samples": 4_000, "learning_rate": 1e-2, "progress": False, **options}
+    if name == "marginal" and "guide" in options:
+        return eig_marginal(*labels, **trained)
     if name == "flow":
-        return eig_flow(*labels, **with_quiet)
+        return eig_flow(*labels, **{"density": small_flow, **trained})
     if name == "marginal":
-        return eig_marginal(*labels, **with_quiet)
+        return eig_marginal(*labels, **{"density": small_flow if needs_flow(case, options) else None, **trained})
     if name == "nmc":
         return eig_nmc(*labels, num_outer_samples=2_000, **options)
     return eig_nmc(*labels, num_outer_samples=1_000, num_inner_samples=500, **options)
@@ -398,13 +410,14 @@ def test_independent_nmc_in_chunks_agrees_with_itself():
 @pytest.mark.parametrize("name", ["flow", "nmc"])
 def test_single_runs_agree_with_vectorised_ones(name):
     case = CASES["in a plate"]
-    sizes = {"num_simulations": 800, "num_samples": 800} if name == "flow" else {"num_outer_samples": 300}
+    pool = {"num_simulations": 400, "num_samples": 500, "density": small_flow, "learning_rate": 1e-2}
+    sizes = pool if name == "flow" else {"num_outer_samples": 300}
     function = eig_flow if name == "flow" else eig_nmc
     results = [
         function(case.model, case.outcomes, vectorize=vectorize, seed=1, **sizes) for vectorize in (True, False)
     ]
     error = torch.hypot(*(result.standard_error for result in results))
-    assert abs(results[0].eig - results[1].eig) <= AGREE * error + (0.1 if name == "flow" else 0.03)
+    assert abs(results[0].eig - results[1].eig) <= AGREE * error + (0.2 if name == "flow" else 0.03)
 
 
 # --- batches of designs ---------------------------------------------------------------------------------------------
@@ -414,7 +427,7 @@ DESIGNS = torch.tensor([[0.2, 1.0, 3.0], [0.5, 1.5, 2.0]])
 
 @pytest.mark.parametrize("name", EXPLICIT)
 def test_a_batch_of_designs_keeps_its_shape_and_the_law_of_sides(name):
-    steps = {} if "nmc" in name else {"num_steps": 800}
+    steps = {} if "nmc" in name else {"num_steps": 300}
     result = estimate(name, CASES["scalar"], designs={"xi": DESIGNS}, **steps)
     exact = 0.5 * torch.log1p(DESIGNS**2)
     assert result.eig.shape == result.standard_error.shape == DESIGNS.shape
@@ -426,7 +439,7 @@ def test_a_batch_of_designs_keeps_its_shape_and_the_law_of_sides(name):
 
 @pytest.mark.parametrize("name", EXPLICIT)
 def test_a_batch_of_designs_agrees_with_single_designs(name):
-    steps = {} if "nmc" in name else {"num_steps": 800}
+    steps = {} if "nmc" in name else {"num_steps": 300}
     batched = estimate(name, CASES["scalar"], designs={"xi": DESIGNS[0]}, **steps)
     for member, design in enumerate(DESIGNS[0]):
         alone = estimate(name, CASES["scalar"], designs={"xi": design}, seed=2)
@@ -476,7 +489,7 @@ def gaussian_guide():
 
 
 def test_a_guide_is_fitted_to_the_outcome():
-    result = estimate("marginal", CASES["scalar"], guide=gaussian_guide, num_steps=600, learning_rate=0.02)
+    result = estimate("marginal", CASES["scalar"], guide=gaussian_guide, num_steps=300, learning_rate=0.02)
     exact = scalar_eig()
     assert exact - SIDE * result.standard_error <= result.eig <= exact + 0.05 + SIDE * result.standard_error
     fitted = result.density.values()
@@ -491,7 +504,7 @@ def test_a_guide_of_a_positive_outcome_is_scored_in_the_same_coordinates():
         scale = pyro.param("scale", torch.tensor(1.5), constraint=constraints.positive)
         pyro.sample("y", dist.LogNormal(loc, scale))
 
-    result = estimate("marginal", CASES["positive outcome"], guide=guide, num_steps=600, learning_rate=0.02)
+    result = estimate("marginal", CASES["positive outcome"], guide=guide, num_steps=300, learning_rate=0.02)
     assert abs(result.eig - scalar_eig()) <= 0.05 + SIDE * result.standard_error
 
 
@@ -502,7 +515,7 @@ def test_a_guide_that_reads_the_design():
         pyro.sample("y", dist.Normal(0.0, (xi**2 + noise).sqrt()))
 
     designs = {"xi": torch.tensor([0.5, 2.0])}
-    result = estimate("marginal", CASES["scalar"], guide=guide, designs=designs, num_steps=600, learning_rate=0.02)
+    result = estimate("marginal", CASES["scalar"], guide=guide, designs=designs, num_steps=300, learning_rate=0.02)
     exact = 0.5 * torch.log1p(designs["xi"] ** 2)
     assert ((result.eig - exact).abs() <= 0.03 + SIDE * result.standard_error).all()
 
@@ -542,8 +555,8 @@ def test_a_trained_density_is_used_again_without_training(name):
 
 
 def test_training_goes_on_from_an_earlier_result():
-    poor = estimate("flow", CASES["linear_gaussian"], num_steps=20)
-    better = estimate("flow", CASES["linear_gaussian"], num_steps=300, density=poor.density)
+    poor = estimate("flow", CASES["linear_gaussian"], num_steps=10)
+    better = estimate("flow", CASES["linear_gaussian"], density=poor.density)
     assert better.history.bound[0] > poor.history.bound[0] + 0.1
     assert better.eig > poor.eig + 0.1
 
@@ -572,7 +585,7 @@ def test_a_summary_of_the_outcome():
     summary = torch.nn.Linear(3, 2)
     before = summary.weight.detach().clone()
     case = CASES["linear_gaussian"]
-    result = estimate("flow", case, summary=summary, num_steps=600)
+    result = estimate("flow", case, summary=summary, num_steps=300)
     assert case.exact - 0.15 <= result.eig <= case.exact + SIDE * result.standard_error
     assert torch.equal(summary.weight.detach(), before)
 
@@ -583,14 +596,14 @@ def test_a_summary_of_the_outcome():
 @pytest.mark.parametrize("name", ["flow", "marginal"])
 def test_a_pool_of_simulations_is_enough(name):
     case = CASES["scalar"]
-    result = estimate(name, case, num_steps=None, num_simulations=2_000)
+    result = estimate(name, case, num_steps=None, num_simulations=1_000)
     assert result.history.validation is not None
     assert abs(result.eig - case.exact) <= 0.1 + SIDE * result.standard_error
-    assert 2_000 + 4_000 <= result.num_simulations <= 2_000 + 4_000 + 1_500
+    assert 1_000 + 4_000 <= result.num_simulations <= 1_000 + 4_000 + 1_500
 
 
 def test_a_pool_is_shared_by_a_batch_of_designs():
-    result = estimate("flow", CASES["scalar"], num_steps=None, num_simulations=3_000, designs={"xi": DESIGNS[0]})
+    result = estimate("flow", CASES["scalar"], num_steps=None, num_simulations=1_500, designs={"xi": DESIGNS[0]})
     exact = 0.5 * torch.log1p(DESIGNS[0] ** 2)
     assert ((result.eig - exact).abs() <= 0.15 + SIDE * result.standard_error).all()
 
@@ -602,7 +615,9 @@ def test_steps_and_pool_together_are_refused():
 
 COUNTED = {
     "flow": lambda model: eig_flow(model, "y", num_steps=3, batch_size=8, num_samples=20, vectorize=False),
-    "flow, pool": lambda model: eig_flow(model, "y", num_simulations=40, num_samples=20, vectorize=False),
+    "flow, pool": lambda model: eig_flow(
+        model, "y", num_simulations=40, num_samples=20, vectorize=False, density=small_flow
+    ),
     "flow with references": lambda model: eig_flow(
         lambda: model(), "y", num_steps=3, batch_size=8, num_samples=20, marginal=True, vectorize=False
     ),
@@ -742,6 +757,14 @@ def test_nmc_terms_are_biased_upward_by_half_the_relative_variance():
     ratio = (dist.Normal(1.5 * inner, 1.0).log_prob(y[:, None]) - marginal.log_prob(y)[:, None]).exp()
     expected = 0.5 * ratio.var(1).mean() / num_inner
     assert excess.mean().item() == pytest.approx(expected.item(), rel=0.5)
+
+
+def test_the_default_density_obeys_the_law_too():
+    case = CASES["linear_gaussian"]
+    for name, side in (("flow", 1), ("marginal", -1)):
+        result = estimate(name, case, density=None)
+        assert side * (result.eig - case.exact) <= SIDE * result.standard_error
+        assert abs(result.eig - case.exact) <= 0.1 + SIDE * result.standard_error
 
 
 def test_the_objective_gives_the_terms_that_the_estimate_averages():

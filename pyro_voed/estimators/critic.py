@@ -1,0 +1,526 @@
+r"""Critic bounds: expected information gain by telling joint pairs from shuffled ones.
+
+A critic :math:`T(\theta, y)` is trained to be high where target and outcome come from one experiment and low where
+they come from two. It needs simulations only: no density of outcome or prior, any nuisance sites, targets of any kind.
+With :math:`p = p(\theta, y \mid \xi)` and :math:`\pi = p(\theta)\, p(y \mid \xi)`, for any T and any positive
+baseline a(y),
+
+.. math::
+    \mathrm{EIG} \ge \mathbb{E}_p\big[1 + T - \log a(y)\big] - \mathbb{E}_\pi\big[e^{T} / a(y)\big]
+    \qquad \text{since } \log z \le z / a + \log a - 1 .
+
+* `tuba` learns a(y); tight at :math:`T = \log p(y \mid \theta) + c(y)` with a(y) the average of exp(T).
+* `nwj` fixes a = e (also called MINE-f); tight at :math:`T = 1 + \log p(y \mid \theta) / p(y)`.
+* `info_nce` takes a(y) from the batch. With independent targets :math:`\theta_1 \dots \theta_n`, of which
+  :math:`\theta_i` made :math:`y_i`, it averages :math:`T_{ii} - \log \frac1n \sum_j e^{T_{ij}}`. Its variance is small,
+  but no term exceeds **log n**, so neither does the bound, however large the information.
+* `donsker_varadhan` takes the logarithm outside, :math:`\mathbb{E}_p[T] - \log \mathbb{E}_\pi[e^T]`. The logarithm of
+  an average over a batch lies below that of the expectation (Jensen), so the estimate is biased *upward* off a lower
+  bound: it has no side.
+
+The last terms of `tuba`, `nwj` and `donsker_varadhan` are exponential averages. Their relative variance grows like the
+exponential of the information (Song and Ermon 2020; McAllester and Stratos 2020), so they are trustworthy at small
+information only. The effective sample size of exp(T) over the shuffled pairs says how far: below 100 the estimate is
+marked as not certified.
+
+*Standard errors.* All pairs of a batch are used: pair (i, j) is a joint draw on the diagonal and a product draw off it,
+and products of one batch depend on each other and on the joint terms. The reported number is therefore the mean over
+independent batches, and its standard error comes from the spread of their means, which counts every dependence within
+them. (At the optimal critic the first-order part of the dependence is zero, so that all n(n - 1) products of a batch are
+worth far more than n independent ones.)
+
+References:
+    Nguyen, Wainwright and Jordan (2010), "Estimating divergence functionals and the likelihood ratio by convex risk
+    minimization". Belghazi et al. (2018), "Mutual information neural estimation". Van den Oord, Li and Vinyals (2018),
+    "Representation learning with contrastive predictive coding". Poole, Ozair, van den Oord, Alemi and Tucker (2019),
+    "On variational bounds of mutual information", Eqs. 6 (TUBA), 7 (NWJ), 10 (InfoNCE). McAllester and Stratos (2020),
+    "Formal limitations on the measurement of mutual information". Song and Ermon (2020), "Understanding the limitations
+    of variational mutual information estimators".
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_voed.caller_state import isolated
+from pyro_voed.checks import Labels, check_count
+from pyro_voed.densities import Standardise
+from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic
+from pyro_voed.estimators.learning import Budget, check_sizes, default_budget, explain_terms, warn_constant
+from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
+from pyro_voed.resolve import resolve
+from pyro_voed.results import Bound, EIGResult, FitHistory
+from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
+from pyro_voed.sites import Sites
+from pyro_voed.training import Ascent, fit_fresh, fit_pool, kept_on_error
+
+MINIMAL_EFFECTIVE_SAMPLE_SIZE = 100.0
+SATURATION_MARGIN = 0.5
+PAIRS_AT_ONCE = 2**23
+VALIDATION_FRACTION = 0.1
+
+Scores = Float[Tensor, "num num *batch"]
+"""Critic scores T(theta_j, y_i): outcomes in rows, targets in columns, joint pairs on the diagonal."""
+
+
+def info_nce_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
+    """Return InfoNCE terms, nats: a lower bound on average, none above log(num).
+
+    Args:
+        scores: Scores of all pairs, joint ones on the diagonal.
+
+    Example:
+        >>> info_nce_terms(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))  # pairs told apart: log 2
+        tensor([0.6931, 0.6931])
+    """
+    return _joint(scores) - log_mean_exp(scores, dim=1)
+
+
+def nwj_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
+    """Return Nguyen-Wainwright-Jordan terms (MINE-f), nats, whose mean is a lower bound.
+
+    Args:
+        scores: Scores of all pairs, joint ones on the diagonal.
+
+    Example:
+        >>> nwj_terms(torch.ones(2, 2))  # the best constant score
+        tensor([0., 0.])
+    """
+    return tuba_terms(scores, torch.ones_like(scores[0]))
+
+
+def tuba_terms(scores: Scores, log_baseline: Float[Tensor, " num *batch"]) -> Float[Tensor, " num *batch"]:
+    """Return TUBA terms, nats, whose mean is a lower bound for any baseline.
+
+    Args:
+        scores: Scores of all pairs, joint ones on the diagonal.
+        log_baseline: log a(y_i).
+
+    Example:
+        >>> tuba_terms(torch.full((2, 2), 3.0), torch.full((2,), 3.0))
+        tensor([0., 0.])
+    """
+    return 1.0 + _joint(scores) - log_baseline - (_log_mean_exp_product(scores) - log_baseline).exp()
+
+
+def donsker_varadhan_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
+    """Return Donsker-Varadhan terms, nats, of no guaranteed side: biased upward from a lower bound.
+
+    Args:
+        scores: Scores of all pairs, joint ones on the diagonal.
+
+    Example:
+        >>> donsker_varadhan_terms(torch.tensor([[2.0, 1.0], [1.0, 4.0]]))
+        tensor([1., 3.])
+    """
+    return _joint(scores) - log_mean_exp(_log_mean_exp_product(scores), dim=0)
+
+
+@dataclass(frozen=True)
+class CriticTerms:
+    """Terms of a critic bound, to be given to `eig_critic`.
+
+    Attributes:
+        name: What it is called.
+        terms: Function from scores (and, with `needs_baseline`, log baselines) to terms `(num, *batch)`.
+        bound: Which way the mean of the terms errs.
+        needs_baseline: Whether a log baseline is learnt.
+        exponential: Whether it averages exp(score) over shuffled pairs, so that an effective sample size matters.
+        ceiling: Largest value at a number of pairs; None where there is none.
+    """
+
+    name: str
+    terms: Callable[..., Tensor]
+    bound: Bound
+    needs_baseline: bool = False
+    exponential: bool = True
+    ceiling: Callable[[int], float] | None = None
+
+    def __call__(self, scores: Scores, log_baseline: Tensor | None = None) -> Float[Tensor, " num *batch"]:
+        """Return the terms."""
+        return self.terms(scores, log_baseline) if self.needs_baseline else self.terms(scores)
+
+
+info_nce = CriticTerms("info_nce", info_nce_terms, "lower", exponential=False, ceiling=math.log)
+nwj = CriticTerms("nwj", nwj_terms, "lower")
+tuba = CriticTerms("tuba", tuba_terms, "lower", needs_baseline=True)
+donsker_varadhan = CriticTerms("donsker_varadhan", donsker_varadhan_terms, "neither")
+
+
+@dataclass(frozen=True)
+class CriticBound:
+    """A critic objective: terms from a joint sample and a critic.
+
+    Attributes:
+        terms: Terms from scores.
+
+    Example:
+        >>> from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> critic = StandardisedCritic(SeparableCritic(2, 3), Standardise(2), Standardise(3))
+        >>> CriticBound(info_nce)(sample_joint(resolve(linear_gaussian()), 64), critic).shape
+        torch.Size([64])
+    """
+
+    terms: CriticTerms = info_nce
+    needs_likelihood = False
+
+    @property
+    def bound(self) -> Bound:
+        """Which way the mean of the terms errs."""
+        return self.terms.bound
+
+    def __call__(self, sample: JointSample, critic: StandardisedCritic) -> Tensor:
+        """Return the terms, `(num_samples, *design_batch)`."""
+        context = sample.context()
+        return self.terms(critic(sample.theta, context), critic.log_baseline(context))
+
+
+def eig_critic(
+    model: Callable[..., Any],
+    observation_labels: Labels = None,
+    target_labels: Labels = None,
+    *,
+    terms: CriticTerms = info_nce,
+    design_labels: Labels = None,
+    designs: Mapping[str, Any] | None = None,
+    model_args: Sequence[Any] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    prior: Callable[..., Any] | None = None,
+    critic: Any = SeparableCritic,
+    summary: nn.Module | None = None,
+    num_simulations: int | None = None,
+    num_steps: int | None = None,
+    max_steps: int = 10_000,
+    batch_size: int | None = None,
+    learning_rate: float = 1e-3,
+    num_samples: int | None = None,
+    evaluation_batch_size: int | None = None,
+    vectorize: bool = True,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> EIGResult:
+    """Estimate the expected information gain with a learned critic on joint and shuffled pairs.
+
+    Args:
+        model: A Pyro program of one experiment, explicit or implicit.
+        observation_labels: Outcome sites; default: the sites given with `obs=`.
+        target_labels: Sites to learn about, discrete and deterministic ones included; default: all other latents.
+        terms: `info_nce`, `nwj`, `tuba` or `donsker_varadhan`.
+        design_labels: Design sites.
+        designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with one critic that takes the design
+            along with the outcome; pairs are shuffled within a design.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        prior: A Pyro guide over the latent sites that replaces the model's prior; draws are enough.
+        critic: A factory `(theta_dim, context_dim) -> module` that scores all pairs (`SeparableCritic`,
+            `JointCritic`), such a module, or the critic of an earlier result (its field `density`), which is trained
+            further, or used as it is with `num_steps=0`.
+        summary: A module from standardised outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`.
+        num_simulations: Train on a fixed pool of this many simulations, part of it kept for validation.
+        num_steps: Train for exactly this many steps.
+        max_steps: Most steps on fresh simulations.
+        batch_size: Experiments a step, shared among the designs drawn for it.
+        learning_rate: Peak learning rate.
+        num_samples: Fresh experiments at each design behind the reported number; default 20,000 shared among the
+            designs (at least 2,000 each), 2,000 where experiments are run one by one.
+        evaluation_batch_size: Pairs n in each independent batch of the evaluation, which bounds InfoNCE by log(n);
+            default a sixteenth of `num_samples`, at most 1,024.
+        vectorize: Run experiments together; False runs any model one by one.
+        seed: Seed; None draws one from the global generator.
+        progress: Show progress bars; None shows them on a terminal only.
+
+    Returns:
+        The estimate in nats with its standard error. Except for InfoNCE, `effective_sample_size` is that of exp(critic)
+        over shuffled pairs (the smallest among the designs), and `certified` says of NWJ and TUBA whether it is at
+        least 100.
+
+    Raises:
+        ValueError: If labels, designs or sizes are wrong, or a critic does not fit.
+        ArithmeticError: If a term is not finite; the error carries the critic as last trained (`error.density`).
+
+    Warns:
+        UserWarning: If InfoNCE comes within 0.5 nats of its ceiling, or the effective sample size is below 100.
+
+    References:
+        Van den Oord et al. (2018); Nguyen et al. (2010); Poole et al. (2019); Belghazi et al. (2018).
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> result = eig_critic(linear_gaussian(), "y", "theta", num_steps=200, num_samples=4000, seed=0)
+        >>> result.bound, bool(0.9 < result.eig < 1.25)  # exact: 1.199
+        ('lower', True)
+    """
+    check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
+    if not callable(terms) or not hasattr(terms, "bound"):
+        raise TypeError(f"terms: expected info_nce, nwj, tuba, donsker_varadhan or other CriticTerms, got {terms!r}.")
+    with isolated(seed):
+        started = time.perf_counter()
+        sites = resolve(
+            model,
+            observation_labels,
+            target_labels,
+            design_labels=design_labels,
+            designs=designs,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            prior=prior,
+            vectorize=vectorize,
+        )
+        candidates = candidate_designs(sites, designs)
+        budget = default_budget(
+            sites,
+            design_batch_shape(sites, candidates),
+            num_simulations=num_simulations,
+            num_steps=num_steps,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_samples=num_samples,
+        )
+        size = _evaluation_size(evaluation_batch_size, budget.num_samples)
+        with torch.no_grad():
+            pilot = _pilot(sites, budget, candidates)
+        warn_constant(sites, pilot)
+        trained = _build_critic(critic, pilot, summary, terms)
+        with kept_on_error(lambda: {"density": trained}):
+            history = _train(sites, trained, CriticBound(terms), budget, candidates, pilot, progress)
+            values, log_averages, outcome_range = _evaluate(
+                sites, trained, terms, candidates, size, budget.num_samples // size
+            )
+        eig, standard_error = mean_and_standard_error(values)
+        effective = _effective_sample_size(log_averages, size) if terms.exponential else None
+        _warn(terms, eig, size, effective)
+        return EIGResult(
+            eig=eig,
+            standard_error=standard_error,
+            bound=terms.bound,
+            estimator="eig_critic",
+            num_simulations=sites.program.num_calls,
+            num_samples=size * values.shape[0],
+            seconds=time.perf_counter() - started,
+            designs=candidates,
+            target_labels=sites.target_labels,
+            observation_labels=sites.observation_labels,
+            nuisance_labels=tuple(site.name for site in sites.nuisance),
+            history=history,
+            density=trained,
+            sites=sites,
+            observation_range=outcome_range,
+            effective_sample_size=effective,
+            certified=None
+            if effective is None or terms.bound == "neither"
+            else effective >= MINIMAL_EFFECTIVE_SAMPLE_SIZE,
+        )
+
+
+def _joint(scores: Tensor) -> Tensor:
+    return scores.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+
+
+def _log_mean_exp_product(scores: Tensor) -> Tensor:
+    """Average exp(score) over the shuffled pairs of each outcome; its logarithm, `(num, *batch)`."""
+    num = scores.shape[0]
+    own = torch.eye(num, dtype=torch.bool, device=scores.device).reshape(num, num, *(1,) * (scores.dim() - 2))
+    return scores.masked_fill(own, -torch.inf).logsumexp(1) - math.log(num - 1)
+
+
+def _evaluation_size(given: int | None, num_samples: int) -> int:
+    if given is None:
+        return max(2, min(1_024, num_samples // 16)) if num_samples >= 4 else 2
+    check_count(given, "evaluation_batch_size", 2)
+    if 2 * given > num_samples:
+        raise ValueError(
+            f"evaluation_batch_size: expected at most half of num_samples ({num_samples}), so that two "
+            f"batches give a standard error, got {given}."
+        )
+    return given
+
+
+def _pilot(sites: Sites, budget: Budget, designs: Mapping[str, Tensor]) -> JointSample:
+    """Simulate what the scales are taken from: the pool, where there is one."""
+    num_designs = design_batch_shape(sites, designs).numel()
+    if budget.num_simulations is not None and budget.num_steps != 0:
+        return sample_joint(sites, max(40, budget.num_simulations // num_designs), designs)
+    return sample_joint(sites, max(8, (1_000 if sites.program.vectorised else 200) // num_designs), designs)
+
+
+def _build_critic(given: Any, pilot: JointSample, summary: nn.Module | None, terms: CriticTerms) -> StandardisedCritic:
+    theta = pilot.theta.reshape(-1, pilot.theta.shape[-1])
+    context = pilot.context().reshape(theta.shape[0], -1)
+    if isinstance(given, StandardisedCritic):
+        dims, expected = (given.theta_dim, given.context_dim), (theta.shape[-1], context.shape[-1])
+        if dims != expected:
+            raise ValueError(f"critic: expected one of dimensions {expected}, got {dims}: trained for another model.")
+        if terms.needs_baseline and given.baseline is None:
+            raise ValueError(f"critic: it has no baseline, which {terms.name} needs. Train one with these terms.")
+        return copy.deepcopy(given)
+    scaling, context_scaling = Standardise(theta.shape[-1]).to(theta), Standardise(context.shape[-1]).to(theta)
+    scaling.fit_(theta)
+    context_scaling.fit_(context)
+    num_bypass = 0 if pilot.designs is None or summary is None else pilot.designs.shape[-1]
+
+    def wrap(inner: nn.Module, with_baseline: bool) -> StandardisedCritic:
+        own_summary = copy.deepcopy(summary)
+        made = StandardisedCritic(
+            inner, scaling, context_scaling, own_summary, num_bypass=num_bypass, with_baseline=with_baseline
+        )
+        return made.to(theta)
+
+    inner_dim = wrap(nn.Identity(), False).encode(context[:2]).shape[-1]
+    inner = copy.deepcopy(given) if isinstance(given, nn.Module) else given(theta.shape[-1], inner_dim)
+    critic = wrap(inner, terms.needs_baseline)
+    with torch.no_grad():
+        shape = critic(theta[:3], context[:2]).shape
+    if shape != (2, 3):
+        raise ValueError(
+            f"critic: of 3 targets and 2 contexts expected scores of all pairs, shape (2, 3), got {tuple(shape)}."
+        )
+    return critic
+
+
+def _train(
+    sites: Sites,
+    critic: StandardisedCritic,
+    objective: CriticBound,
+    budget: Budget,
+    designs: Mapping[str, Tensor],
+    pool: JointSample,
+    progress: bool | None,
+) -> FitHistory | None:
+    """Train on fresh simulations, or on the pool where the budget is a pool."""
+    if budget.num_steps == 0:
+        return None
+    ascent = Ascent([{"params": list(critic.parameters()), "lr": budget.learning_rate}])
+    common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": "eig_critic"}
+    critic.train()
+    with pyro.validation_enabled(False):
+        if budget.num_simulations is None:
+            history = fit_fresh(
+                lambda: _draw(sites, budget.batch_size, designs),
+                lambda sample: objective(sample, critic),
+                ascent,
+                num_steps=budget.num_steps,
+                max_steps=budget.max_steps,
+                **common,
+            )
+        else:
+            rows = _pool_rows(pool, budget.batch_size)
+            history = fit_pool(
+                pool,
+                lambda sample: _in_batches(sample, rows, lambda part: objective(part, critic)),
+                ascent,
+                batch_size=rows,
+                validation_fraction=VALIDATION_FRACTION,
+                **common,
+            )
+    critic.eval()
+    return history
+
+
+@torch.no_grad()
+def _draw(sites: Sites, batch_size: int, designs: Mapping[str, Tensor]) -> JointSample:
+    """Simulate one minibatch: several pairs at each of a few designs, since pairs are shuffled within a design."""
+    batch = design_batch_shape(sites, designs)
+    if not batch:
+        return sample_joint(sites, batch_size, designs)
+    chosen = torch.randperm(batch.numel())[:8]
+    own = {name: value[chosen] for name, value in flat_designs(sites, designs).items()}
+    return sample_joint(sites, max(2, batch_size // len(chosen)), own)
+
+
+def _pool_rows(pool: JointSample, batch_size: int) -> int:
+    """Return the rows of a minibatch: enough to shuffle, and none left alone at the end of a pass."""
+    rows = max(64, batch_size // math.prod(pool.theta.shape[1:-1]))
+    training = pool.num_samples - round(VALIDATION_FRACTION * pool.num_samples)
+    while training % rows == 1:
+        rows += 1
+    return rows
+
+
+def _in_batches(sample: JointSample, rows: int, terms: Callable[[JointSample], Tensor]) -> Tensor:
+    """Return the terms of a sample of any size in batches of the size trained with, so that the means compare."""
+    parts = torch.arange(sample.num_samples).tensor_split(max(1, sample.num_samples // rows))
+    return torch.cat([terms(sample[part]) for part in parts])
+
+
+def _evaluate(
+    sites: Sites,
+    critic: StandardisedCritic,
+    terms: CriticTerms,
+    designs: Mapping[str, Tensor],
+    size: int,
+    num_batches: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means of the terms and the log averages of exp(score) / a, of fresh independent batches.
+
+    Both are of shape `(num_batches, *design_batch)`; third, the range of the outcomes.
+    """
+    batch = design_batch_shape(sites, designs)
+    members = max(1, PAIRS_AT_ONCE // size**2)
+    values, averages, ranges = [], [], []
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for _ in range(num_batches):
+            sample = sample_joint(sites, size, designs)
+            theta = sample.theta.reshape(size, batch.numel(), -1)
+            context = sample.context().reshape(size, batch.numel(), -1)
+            for group in torch.arange(batch.numel()).split(members):
+                log_baseline = critic.log_baseline(context[:, group])
+                scores = critic(theta[:, group], context[:, group])
+                own = terms(scores, log_baseline)
+                if not torch.isfinite(own).all():
+                    bad = int((~torch.isfinite(own)).sum())
+                    raise ArithmeticError(
+                        f"eig_critic: {bad} of {own.numel()} terms of the evaluation are not finite. "
+                        f"{explain_terms(sample)}"
+                    )
+                values.append(own.double().mean(0))
+                averages.append(log_mean_exp(_log_mean_exp_product(scores) - log_baseline, dim=0))
+            y = sample.y.reshape(-1, sample.y.shape[-1])
+            ranges.append(torch.stack([y.amin(0), y.amax(0)]))
+    lowest, highest = torch.stack(ranges).unbind(1)
+    means, log_averages = (
+        torch.cat(parts).reshape(num_batches, *batch).to(sites.dtype) for parts in (values, averages)
+    )
+    return means, log_averages, torch.stack([lowest.amin(0), highest.amax(0)])
+
+
+def _effective_sample_size(log_averages: Tensor, size: int) -> float:
+    r"""Return how many independent draws would average exp(score) as well as the shuffled pairs did.
+
+    Of N independent weights of squared coefficient of variation v, Kish's size is :math:`N / (1 + v)`, that is
+    :math:`1 / (1 / N + s^2)` with :math:`s^2 = v / N` the relative variance of their mean. Pairs of one batch are
+    dependent, so s is taken from the batches' means. Smallest among the designs.
+    """
+    averages = (log_averages - log_averages.amax(0)).double().exp()
+    mean, standard_error = mean_and_standard_error(averages)
+    num_pairs = averages.shape[0] * size * (size - 1)
+    return float((1.0 / (1.0 / num_pairs + (standard_error / mean) ** 2)).amin())
+
+
+def _warn(terms: CriticTerms, eig: Tensor, size: int, effective: float | None) -> None:
+    if terms.ceiling is not None and bool((eig > terms.ceiling(size) - SATURATION_MARGIN).any()):
+        warnings.warn(
+            f"eig_critic: {terms.name} cannot exceed {terms.ceiling(size):.2f} nats with {size} pairs in a batch, and "
+            f"the estimate {eig.max().item():.2f} is close to that: the information may be much larger. Raise "
+            "evaluation_batch_size (and num_samples with it), or use eig_flow.",
+            stacklevel=3,
+        )
+    if effective is not None and effective < MINIMAL_EFFECTIVE_SAMPLE_SIZE:
+        warnings.warn(
+            f"eig_critic: the effective sample size of exp(critic) over shuffled pairs is {effective:.1f}, below "
+            f"{MINIMAL_EFFECTIVE_SAMPLE_SIZE:.0f}: the information is too large for {terms.name}, and neither "
+            "estimate nor standard error can be trusted. Use info_nce or eig_flow.",
+            stacklevel=3,
+        )

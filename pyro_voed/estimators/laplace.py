@@ -1,0 +1,361 @@
+r"""The Laplace approximation: expected information gain from curvatures alone, nothing learnt, no inner draws.
+
+The information is the entropy of the prior less the mean entropy of the posterior. The first is a plain Monte Carlo
+mean, and only the second is approximated, by that of the Gaussian with the posterior's mode and curvature:
+
+.. math::
+    \mathrm{EIG}(\xi) = \mathbb{E}_{p(\theta, y \mid \xi)}\big[-\log p(\theta) - H[\theta \mid y]\big]
+    \approx \frac1N \sum_i \Big[-\log p(\theta_i) - \tfrac{d}{2} \log (2 \pi e)
+    + \tfrac12 \log\det \Lambda_i\Big],
+    \qquad \Lambda_i = -\nabla^2_\theta \log p(\theta, y_i) \big|_{\hat\theta_i} .
+
+All in the packed unconstrained coordinates of all targets together, which has two consequences: correlations between
+sites count (a Hessian for each site apart would drop them), and no Gaussian reaches beyond a site's support.
+
+*Error.* Exact where posteriors are Gaussian. With n independent repeats of a measurement the log posterior around its
+mode, in units of its width, is :math:`-z^2/2 + c_3 z^3 + c_4 z^4`, with :math:`c_3 = O(n^{-1/2})` and
+:math:`c_4 = O(1/n)`; to second order its entropy is the Gaussian's plus :math:`15 c_3^2 + 6 c_4`, so the error is O(1/n),
+of either sign. The same expansion gives what is measured here as a check: one draw from each Gaussian, at which the log
+posterior is compared with its parabola. Long et al. evaluate the divergence KL(N(mode, inverse curvature) || prior) with
+the log prior expanded to second order around the mode (their trace term). That expands the prior too, which costs an
+error of the same order and is off by much where the outcome tells little about a target with a prior far from Gaussian;
+their mean of -log p at the mode plus half the trace is, for a Gaussian prior, the mean of -log p at the draw.
+
+*The point* :math:`\hat\theta_i` is the mode nearest to the generating draw, found by damped Newton steps; with no steps
+it is the generating draw itself, for which the mode is replaced at small noise.
+
+References:
+    Long, Scavino, Tempone and Wang (2013), "Fast estimation of expected information gains for Bayesian experimental
+    designs based on Laplace approximations".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_voed.caller_state import isolated
+from pyro_voed.checks import Labels, check_count
+from pyro_voed.estimators.learning import EVALUATION_CHUNK
+from pyro_voed.estimators.nmc import check_explicit
+from pyro_voed.monte_carlo import mean_and_standard_error
+from pyro_voed.resolve import resolve
+from pyro_voed.results import EIGResult
+from pyro_voed.scoring import log_joint
+from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
+from pyro_voed.sites import Sites
+
+LogDensity = Callable[[Tensor], Tensor]
+"""Log densities `(num_rows,)` of vectors `(num_rows, dim)`, each row's of that row alone."""
+
+HALVINGS = 6
+STOP_DECREMENT = 1e-4
+NOT_AT_MODE_DECREMENT = 1e-2
+DEVIATION_NATS, DEVIATION_SHARE = 1.0, 0.1
+
+
+def laplace_terms(
+    log_prior: Float[Tensor, " num_samples"], precision: Float[Tensor, "num_samples dim dim"]
+) -> Float[Tensor, " num_samples"]:
+    """Return Laplace terms, nats, whose mean approximates the expected information gain; NaN where none exists.
+
+    Args:
+        log_prior: Log prior density of the targets that made an outcome.
+        precision: Negative Hessian of their log joint density with that outcome, at the mode, in the same coordinates.
+            Where it is not positive definite there is no Gaussian, and the term is NaN.
+
+    Example:
+        >>> log_prior = torch.tensor([-0.5 * math.log(2 * math.pi * math.e)])  # the mean of a standard normal's
+        >>> laplace_terms(log_prior, torch.tensor([[[4.0]]]))  # log 2
+        tensor([0.6931])
+    """
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    terms = -log_prior - 0.5 * precision.shape[-1] * math.log(2.0 * math.pi * math.e) + half_log_det
+    return torch.where(failed == 0, terms, torch.full_like(terms, torch.nan))
+
+
+def curvature(
+    log_density: LogDensity, theta: Float[Tensor, "num_rows dim"]
+) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, "num_rows dim"], Float[Tensor, "num_rows dim dim"]]:
+    """Return value, gradient and negative Hessian of every row's log density.
+
+    Rows are independent, so the Hessians of all come from `dim` products with the sum of the log densities.
+
+    Example:
+        >>> value, gradient, precision = curvature(lambda x: -x[:, 0] * x[:, 1] ** 2, torch.tensor([[2.0, 3.0]]))
+        >>> gradient, precision
+        (tensor([[ -9., -12.]]), tensor([[[0., 6.],
+                 [6., 4.]]]))
+    """
+    with torch.enable_grad():
+        leaf = theta.detach().clone().requires_grad_()
+        value = log_density(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True, materialize_grads=True)
+        rows = [_row_of_hessian(gradient[:, index], leaf) for index in range(theta.shape[-1])]
+    hessian = torch.stack(rows, dim=-2)
+    return value.detach(), gradient.detach(), -0.5 * (hessian + hessian.mT)
+
+
+def newton_modes(log_density: LogDensity, start: Float[Tensor, "num_rows dim"], num_steps: int) -> Tensor:
+    """Climb from every row's start to a mode by damped Newton steps, `(num_rows, dim)`.
+
+    Negative curvatures are taken by their size, so that every direction leads upwards, and a step is halved until the
+    row's density does not fall.
+
+    Example:
+        >>> newton_modes(lambda x: -(x - 3.0).square().sum(-1), torch.zeros(2, 1), num_steps=1)
+        tensor([[3.],
+                [3.]])
+    """
+    theta = start
+    for _ in range(num_steps):
+        value, gradient, precision = curvature(log_density, theta)
+        step = _ascent_direction(gradient, precision)
+        decrement = 0.5 * (gradient * step).sum(-1)
+        if bool((decrement < STOP_DECREMENT).all()):
+            break
+        theta = _damped(log_density, theta, value, step)
+    return theta
+
+
+def eig_laplace(
+    model: Callable[..., Any],
+    observation_labels: Labels = None,
+    target_labels: Labels = None,
+    *,
+    design_labels: Labels = None,
+    designs: Mapping[str, Any] | None = None,
+    model_args: Sequence[Any] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    prior: Callable[..., Any] | None = None,
+    num_newton_steps: int = 20,
+    num_samples: int | None = None,
+    vectorize: bool = True,
+    seed: int | None = None,
+) -> EIGResult:
+    """Estimate the expected information gain by Gaussian approximations of the posteriors.
+
+    Args:
+        model: A Pyro program of one experiment, differentiable in its targets, whose outcome sites have densities;
+            targets must be all its latents and continuous.
+        observation_labels: Outcome sites, discrete ones included; default: the sites given with `obs=`.
+        target_labels: Sites to learn about; default: all other latent sites.
+        design_labels: Design sites.
+        designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        prior: A Pyro guide over the latent sites that replaces the model's prior; its sites must state densities.
+        num_newton_steps: Most Newton steps from the generating draw to the mode; 0 expands around the draw itself.
+        num_samples: Experiments behind the number; default 5,000 at each design, 200 where experiments are run one by
+            one.
+        vectorize: Run experiments together; False runs any model one by one.
+        seed: Seed; None draws one from the global generator.
+
+    Returns:
+        An estimate in nats that may err to either side, with its Monte Carlo standard error, which knows nothing of
+        the approximation. Warns where the approximation is doubtful: posteriors far from Gaussian, no mode reached,
+        curvatures not positive definite (whose terms are left out, with their count).
+
+    Raises:
+        NotImplementedError: If the outcome has no density, there are nuisance sites, a target is discrete or has no
+            stated density, or the outcome's density is not differentiable in the targets.
+        ArithmeticError: If more than half of the curvatures are not positive definite, or one is not finite.
+
+    References:
+        Long et al. (2013).
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> result = eig_laplace(linear_gaussian(), "y", "theta", num_samples=2_000, seed=0)
+        >>> result.bound, bool(1.1 < result.eig < 1.3)  # exact: 1.199
+        ('neither', True)
+    """
+    check_count(num_newton_steps, "num_newton_steps", 0)
+    if num_samples is not None:
+        check_count(num_samples, "num_samples", 4)
+    with isolated(seed):
+        started = time.perf_counter()
+        sites = resolve(
+            model,
+            observation_labels,
+            target_labels,
+            design_labels=design_labels,
+            designs=designs,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            prior=prior,
+            vectorize=vectorize,
+        )
+        _check_targets(sites)
+        candidates = candidate_designs(sites, designs)
+        if num_samples is None:
+            num_samples = 5_000 if sites.program.vectorised else 200
+        batch = design_batch_shape(sites, candidates)
+        flat = flat_designs(sites, candidates)
+        estimates = []
+        with pyro.validation_enabled(False):
+            for member in range(batch.numel()):
+                own = {name: value[member] for name, value in flat.items()}
+                terms = _member_terms(sites, own, num_samples, num_newton_steps)
+                estimates.append(torch.stack(mean_and_standard_error(terms)))
+        eig, standard_error = torch.stack(estimates, -1).reshape(2, *batch)
+        return EIGResult(
+            eig=eig,
+            standard_error=standard_error,
+            bound="neither",
+            estimator="eig_laplace",
+            num_simulations=sites.program.num_calls,
+            num_samples=num_samples,
+            seconds=time.perf_counter() - started,
+            designs=candidates,
+            target_labels=sites.target_labels,
+            observation_labels=sites.observation_labels,
+            sites=sites,
+        )
+
+
+def _check_targets(sites: Sites) -> None:
+    check_explicit(sites, "eig_laplace")
+    discrete = [site.name for site in sites.targets if site.is_discrete]
+    if discrete:
+        raise NotImplementedError(
+            f"targets {discrete} are discrete and have no curvature. Use eig_nmc or eig_marginal, which only need the "
+            "outcome's density."
+        )
+    if not sites.has_log_prior:
+        unstated = [site.name for site in sites.targets if not site.has_density]
+        raise NotImplementedError(
+            f"eig_laplace needs the prior density of the targets, and {unstated} state none. Name the sites that they "
+            "are computed from as targets."
+        )
+
+
+def _member_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int, num_steps: int) -> Tensor:
+    """Return the terms at one design, those without a Gaussian left out, after warning of what is doubtful."""
+    terms, deviations, decrements = [], [], []
+    for start in range(0, num_samples, EVALUATION_CHUNK):
+        with torch.no_grad():
+            sample = sample_joint(sites, min(EVALUATION_CHUNK, num_samples - start), designs)
+        _check_differentiable(sites, sample, designs)
+
+        def log_density(theta: Tensor, sample: JointSample = sample) -> Tensor:
+            log_prior, log_likelihood = log_joint(sites, theta, sample.values, designs)
+            return log_prior + log_likelihood
+
+        theta = newton_modes(log_density, sample.theta, num_steps)
+        value, gradient, precision = curvature(log_density, theta)
+        _check_finite(value, gradient, precision)
+        assert sample.log_prior is not None  # checked at the door
+        terms.append(laplace_terms(sample.log_prior, precision))
+        deviations.append(_deviation(log_density, theta, value, gradient, precision))
+        decrements.append(0.5 * (gradient * _ascent_direction(gradient, precision)).sum(-1))
+    exists = ~torch.isnan(torch.cat(terms))
+    _report(exists, torch.cat(deviations)[exists], torch.cat(decrements)[exists], num_steps)
+    return torch.cat(terms)[exists]
+
+
+def _check_differentiable(sites: Sites, sample: JointSample, designs: Mapping[str, Tensor]) -> None:
+    with torch.enable_grad():
+        log_prior, log_likelihood = log_joint(
+            sites, sample.theta.detach().clone().requires_grad_(), sample.values, designs
+        )
+    if not log_likelihood.requires_grad:
+        raise NotImplementedError(
+            "eig_laplace needs an outcome density that is differentiable in the targets; this model cuts gradients off "
+            "(detach, NumPy or an integer in between). Use eig_flow or eig_nmc."
+        )
+    assert sample.log_prior is not None  # checked at the door
+    if not torch.allclose(log_prior.detach(), sample.log_prior, rtol=1e-2, atol=1e-2):
+        raise NotImplementedError(
+            "eig_laplace needs a prior whose sites state their densities; this one hands on draws made elsewhere "
+            "(Delta sites, as automatic guides have). Use eig_flow, or a prior of plain sample sites."
+        )
+
+
+def _check_finite(value: Tensor, gradient: Tensor, precision: Tensor) -> None:
+    finite = torch.isfinite(torch.cat([value.unsqueeze(-1), gradient, precision.flatten(1)], -1)).all(-1)
+    if not finite.all():
+        raise ArithmeticError(
+            f"eig_laplace: {int((~finite).sum())} of {len(finite)} log joint densities, or their derivatives, are not "
+            "finite. Look for square roots and logarithms at 0, and for outcomes on the edge of their support."
+        )
+
+
+def _row_of_hessian(gradient: Tensor, leaf: Tensor) -> Tensor:
+    if not gradient.requires_grad:
+        return torch.zeros_like(leaf)
+    (row,) = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, materialize_grads=True)
+    return row
+
+
+def _ascent_direction(gradient: Tensor, precision: Tensor) -> Tensor:
+    """Solve with the curvatures' absolute values; zero for rows that are not finite."""
+    finite = torch.isfinite(precision).flatten(1).all(-1) & torch.isfinite(gradient).all(-1)
+    safe = torch.where(finite[:, None, None], precision, torch.eye(precision.shape[-1]).to(precision))
+    curvatures, axes = torch.linalg.eigh(safe)
+    sizes = curvatures.abs()
+    sizes = torch.maximum(sizes, 1e-6 * sizes.amax(-1, keepdim=True)).clamp_min(torch.finfo(sizes.dtype).tiny)
+    slopes = torch.where(finite[:, None], gradient, torch.zeros_like(gradient)).unsqueeze(-2) @ axes
+    return (slopes / sizes.unsqueeze(-2) * axes).sum(-1)
+
+
+def _damped(log_density: LogDensity, theta: Tensor, value: Tensor, step: Tensor) -> Tensor:
+    """Return rows moved by the longest of the halved steps at which the density does not fall."""
+    moved, undecided = theta, torch.ones_like(value, dtype=torch.bool)
+    tolerance = 1e-6 * value.abs()
+    for halving in range(HALVINGS):
+        trial = theta + 0.5**halving * step
+        with torch.no_grad():
+            accepted = undecided & (log_density(trial) >= value - tolerance)
+        moved = torch.where(accepted.unsqueeze(-1), trial, moved)
+        undecided = undecided & ~accepted
+        if not undecided.any():
+            break
+    return moved
+
+
+def _deviation(
+    log_density: LogDensity, theta: Tensor, value: Tensor, gradient: Tensor, precision: Tensor
+) -> Float[Tensor, " num_rows"]:
+    """Return log density less its parabola, nats, at one draw from each row's Gaussian."""
+    factor, _ = torch.linalg.cholesky_ex(precision)
+    z = torch.randn_like(theta)
+    shift = torch.linalg.solve_triangular(factor.mT, z.unsqueeze(-1), upper=True).squeeze(-1)
+    shift = torch.nan_to_num(shift, nan=0.0, posinf=0.0, neginf=0.0)
+    with torch.no_grad():
+        parabola = value + (gradient * shift).sum(-1) - 0.5 * z.square().sum(-1)
+        return log_density(theta + shift) - parabola
+
+
+def _report(exists: Tensor, deviations: Tensor, decrements: Tensor, num_steps: int) -> None:
+    missing, total = int((~exists).sum()), len(exists)
+    if 2 * missing > total:
+        raise ArithmeticError(
+            f"eig_laplace: {missing} of {total} curvatures are not positive definite, so most posteriors have no "
+            "Gaussian approximation here. Use another estimator, or more num_newton_steps."
+        )
+    doubts = []
+    if missing:
+        doubts.append(
+            f"{missing} of {total} curvatures are not positive definite; their terms are left out, which biases it"
+        )
+    far = int((decrements > NOT_AT_MODE_DECREMENT).sum())
+    if num_steps and far > 0.01 * total:
+        doubts.append(f"{far} of {total} searches did not reach a mode in {num_steps} Newton steps")
+    share = (~(deviations.abs() <= DEVIATION_NATS)).double().mean().item()
+    if share > DEVIATION_SHARE:
+        doubts.append(
+            f"{share:.0%} of posteriors differ from their Gaussian by more than {DEVIATION_NATS:g} nat at a draw from "
+            "it (skewed, bounded or with several modes)"
+        )
+    if doubts:
+        warnings.warn(f"the Laplace approximation is doubtful: {'; '.join(doubts)}.", stacklevel=4)
