@@ -207,6 +207,23 @@ class ProgramRun:
             parts.append(self._row_sum(scale_and_mask(score(node["fn"], node["value"]), mask=node["mask"])))
         return torch.cat(parts)
 
+    def control(self, name: str) -> Tensor | None:
+        """Return the site's log density plus its entropy, nats, `(num_rows,)`, whose expectation is exactly zero.
+
+        Given what the site depends on, E[log p] = -H. None where the distribution states no entropy.
+        """
+        parts = []
+        for trace in self.traces:
+            node = trace.nodes[name]
+            if node["mask"] is not None:
+                return None
+            try:
+                control = node["fn"].log_prob(node["value"]) + node["fn"].entropy()
+            except NotImplementedError:
+                return None
+            parts.append(self._row_sum(control))
+        return torch.cat(parts)
+
     def unconstrained(self, name: str, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
         """Return unconstrained coordinates `(num_rows, dim)` and log `|d value / d coordinates|` `(num_rows,)`.
 

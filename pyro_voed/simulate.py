@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from pyro_voed.programs import (
     ProgramRun,
     base_distribution,
-    log_prob_on_support,
     run_rows,
 )
 from pyro_voed.sites import Site, Sites
@@ -40,6 +40,8 @@ class JointSample:
         log_prior: Log density of `theta` under the prior, nats; None where the model does not state it.
         log_likelihood: Log density of `y` given the latents, nats; None where not asked for.
         score: Log density of draws that carry no gradient themselves, nats; None where not asked for.
+        controls: Quantities of expectation zero that go along with the draws, for variance reduction; None where not
+            asked for.
         designs: Designs shared by all experiments, or one a member of the batch, packed `(*design_batch, design_dim)`.
         values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
     """
@@ -51,6 +53,7 @@ class JointSample:
     log_prior: Float[Tensor, "num_samples *design_batch"] | None = None
     log_likelihood: Float[Tensor, "num_samples *design_batch"] | None = None
     score: Float[Tensor, "num_samples *design_batch"] | None = None
+    controls: Float[Tensor, "num_samples *design_batch num_controls"] | None = None
     designs: Float[Tensor, "*design_batch design_dim"] | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -77,6 +80,7 @@ def sample_joint(
     *,
     likelihood: bool = False,
     score: Sequence[str] = (),
+    controls: bool = False,
     max_bytes: int = DEFAULT_MEMORY,
 ) -> JointSample:
     """Simulate experiments from prior and model.
@@ -88,6 +92,7 @@ def sample_joint(
             values. Gradients flow to them where the model's sites are reparametrised.
         likelihood: Also return the log density of the outcomes given the latents.
         score: Sites whose log density is wanted for score-function gradients.
+        controls: Also return controls for `monte_carlo.controlled_mean`.
         max_bytes: Without gradients, simulations run in chunks of about this much memory.
 
     Returns:
@@ -105,13 +110,14 @@ def sample_joint(
     """
     designs = {**sites.design_values, **(designs or {})}
     batch = design_batch_shape(sites, designs)
+    pack = partial(pack_run, sites, likelihood=likelihood, score=score, controls=controls)
     if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
-        return _sample_chunk(sites, num_samples, designs, batch, likelihood, score)
+        return _sample_chunk(sites, num_samples, designs, batch, pack)
     # Site values are what is known; workings of the model are guessed to take seven times as much.
     bytes_per_sample = 8 * max(1, sites.bytes_per_row) * batch.numel()
     chunk = max(1, min(num_samples, max_bytes // bytes_per_sample))
     parts = [
-        _sample_chunk(sites, min(chunk, num_samples - start), designs, batch, likelihood)
+        _sample_chunk(sites, min(chunk, num_samples - start), designs, batch, pack)
         for start in range(0, num_samples, chunk)
     ]
     return parts[0] if len(parts) == 1 else _combine(parts, torch.cat, parts[0].designs)
@@ -175,34 +181,22 @@ def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _sample_chunk(
-    sites: Sites,
-    num_samples: int,
-    designs: Mapping[str, Tensor],
-    batch: torch.Size,
-    likelihood: bool,
-    score: Sequence[str] = (),
+    sites: Sites, num_samples: int, designs: Mapping[str, Tensor], batch: torch.Size, pack: Callable[..., JointSample]
 ) -> JointSample:
     if not batch:
-        run = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
-        return pack_run(sites, run, torch.Size([num_samples]), likelihood, score=score)
+        return pack(run_rows(sites.program, num_samples, sites.shapes, designs=designs), torch.Size([num_samples]))
     packed = pack_designs(sites, {name: value.detach() for name, value in designs.items()})
     members = flat_designs(sites, designs)
     if sites.program.design_singletons is None:
-        return _loop_over_designs(sites, num_samples, members, batch, likelihood, packed)
+        parts = []
+        for member in range(batch.numel()):
+            own = {name: value[member] for name, value in members.items()}
+            run = run_rows(sites.program, num_samples, sites.shapes, designs=own)
+            parts.append(pack(run, torch.Size([num_samples])))
+        return _combine(parts, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
     rows = {name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in members.items()}
     run = run_rows(sites.program, num_samples * batch.numel(), sites.shapes, row_designs=rows)
-    return pack_run(sites, run, torch.Size([num_samples, *batch]), likelihood, packed, score)
-
-
-def _loop_over_designs(
-    sites: Sites, num_samples: int, members: Mapping[str, Tensor], batch: torch.Size, likelihood: bool, packed: Tensor
-) -> JointSample:
-    parts = []
-    for member in range(batch.numel()):
-        own = {name: value[member] for name, value in members.items()}
-        run = run_rows(sites.program, num_samples, sites.shapes, designs=own)
-        parts.append(pack_run(sites, run, torch.Size([num_samples]), likelihood))
-    return _combine(parts, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
+    return pack(run, torch.Size([num_samples, *batch]), designs=packed)
 
 
 def pack_run(
@@ -210,8 +204,10 @@ def pack_run(
     run: ProgramRun,
     leading: torch.Size,
     likelihood: bool,
+    *,
     designs: Tensor | None = None,
     score: Sequence[str] = (),
+    controls: bool = False,
 ) -> JointSample:
     """Pack the rows of a run into a joint sample of leading shape `leading`."""
     theta, log_det = _pack_targets(sites, run)
@@ -232,9 +228,19 @@ def pack_run(
         log_prior=None if log_prior is None else shaped(log_prior),
         log_likelihood=None if log_likelihood is None else shaped(log_likelihood),
         score=None if own_score is None else shaped(own_score),
+        controls=shaped(run_controls(sites, run)) if controls else None,
         designs=designs,
         values={site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
     )
+
+
+def run_controls(sites: Sites, run: ProgramRun) -> Tensor:
+    """Return controls, of expectation zero, of all random sites that state an entropy, `(num_rows, num_controls)`."""
+    names = [site.name for site in (*sites.targets, *sites.observations, *sites.nuisance) if site.has_density]
+    columns = [column for column in (run.control(name) for name in names) if column is not None]
+    if columns:
+        return torch.stack(columns, -1)
+    return torch.zeros(len(run.traces) * run.rows_per_trace, 0, dtype=sites.dtype, device=sites.device)
 
 
 def _sum_log_prob(run: ProgramRun, names: Iterable[str], start: Tensor) -> Tensor:
@@ -302,6 +308,7 @@ def _combine(
         log_prior=optional([part.log_prior for part in parts]),
         log_likelihood=optional([part.log_likelihood for part in parts]),
         score=optional([part.score for part in parts]),
+        controls=optional([part.controls for part in parts]),
         designs=designs,
         values={name: combine([part.values[name] for part in parts]) for name in parts[0].values},
     )
@@ -369,39 +376,3 @@ def non_finite_sites(sample: JointSample) -> str:
         if not found and tensor is not None and (bad := int((~torch.isfinite(tensor)).sum())):
             found.append(f"{name} has {bad} of {tensor.numel()} values not finite")
     return "; ".join(found)
-
-
-def outcome_log_likelihood(run: ProgramRun, sites: Sites) -> Tensor:
-    """Return the log density of the run's outcomes, nats, `(num_rows,)`, -inf where one lies outside its support."""
-    return torch.stack([run.log_prob(site.name, on_support=True) for site in sites.observations]).sum(0)
-
-
-def pairwise_log_likelihood(
-    sites: Sites, outcomes: Mapping[str, Tensor], inner: ProgramRun
-) -> Float[Tensor, "num_outer num_inner"]:
-    """Return log p(outcome i given the latents of run j), nats, for all pairs.
-
-    The distributions that the inner run stands at are scored at every outcome, so the model is not run again. Only
-    for models whose outcome sites do not depend on each other's values (`Sites.linked_outcomes` is False).
-
-    Args:
-        sites: A resolved explicit model.
-        outcomes: Outcome values, `(num_outer, *shape)` each.
-        inner: The run whose latents are the inner draws.
-    """
-    scores = [
-        torch.cat([_score_outcomes(trace, site, outcomes[site.name]) for trace in inner.traces], 1)
-        for site in sites.observations
-    ]
-    return scores[0] if len(scores) == 1 else torch.stack(scores).sum(0)
-
-
-def _score_outcomes(trace: Any, site: Site, outcomes: Tensor) -> Tensor:
-    node = trace.nodes[site.name]
-    # One run alone has no row dimension; the dimension put in front of its layout stands for it.
-    own = node["value"].shape
-    rows, layout = (1, own) if own == site.shape else (own[0], own[1:])
-    log_prob = log_prob_on_support(node["fn"], outcomes.reshape(outcomes.shape[0], 1, *layout))
-    if node["mask"] is not None:
-        log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros_like(log_prob))
-    return log_prob.reshape(outcomes.shape[0], rows, -1).sum(-1)

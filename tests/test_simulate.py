@@ -12,7 +12,8 @@ from pyro.distributions import constraints
 from pyro_voed import resolve, sample_joint
 from pyro_voed.problems import implicit_toy, linear_gaussian, michaelis_menten
 from pyro_voed.programs import run_rows, sample_nodes
-from pyro_voed.simulate import pack_run, pairwise_log_likelihood, unpack_targets
+from pyro_voed.scoring import pairwise_log_likelihood
+from pyro_voed.simulate import pack_run, unpack_targets
 
 Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""

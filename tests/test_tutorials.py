@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.py"))
+# Half a minute each on a quiet machine, several times that on a busy one.
+pytestmark = pytest.mark.timeout(900)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

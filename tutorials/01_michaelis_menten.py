@@ -165,7 +165,9 @@ ax.set_title("Start designs; dotted: exact")
 save(ax.figure, "eig_start")
 
 # %% [markdown]
-# @EIG_START@
+# The flow gave 2.400 ± 0.008, the marginal 2.418 ± 0.008, nested Monte Carlo 2.408 ± 0.025; the exact value is
+# 2.4074 ± 0.0003. Lower and upper bound enclose it, and lie 0.018 nats apart. Without an exact value, that gap is what
+# tells how much the two flows have left to learn.
 #
 # ## Posteriors at the start designs
 #
@@ -223,7 +225,10 @@ def compare(rows):
 compare(rows_before)
 
 # %% [markdown]
-# @AGREEMENT_START@
+# At the three outcomes NUTS had 2,202, 2,218 and 2,178 effective draws and no divergences. The classifier told flow and
+# NUTS apart with accuracies 0.492, 0.506 and 0.506, standard errors 0.013 to 0.016; NUTS and itself with 0.494, 0.503
+# and 0.502; the small shift with 0.663, 0.643 and 0.645. So at these outcomes the flow is as close to NUTS as NUTS is
+# to itself, and an error of 0.3 standard deviations would have shown.
 
 # %%
 prior = dist.Normal(0.5, 0.1).sample([20_000, 2])
@@ -265,7 +270,12 @@ ax.set(ylim=(0, 1), ylabel="substrate concentration / 400", title="The seven con
 save(ax.figure, "design_path")
 
 # %% [markdown]
-# @EIG_BEST@
+# The search stopped by itself after 2,250 steps and 0.6 million simulated experiments. Its lower bound is 3.698 ± 0.010
+# nats, the exact value 3.7053 ± 0.0004: 1.298 nats more than at the start, so that on average the posterior shrinks
+# by a further factor of 3.7. For comparison, the designs printed in the tutorial that this one retells are worth 3.594
+# nats, and the best ones known 3.7066 (quadrature, `pyro_voed.problems.michaelis_menten`).
+#
+# The seven designs have become two groups: three measurements at 0.27, and four between 0.92 and 0.97.
 #
 # Why there? At high concentrations the curve is flat and its height is the maximal rate. At about 0.27, which is
 # near the half-rate concentration, the curve is steepest and tells how far right it lies. In the middle, where we
@@ -304,7 +314,9 @@ rows_after = posteriors(best, outcomes_after)
 compare(rows_after)
 
 # %% [markdown]
-# @AGREEMENT_BEST@
+# The accuracies are 0.504, 0.506 and 0.486, the controls 0.513, 0.491 and 0.479, the power checks 0.564, 0.556 and
+# 0.562, each with a standard error of 0.011 to 0.017. Here, too, flow and NUTS are not told apart. The power check is
+# lower than before, because these posteriors are nearly round: a shift off a narrow ridge stands out more.
 
 # %%
 grid = plot_posterior_grid(
@@ -325,7 +337,8 @@ for enzyme, old, new in zip(enzymes, rows_before, rows_after, strict=True):
     print(f"{enzyme}: posterior sd, learned over start: " + ", ".join(f"{s:.2f}" for s in shrunk.tolist()))
 
 # %% [markdown]
-# @SHRINKAGE@
+# With the same number of measurements, the standard deviation of the maximal rate fell to 0.41 to 0.50 of what it was,
+# that of the half-rate concentration to 0.24 to 0.27.
 #
 # ## The same search by hand
 #
@@ -363,7 +376,9 @@ print(f"by hand: xi = {by_hand.sort().values}, {time.perf_counter() - started:.0
 print(f"lower bound {eig:.4f} +- {error:.4f} nats, exact {exact_by_hand:.4f} +- {exact_by_hand_error:.4f} nats")
 
 # %% [markdown]
-# @BY_HAND@
+# The same number: 3.703 ± 0.010 by hand against 3.698 ± 0.010, at designs whose exact values are 3.7054 and 3.7053
+# (standard errors 0.0004). What `optimise_design` adds are the checks, the choice of the number of steps, scales that
+# follow the moving design, several starts, and care for the parameter store and the random numbers.
 #
 # ## The flow as a Pyro guide
 #
@@ -394,7 +409,8 @@ with torch.no_grad():
 print(f"log p(y): {evidence:.3f} by the guide, {brute_force:.3f} from {len(many):,} draws of the prior")
 
 # %% [markdown]
-# @GUIDE@
+# Of 2,000 weighted draws 1,997 count, so at this outcome the flow is very nearly the posterior (the relative
+# variance of the weights is 0.0015). The evidence agrees with that of brute force, which needed fifty times the draws.
 #
 # ## References
 #

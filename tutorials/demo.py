@@ -90,7 +90,8 @@ def draw_path(result):
 
 def draw_training(result):
     ax = plot_training(result.history)
-    ax.axhline(result.eig.item(), color="0.1", linewidth=1, linestyle=":")
+    ax.axhline(result.eig.item(), color="0.1", linewidth=1, linestyle=":", label="reported, on fresh simulations")
+    ax.legend(loc="lower right", fontsize="small")
     ax.set(ylabel="lower bound on the EIG (nats)", title="Climbing the bound in design and flow together")
     return ax.figure
 

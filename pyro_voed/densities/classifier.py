@@ -1,7 +1,7 @@
 r"""Densities of discrete and of mixed vectors.
 
-Discrete entries :math:`m = (m_1, ..., m_D)` with finitely many values each are modelled by a classifier in chain-rule order,
-continuous ones by a flow given them too:
+Discrete entries :math:`m = (m_1, ..., m_D)` with finitely many values each are modelled by a classifier in chain-rule
+order, continuous ones by a flow given them too:
 
 .. math::
     q(m, \theta \mid c) = \prod_d q(m_d \mid m_{<d}, c) \; q(\theta \mid m, c).

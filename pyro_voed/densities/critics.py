@@ -6,8 +6,9 @@ A critic is a module that scores *all pairs* of one batch,
 
 for targets `(num_theta, *batch, theta_dim)` and contexts (outcomes, with the design behind them where there are
 several) `(num_context, *batch, context_dim)`; each member of `*batch` is a design of its own, and only pairs of the
-same design are scored. Two architectures (Poole et al. 2019, section 3): `SeparableCritic`, an inner product of features,
-where all pairs cost one matrix product; `JointCritic`, a network of the two together, run once for every pair.
+same design are scored. Two architectures (Poole et al. 2019, section 3): `SeparableCritic`, an inner product of
+features, where all pairs cost one matrix product; `JointCritic`, a network of the two together, run once for every
+pair.
 
 References:
     Poole, Ozair, van den Oord, Alemi and Tucker (2019), "On variational bounds of mutual information".
@@ -15,8 +16,10 @@ References:
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -166,6 +169,61 @@ class StandardisedCritic(nn.Module):
         if self.baseline is None:
             return context.new_zeros(context.shape[:-1])
         return self.baseline(self.encode(context)).squeeze(-1)
+
+
+def build_critic(
+    given: Any,
+    theta: Float[Tensor, "num theta_dim"],
+    context: Float[Tensor, "num context_dim"],
+    *,
+    num_designs: int,
+    summary: nn.Module | None,
+    with_baseline: bool,
+) -> StandardisedCritic:
+    """Return the critic to train, its scales taken from a pilot.
+
+    Args:
+        given: A factory `(theta_dim, context_dim) -> module`, a module that scores all pairs, or a standardised critic,
+            which goes on from where it was, as a copy.
+        theta: Pilot draws of the targets.
+        context: Pilot draws of the contexts.
+        num_designs: How many of the last context columns are designs, which bypass the summary.
+        summary: A learned statistic of the standardised outcome.
+        with_baseline: Whether a baseline is learnt too.
+
+    Raises:
+        ValueError: If the critic has other dimensions, no baseline where one is needed, or scores no pairs.
+    """
+    dims = (theta.shape[-1], context.shape[-1])
+    if isinstance(given, StandardisedCritic):
+        own = (given.theta_dim, given.context_dim)
+        if own != dims:
+            raise ValueError(f"critic: expected one of dimensions {dims}, got {own}: it was trained for another model.")
+        if with_baseline and given.baseline is None:
+            raise ValueError("critic: it has no baseline, which these terms need. Train it with them from the start.")
+        return copy.deepcopy(given)
+    scalings = Standardise(dims[0]).to(theta).fit_(theta), Standardise(dims[1]).to(theta).fit_(context)
+
+    def wrap(inner: nn.Module, with_baseline: bool) -> StandardisedCritic:
+        return StandardisedCritic(
+            inner,
+            *scalings,
+            copy.deepcopy(summary),
+            num_bypass=0 if summary is None else num_designs,
+            with_baseline=with_baseline,
+        ).to(theta)
+
+    with torch.no_grad():
+        inner_dim = wrap(nn.Identity(), False).encode(context[:2]).shape[-1]
+        inner = copy.deepcopy(given) if isinstance(given, nn.Module) else given(dims[0], inner_dim)
+        critic = wrap(inner, with_baseline)
+        # The bare critic: a wrong shape is then named by us, not by a checker of shapes on the way.
+        shape = inner(critic.theta_scaling(theta[:3]), critic.encode(context[:2])).shape
+    if shape != (2, 3):
+        raise ValueError(
+            f"critic: of 3 targets and 2 contexts expected scores of all pairs, shape (2, 3), got {tuple(shape)}."
+        )
+    return critic
 
 
 def _network(in_dim: int, hidden_dim: int, num_layers: int, out_dim: int) -> nn.Sequential:

@@ -5,10 +5,10 @@ r"""Design search by gradient: climb a bound jointly in the design and in the de
     \mathbb{E}_{p(\theta, y \mid \xi)}\big[\log q_\phi(\theta \mid y) - \log p(\theta)\big],
 
 with one stochastic gradient a step for both: where the outcome is reparametrised the design's gradient flows through
-it into the density, elsewhere score-function terms stand in (`gradients`). Designs move in unconstrained coordinates (`pyro.param` constraints hold by
-construction; anything else by a projection after each step). Standardisation follows the moving design, without
-gradient, and is frozen for the cool-down, in which both come to rest. The winning start is chosen, and the reported
-number made, on simulations that took no part in the search.
+it into the density, elsewhere score-function terms stand in (`gradients`). Designs move in unconstrained coordinates
+(`pyro.param` constraints hold by construction; anything else by a projection after each step). Standardisation follows
+the moving design, without gradient, and is frozen for the cool-down, in which both come to rest. The winning start is
+chosen, and the reported number made, on simulations that took no part in the search.
 
 References:
     Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing

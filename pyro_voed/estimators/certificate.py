@@ -39,8 +39,8 @@ from torch import Tensor
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.estimators.importance import DEFENSIVE_SHARE, HEAVY_TAIL, design_context, importance_terms
-from pyro_voed.estimators.nmc import check_explicit
-from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
+from pyro_voed.estimators.nested import check_densities, check_no_nuisance
+from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error, pareto_k
 from pyro_voed.results import Certificate, DesignResult, EIGResult
 from pyro_voed.simulate import design_batch_shape, flat_designs, sample_joint
 from pyro_voed.sites import Sites
@@ -108,14 +108,18 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
     """Certify a result inside `isolated`."""
     started, sites = time.perf_counter(), result.sites
     calls = sites.program.num_calls
-    check_explicit(sites, "a certificate")
+    check_densities(sites, "a certificate")
+    check_no_nuisance(sites, "a certificate")
     batch = design_batch_shape(sites, result.designs)
     members = flat_designs(sites, result.designs)
     miss = (1.0 - confidence) / (2 * batch.numel())
     quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(1.0 - 2.0 * miss, dtype=torch.float64)))
     sides = []
+    # Common random numbers: what differs between designs is then the designs' doing rather than the draws'.
+    seed = int(torch.randint(2**31 - 1, ()).item())
     for member in range(batch.numel()):
         own = {name: value[member] for name, value in members.items()}
+        pyro.set_rng_seed(seed)
         plan = _plan(sites, own, result.density, width, quantile, max_simulations)
         sides.append(_sides(sites, own, result.density, plan))
     gather = lambda field: torch.tensor([getattr(side, field) for side in sides], dtype=sites.dtype).reshape(batch)  # noqa: E731
@@ -220,13 +224,14 @@ def _sides(sites: Sites, designs: Mapping[str, Tensor], density: Any, plan: Plan
 
 
 def _flow_terms(sites: Sites, designs: Mapping[str, Tensor], density: Any, num_samples: int) -> Tensor:
-    terms = []
+    terms, controls = [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, num_samples, FLOW_CHUNK):
-            sample = sample_joint(sites, min(FLOW_CHUNK, num_samples - start), designs)
+            sample = sample_joint(sites, min(FLOW_CHUNK, num_samples - start), designs, controls=True)
             context = design_context(sites, designs, density, sample.y)
             terms.append(density.log_prob(sample.theta, context) - sample.log_prior)
-    joined = torch.cat(terms)
+            controls.append(sample.controls)
+    joined = controlled_terms(torch.cat(terms), torch.cat(controls))
     bad = int((~torch.isfinite(joined)).sum())
     if bad:
         raise ArithmeticError(f"a certificate: {bad} of {num_samples} terms of the flow are not finite.")

@@ -23,11 +23,11 @@ exponential of the information (Song and Ermon 2020; McAllester and Stratos 2020
 information only. The effective sample size of exp(T) over the shuffled pairs says how far: below 100 the estimate is
 marked as not certified.
 
-*Standard errors.* All pairs of a batch are used: pair (i, j) is a joint draw on the diagonal and a product draw off it,
+*Standard errors.* All pairs of a batch are used: pair (i, j) is a joint draw on the diagonal, a product draw off it,
 and products of one batch depend on each other and on the joint terms. The reported number is therefore the mean over
 independent batches, and its standard error comes from the spread of their means, which counts every dependence within
-them. (At the optimal critic the first-order part of the dependence is zero, so that all n(n - 1) products of a batch are
-worth far more than n independent ones.)
+them. (At the optimal critic the first-order part of the dependence is zero, so that all n(n - 1) products of a batch
+are worth far more than n independent ones.)
 
 References:
     Nguyen, Wainwright and Jordan (2010), "Estimating divergence functionals and the likelihood ratio by convex risk
@@ -40,7 +40,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -55,8 +54,7 @@ from torch import Tensor, nn
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
-from pyro_voed.densities import Standardise
-from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic
+from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
 from pyro_voed.estimators.learning import Budget, check_sizes, default_budget, explain_terms, warn_constant
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
 from pyro_voed.resolve import resolve
@@ -166,10 +164,10 @@ class CriticBound:
         terms: Terms from scores.
 
     Example:
-        >>> from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic
+        >>> from pyro_voed.densities import Standardise
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> critic = StandardisedCritic(SeparableCritic(2, 3), Standardise(2), Standardise(3))
-        >>> CriticBound(info_nce)(sample_joint(resolve(linear_gaussian()), 64), critic).shape
+        >>> CriticBound(info_nce)(sample_joint(resolve(linear_gaussian(), "y", "theta"), 64), critic).shape
         torch.Size([64])
     """
 
@@ -263,7 +261,7 @@ def eig_critic(
         ('lower', True)
     """
     check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
-    if not callable(terms) or not hasattr(terms, "bound"):
+    if not isinstance(terms, CriticTerms):
         raise TypeError(f"terms: expected info_nce, nwj, tuba, donsker_varadhan or other CriticTerms, got {terms!r}.")
     with isolated(seed):
         started = time.perf_counter()
@@ -293,7 +291,14 @@ def eig_critic(
         with torch.no_grad():
             pilot = _pilot(sites, budget, candidates)
         warn_constant(sites, pilot)
-        trained = _build_critic(critic, pilot, summary, terms)
+        trained = build_critic(
+            critic,
+            pilot.theta.flatten(0, -2),
+            pilot.context().flatten(0, -2),
+            num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
+            summary=summary,
+            with_baseline=terms.needs_baseline,
+        )
         with kept_on_error(lambda: {"density": trained}):
             history = _train(sites, trained, CriticBound(terms), budget, candidates, pilot, progress)
             values, log_averages, outcome_range = _evaluate(
@@ -354,40 +359,6 @@ def _pilot(sites: Sites, budget: Budget, designs: Mapping[str, Tensor]) -> Joint
     if budget.num_simulations is not None and budget.num_steps != 0:
         return sample_joint(sites, max(40, budget.num_simulations // num_designs), designs)
     return sample_joint(sites, max(8, (1_000 if sites.program.vectorised else 200) // num_designs), designs)
-
-
-def _build_critic(given: Any, pilot: JointSample, summary: nn.Module | None, terms: CriticTerms) -> StandardisedCritic:
-    theta = pilot.theta.reshape(-1, pilot.theta.shape[-1])
-    context = pilot.context().reshape(theta.shape[0], -1)
-    if isinstance(given, StandardisedCritic):
-        dims, expected = (given.theta_dim, given.context_dim), (theta.shape[-1], context.shape[-1])
-        if dims != expected:
-            raise ValueError(f"critic: expected one of dimensions {expected}, got {dims}: trained for another model.")
-        if terms.needs_baseline and given.baseline is None:
-            raise ValueError(f"critic: it has no baseline, which {terms.name} needs. Train one with these terms.")
-        return copy.deepcopy(given)
-    scaling, context_scaling = Standardise(theta.shape[-1]).to(theta), Standardise(context.shape[-1]).to(theta)
-    scaling.fit_(theta)
-    context_scaling.fit_(context)
-    num_bypass = 0 if pilot.designs is None or summary is None else pilot.designs.shape[-1]
-
-    def wrap(inner: nn.Module, with_baseline: bool) -> StandardisedCritic:
-        own_summary = copy.deepcopy(summary)
-        made = StandardisedCritic(
-            inner, scaling, context_scaling, own_summary, num_bypass=num_bypass, with_baseline=with_baseline
-        )
-        return made.to(theta)
-
-    inner_dim = wrap(nn.Identity(), False).encode(context[:2]).shape[-1]
-    inner = copy.deepcopy(given) if isinstance(given, nn.Module) else given(theta.shape[-1], inner_dim)
-    critic = wrap(inner, terms.needs_baseline)
-    with torch.no_grad():
-        shape = critic(theta[:3], context[:2]).shape
-    if shape != (2, 3):
-        raise ValueError(
-            f"critic: of 3 targets and 2 contexts expected scores of all pairs, shape (2, 3), got {tuple(shape)}."
-        )
-    return critic
 
 
 def _train(
@@ -476,16 +447,13 @@ def _evaluate(
             theta = sample.theta.reshape(size, batch.numel(), -1)
             context = sample.context().reshape(size, batch.numel(), -1)
             for group in torch.arange(batch.numel()).split(members):
-                log_baseline = critic.log_baseline(context[:, group])
-                scores = critic(theta[:, group], context[:, group])
+                # Double precision, in which exp(score) overflows at 709 instead of 88.
+                log_baseline = critic.log_baseline(context[:, group]).double()
+                scores = critic(theta[:, group], context[:, group]).double()
                 own = terms(scores, log_baseline)
                 if not torch.isfinite(own).all():
-                    bad = int((~torch.isfinite(own)).sum())
-                    raise ArithmeticError(
-                        f"eig_critic: {bad} of {own.numel()} terms of the evaluation are not finite. "
-                        f"{explain_terms(sample)}"
-                    )
-                values.append(own.double().mean(0))
+                    raise _not_finite(sample, own, scores)
+                values.append(own.mean(0))
                 averages.append(log_mean_exp(_log_mean_exp_product(scores) - log_baseline, dim=0))
             y = sample.y.reshape(-1, sample.y.shape[-1])
             ranges.append(torch.stack([y.amin(0), y.amax(0)]))
@@ -494,6 +462,14 @@ def _evaluate(
         torch.cat(parts).reshape(num_batches, *batch).to(sites.dtype) for parts in (values, averages)
     )
     return means, log_averages, torch.stack([lowest.amin(0), highest.amax(0)])
+
+
+def _not_finite(sample: JointSample, terms: Tensor, scores: Tensor) -> ArithmeticError:
+    bad = int((~torch.isfinite(terms)).sum())
+    why = explain_terms(sample)
+    if bool(torch.isfinite(scores).all()):
+        why = f"Scores reach {scores.max().item():.0f}, whose exponential overflows: use info_nce, or train longer."
+    return ArithmeticError(f"eig_critic: {bad} of {terms.numel()} terms of the evaluation are not finite. {why}")
 
 
 def _effective_sample_size(log_averages: Tensor, size: int) -> float:

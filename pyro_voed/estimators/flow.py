@@ -40,7 +40,7 @@ from pyro_voed.estimators.learning import (
     warn_constant,
 )
 from pyro_voed.estimators.marginal import marginal_bound
-from pyro_voed.estimators.nmc import nmc_estimate
+from pyro_voed.estimators.nested import InnerDraws, nested_estimate
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
@@ -49,6 +49,7 @@ from pyro_voed.sites import Sites
 from pyro_voed.training import kept_on_error
 
 PILOT_SIZE = 1_000
+NMC_SIZE = 2_000
 
 
 def ba_terms(log_q: Float[Tensor, "*batch"], log_prior: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -194,7 +195,10 @@ def eig_flow(
         if marginal:
             result = replace(result, marginal=marginal_bound(sites, candidates, budget, None, progress))
         if nmc:
-            result = replace(result, nmc=nmc_estimate(sites, candidates))
+            reference = nested_estimate(
+                sites, candidates, NMC_SIZE, InnerDraws(None, 100), estimator="eig_nmc", bound="upper"
+            )
+            result = replace(result, nmc=reference)
         return replace(result, num_simulations=sites.program.num_calls, seconds=time.perf_counter() - started)
 
 

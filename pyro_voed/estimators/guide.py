@@ -20,13 +20,15 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
@@ -179,10 +181,8 @@ class GuideDensity(torch.nn.Module):
         return posterior
 
     def _call(self, observations: Mapping[str, Tensor]) -> Any:
-        # A module that keeps its parameters to itself cannot take those of a namesake in the caller's store.
-        is_module = isinstance(self.guide, torch.nn.Module)
-        with pyro.settings.context(module_local_params=True) if is_module else nullcontext():
-            given = (dict(observations),) if self.of_targets else ()
+        given = (dict(observations),) if self.of_targets else ()
+        with _without_namesakes(self.guide):
             return self.guide(*given, *self.args, **self.kwargs)
 
     def _first_run(self, observations: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -270,14 +270,15 @@ class GuideDensity(torch.nn.Module):
         if self.program.vectorised:
             ones = (1,) * self.further_plates
             laid_out = {name: value.reshape(num_rows, *ones, *self.layouts[name]) for name, value in given.items()}
-            program = replace(self.program, call=lambda: self._call(laid_out), constants=constants)
+            program = replace(self.program, call=partial(self._call, laid_out), constants=constants)
             return run_rows(program, num_rows, shapes, designs=designs, row_designs=row_designs, row_values=values)
         traces: list[Any] = []
         for row in range(num_rows):
-            pick = lambda table, row=row: {name: value[row : row + 1] for name, value in table.items()}  # noqa: E731
             own = {name: value[row] for name, value in given.items()}
-            program = replace(self.program, call=lambda own=own: self._call(own), constants=constants)
-            run = run_rows(program, 1, shapes, designs=designs, row_designs=pick(row_designs), row_values=pick(values))
+            program = replace(self.program, call=partial(self._call, own), constants=constants)
+            put = {name: value[row : row + 1] for name, value in values.items()}
+            own_designs = {name: value[row : row + 1] for name, value in row_designs.items()}
+            run = run_rows(program, 1, shapes, designs=designs, row_designs=own_designs, row_values=put)
             traces += run.traces
         return ProgramRun(tuple(traces), 1, shapes)
 
@@ -339,6 +340,21 @@ class GuideDensity(torch.nn.Module):
             )
 
 
+@contextmanager
+def _without_namesakes(guide: Callable[..., Any]) -> Iterator[None]:
+    """Hide what a `PyroModule` left in the caller's store, which a copy of it would take for its own parameters."""
+    if not isinstance(guide, PyroModule):
+        yield
+        return
+    store = pyro.get_param_store()
+    prefix = f"{guide._pyro_name}." if guide._pyro_name else ""
+    with param_store_kept():
+        for name, _ in guide.named_parameters():
+            if (own := prefix + name.removesuffix("_unconstrained")) in store:
+                del store[own]
+        yield
+
+
 def _seen(site: Site, value: Tensor) -> Tensor:
     """Return an outcome with zeros where the model's mask says that nothing was measured."""
     return value if site.measured is None else torch.where(site.measured, value, torch.zeros_like(value))
@@ -374,8 +390,8 @@ def _check_sites(nodes: Mapping[str, Any], scored: Sequence[Site], of_targets: b
         if is_discrete != site.is_discrete:
             kinds = ("discrete", "continuous") if is_discrete else ("continuous", "discrete")
             raise ValueError(
-                f"guide: site '{site.name}' is {kinds[0]} in the guide and {kinds[1]} in the model, so mass and density "
-                "would be compared. Change the guide's family."
+                f"guide: site '{site.name}' is {kinds[0]} in the guide and {kinds[1]} in the model, so mass and "
+                "density would be compared. Change the guide's family."
             )
         if site.transform is not None and _free_dim(fn, value) not in (None, site.packed_dim):
             raise ValueError(

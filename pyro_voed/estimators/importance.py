@@ -39,7 +39,7 @@ from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.flow import flow_bound
 from pyro_voed.estimators.learning import check_sizes, default_budget
-from pyro_voed.estimators.nmc import PAIR_MEMORY, check_explicit
+from pyro_voed.estimators.nested import PAIR_MEMORY, check_densities, check_no_nuisance
 from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
 from pyro_voed.resolve import resolve
 from pyro_voed.results import Bound, EIGResult
@@ -306,7 +306,8 @@ def _proposal(
         prior=prior,
         vectorize=vectorize,
     )
-    check_explicit(sites, "importance sampling")
+    check_densities(sites, "importance sampling")
+    check_no_nuisance(sites, "importance sampling")
     candidates = candidate_designs(sites, designs)
     budget = default_budget(sites, design_batch_shape(sites, candidates), **sizes)
     return flow_bound(sites, candidates, budget, density, summary, None, progress, started)

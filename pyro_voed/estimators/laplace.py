@@ -14,12 +14,14 @@ sites count (a Hessian for each site apart would drop them), and no Gaussian rea
 
 *Error.* Exact where posteriors are Gaussian. With n independent repeats of a measurement the log posterior around its
 mode, in units of its width, is :math:`-z^2/2 + c_3 z^3 + c_4 z^4`, with :math:`c_3 = O(n^{-1/2})` and
-:math:`c_4 = O(1/n)`; to second order its entropy is the Gaussian's plus :math:`15 c_3^2 + 6 c_4`, so the error is O(1/n),
-of either sign. The same expansion gives what is measured here as a check: one draw from each Gaussian, at which the log
-posterior is compared with its parabola. Long et al. evaluate the divergence KL(N(mode, inverse curvature) || prior) with
-the log prior expanded to second order around the mode (their trace term). That expands the prior too, which costs an
-error of the same order and is off by much where the outcome tells little about a target with a prior far from Gaussian;
-their mean of -log p at the mode plus half the trace is, for a Gaussian prior, the mean of -log p at the draw.
+:math:`c_4 = O(1/n)`; to second order its entropy is the Gaussian's plus :math:`15 c_3^2 + 6 c_4`, so the error is
+O(1/n), of either sign. As a check the log posterior is compared with its parabola at one draw from each Gaussian; modes
+that lie apart are not seen.
+
+Long et al. take the divergence KL(N(mode, inverse curvature) || prior) with the log prior expanded to second order
+around the mode (their trace term): the same in expectation where prior and posteriors are Gaussian. Elsewhere both
+errors are of the same order and neither is always the smaller. The form here expands no prior, and stays exact for
+Gaussian posteriors when the mode is replaced by the generating draw.
 
 *The point* :math:`\hat\theta_i` is the mode nearest to the generating draw, found by damped Newton steps; with no steps
 it is the generating draw itself, for which the mode is replaced at small noise.
@@ -45,7 +47,7 @@ from torch import Tensor
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.learning import EVALUATION_CHUNK
-from pyro_voed.estimators.nmc import check_explicit
+from pyro_voed.estimators.nested import check_densities, check_no_nuisance
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
@@ -224,7 +226,8 @@ def eig_laplace(
 
 
 def _check_targets(sites: Sites) -> None:
-    check_explicit(sites, "eig_laplace")
+    check_densities(sites, "eig_laplace")
+    check_no_nuisance(sites, "eig_laplace")
     discrete = [site.name for site in sites.targets if site.is_discrete]
     if discrete:
         raise NotImplementedError(

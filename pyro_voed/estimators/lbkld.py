@@ -15,19 +15,23 @@ loss remains (0.15 nats a dimension for uniform noise). The difference has no lo
 
 *Second step.* k is the cluster of :math:`x_0`. Given the targets it is independent of :math:`x_1 - x_2`, so it knows no
 more of the difference than the targets do: :math:`H(x_1 - x_2 \mid k) \ge H(x_1 - x_2 \mid \theta)`. An equality where
-the noise does not depend on the targets; elsewhere clusters follow its change.
+the noise does not depend on the targets; elsewhere clusters follow its change. (Ao and Li cluster
+z-scores; we cluster ranks, so that heavy tails do not use clusters up.)
 
 *Entropies.* Kozachenko and Leonenko's estimator in the form of Kraskov, Stoegbauer and Grassberger for rectangles: with
 :math:`r_{ij}` the largest distance along coordinate j from point i to its k nearest neighbours in the maximum norm,
 
 .. math:: \hat H = -\psi(k) + \psi(N) + \frac{d - 1}{k} + \frac1N \sum_i \sum_j \log 2 r_{ij},
 
-after whitening by principal components. At k = 1, Ao and Li's choice, the constant is :math:`\psi(N) - \psi(1) + d - 1`.
-(The d - 1 belongs to rectangles: of the coordinates other than the largest, :math:`r_{ij}` over the largest is uniform
-on (0, 1) and its logarithm averages -1. With cubes of side :math:`2 \max_j r_{ij}` it would be absent.) Our default k = 4
-has a standard error 2 to 3 times smaller. The estimator is consistent; its bias at finite N has no sure sign. With
-k = 4 and 10,000 points it is at most 0.02 nats for Gaussians up to d = 3 and -0.09 at d = 6, 0.05 and 0.43 for uniform
-points. The bound is a lower one up to that bias, of which a part cancels between the two entropies.
+after whitening by principal components. At k = 1, Ao and Li's choice, the constant is
+:math:`\psi(N) - \psi(1) + d - 1`. (The d - 1 belongs to rectangles: of the coordinates other than the largest,
+:math:`r_{ij}` over the largest is uniform on (0, 1) and its log averages -1. With cubes of side
+:math:`2 \max_j r_{ij}` it would be absent.) Our default k = 4 has a standard error 2 to 3 times smaller. The estimator
+is consistent; its bias at finite N has no sure sign. With k = 4 and 10,000 points it is at most 0.02 nats for Gaussians
+up to d = 3 and -0.09 at d = 6; for uniform points, whose density ends in a step, it is 0.05 at d = 3 and 0.43 at d = 6.
+The bound is a lower one up to the difference of two such biases. Clusters are smaller than the whole, so their
+part is the larger one: on a Gaussian experiment with d = 3 the bound came out 0.012 (standard error 0.005) above the
+truth at 10,000 draws, and 0.024 (0.008) at 2,000.
 
 *Discrete outcomes* have no density; uniform noise on (-1/2, 1/2) makes them continuous. Rounding takes it away again,
 so the information is the same and the side is kept, though the entropy power step loses much for small counts.
@@ -39,7 +43,7 @@ was 10 to 25 % above the true one at k = 4, and 50 % above it at k = 1.
 References:
     Ao and Li (2020), "An approximate KLD based experimental design for models with intractable likelihoods".
     Kozachenko and Leonenko (1987); Kraskov, Stoegbauer and Grassberger (2004), "Estimating mutual information", Eq. 22
-    and its appendix. Cover and Thomas (2006), "Elements of information theory", section 17.7 (entropy power inequality).
+    and its appendix. Cover and Thomas (2006), "Elements of information theory", section 17.7.
 """
 
 from __future__ import annotations
@@ -274,7 +278,7 @@ def _estimate(
     columns = _dequantised_columns(sites, outcomes[0], dequantise)
     _check_outcomes(outcomes, columns)
     outcomes = [_spread(y, columns) for y in outcomes]
-    clusters = _clusters((outcomes[0] - outcomes[0].mean(0)) / outcomes[0].std(0), num_clusters)
+    clusters = _clusters(outcomes[0], num_clusters)
     bound, without = lbkld_terms(outcomes[0], outcomes[1] - outcomes[2], clusters, num_neighbours=num_neighbours)
     variance = (NUM_BLOCKS - 1) / NUM_BLOCKS * (without - without.mean()).square().sum()
     return bound, variance.sqrt()
@@ -291,8 +295,8 @@ def _check_outcomes(outcomes: list[Tensor], columns: Tensor) -> None:
             if repeated > LARGEST_REPEATED * len(values):
                 raise ArithmeticError(
                     f"eig_lbkld: of {len(values)} values of {what} [{column}], {repeated} repeat others: it has no "
-                    "density, and differential entropies give no bound. Give dequantise=True for whole numbers; use double "
-                    "precision where values are large for their spread; leave constant outcomes out."
+                    "density, and differential entropies give no bound. Give dequantise=True for whole numbers; use "
+                    "double precision where values are large for their spread; leave constant outcomes out."
                 )
 
 
@@ -317,17 +321,19 @@ def _spread(y: Tensor, columns: Tensor) -> Tensor:
     return wide + (torch.rand_like(wide) - 0.5) * torch.where(columns, torch.ones_like(wide), spacing)
 
 
-def _clusters(x: Tensor, num_clusters: int) -> Tensor:
-    """Cluster points by k-means, restarted until no cluster is small; with fewer clusters where that never happens.
+def _clusters(y: Tensor, num_clusters: int) -> Tensor:
+    """Cluster outcomes by k-means on their ranks, restarted until no cluster is small.
 
-    Any partition gives a bound, so an imperfect one costs tightness alone.
+    Any partition gives a bound, so an imperfect one costs tightness alone. Ranks, unlike z-scores, keep the outliers of
+    heavy-tailed outcomes from taking clusters of their own; where some cluster stays small, there are fewer.
     """
+    ranks = y.argsort(0).argsort(0).to(torch.double) / len(y)
     for count in range(min(num_clusters, int(1.0 / MINIMAL_WEIGHT)), 1, -1):
         for _ in range(RESTARTS):
-            labels = _k_means(x, count)
-            if labels.bincount(minlength=count).amin() >= MINIMAL_WEIGHT * x.shape[0]:
+            labels = _k_means(ranks, count)
+            if labels.bincount(minlength=count).amin() >= MINIMAL_WEIGHT * len(y):
                 return labels
-    return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+    return torch.zeros(len(y), dtype=torch.long, device=y.device)
 
 
 def _k_means(x: Tensor, num_clusters: int, num_iterations: int = 30) -> Tensor:

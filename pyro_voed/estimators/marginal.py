@@ -9,7 +9,8 @@ For any density q of the outcome,
 off by the Kullback-Leibler divergence from p(y) to q. It needs the outcome's density given the targets.
 
 *Discrete outcomes.* Where the outcomes seen are few, q is a mass function: the average of p(y | theta') over draws of
-its own, which is exact in the limit and an upper bound before. Where they are many, uniform noise makes them
+its own, which is exact in the limit and an upper bound before; where the model enumerates its outcomes they are summed
+over rather than drawn. Where they are many, uniform noise makes them
 continuous: with :math:`q(y) = \int_0^1 q(y + u) du`, Jensen's inequality gives
 :math:`-\mathbb{E}_u \log q(y + u) \ge -\log q(y)`, so the side is kept.
 
@@ -21,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -43,11 +45,12 @@ from pyro_voed.estimators.learning import (
     evaluate_terms,
     train_density,
 )
-from pyro_voed.estimators.nmc import PAIR_MEMORY, check_explicit, log_marginal
+from pyro_voed.estimators.nested import check_densities, check_no_nuisance, log_marginal
 from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.programs import run_rows
+from pyro_voed.programs import ProgramRun, run_rows
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult, FitHistory
+from pyro_voed.scoring import pairwise_log_likelihood
 from pyro_voed.simulate import (
     JointSample,
     candidate_designs,
@@ -183,7 +186,8 @@ def marginal_bound(
 ) -> EIGResult:
     """Estimate on a resolved model, inside `isolated`."""
     started, calls = time.perf_counter(), sites.program.num_calls
-    check_explicit(sites, "eig_marginal")
+    check_densities(sites, "eig_marginal")
+    check_no_nuisance(sites, "eig_marginal")
     discrete = [site.is_discrete for site in sites.observations]
     terms = None
     history = None
@@ -288,24 +292,68 @@ def _dequantiser(sites: Sites) -> Callable[[JointSample], JointSample]:
 
 
 def _mass_function_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
-    """Return terms with the averaged mass function, or None where a design has too many distinct outcomes."""
+    """Return terms with the averaged mass function, or None where there are too many distinct outcomes."""
+    members = flat_designs(sites, designs)
     batch = design_batch_shape(sites, designs)
-    flat = flat_designs(sites, designs)
+    possible = None if sites.linked_outcomes else enumerated_outcomes(sites)
     terms = []
     with torch.no_grad(), pyro.validation_enabled(False):
         for member in range(batch.numel()):
-            own = {name: value[member] for name, value in flat.items()}
-            sample = sample_joint(sites, num_samples, own, likelihood=True)
-            distinct, index = torch.unique(sample.y, dim=0, return_inverse=True)
-            if distinct.shape[0] > MASS_FUNCTION_OUTCOMES:
+            own = {name: value[member] for name, value in members.items()}
+            if possible is not None:
+                terms.append(_enumerated_terms(sites, own, possible, num_samples))
+                continue
+            seen = _seen_terms(sites, own, num_samples)
+            if seen is None:
                 return None
-            first = torch.full((distinct.shape[0],), num_samples).scatter_reduce(
-                0, index.cpu(), torch.arange(num_samples), reduce="amin"
-            )
-            outcomes = {site.name: sample.values[site.name][first] for site in sites.observations}
-            draws = MASS_FUNCTION_DRAWS if sites.program.vectorised else num_samples
-            inner = run_rows(sites.program, draws, sites.shapes, designs=own)
-            log_q = log_marginal(sites, own, outcomes, inner, PAIR_MEMORY)
-            assert sample.log_likelihood is not None  # asked for above
-            terms.append(marginal_terms(sample.log_likelihood, log_q[index]))
+            terms.append(seen)
     return torch.stack(terms, -1).reshape(-1, *batch)
+
+
+def enumerated_outcomes(sites: Sites) -> dict[str, Tensor] | None:
+    """Return all outcomes, `(num_outcomes, *shape)` for each site, or None where they are not few and finitely many."""
+    supports = []
+    for site in sites.observations:
+        if site.support_values is None or site.measured is not None:
+            return None
+        supports += [site.support_values] * site.shape.numel()
+    if math.prod(len(support) for support in supports) > MASS_FUNCTION_OUTCOMES:
+        return None
+    table = torch.cartesian_prod(*supports).reshape(-1, len(supports))
+    pieces = table.split([site.shape.numel() for site in sites.observations], -1)
+    return {
+        site.name: piece.reshape(-1, *site.shape).to(site.dtype)
+        for site, piece in zip(sites.observations, pieces, strict=True)
+    }
+
+
+def _enumerated_terms(
+    sites: Sites, designs: Mapping[str, Tensor], outcomes: Mapping[str, Tensor], num_samples: int
+) -> Tensor:
+    """Terms with the outcome summed over (Rao-Blackwell), so that only the targets are drawn."""
+    log_q = log_marginal(sites, designs, outcomes, _mass_function_draws(sites, designs, num_samples))
+    outer = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
+    log_p = pairwise_log_likelihood(sites, outcomes, outer)  # (num_outcomes, num_samples)
+    # Outcomes that a draw makes impossible contribute nothing: p log p -> 0.
+    weighted = log_p.exp() * marginal_terms(log_p, log_q.unsqueeze(-1))
+    return torch.where(log_p == -torch.inf, torch.zeros_like(weighted), weighted).sum(0)
+
+
+def _seen_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
+    """Terms with the mass function at the outcomes seen; None where they are many."""
+    sample = sample_joint(sites, num_samples, designs, likelihood=True)
+    distinct, index = torch.unique(sample.y, dim=0, return_inverse=True)
+    if distinct.shape[0] > MASS_FUNCTION_OUTCOMES:
+        return None
+    first = torch.full((distinct.shape[0],), num_samples, device=index.device).scatter_reduce(
+        0, index, torch.arange(num_samples, device=index.device), reduce="amin"
+    )
+    outcomes = {site.name: sample.values[site.name][first] for site in sites.observations}
+    log_q = log_marginal(sites, designs, outcomes, _mass_function_draws(sites, designs, num_samples))
+    assert sample.log_likelihood is not None  # asked for above
+    return marginal_terms(sample.log_likelihood, log_q[index])
+
+
+def _mass_function_draws(sites: Sites, designs: Mapping[str, Tensor], num_samples: int) -> ProgramRun:
+    draws = MASS_FUNCTION_DRAWS if sites.program.vectorised else num_samples
+    return run_rows(sites.program, draws, sites.shapes, designs=designs)

@@ -75,6 +75,9 @@ class OutcomeDensities(nn.Module):
         marginal: Density of y whose context is the packed design of a batch, else empty.
     """
 
+    given_targets: Any
+    marginal: Any
+
     def __init__(self, given_targets: nn.Module, marginal: nn.Module) -> None:
         super().__init__()
         self.given_targets = given_targets

@@ -1,0 +1,281 @@
+r"""Inner averages: densities that are integrals over what a site does not show.
+
+With nuisance sites :math:`\eta` the information about the targets is
+
+.. math::
+    \mathrm{EIG}(\xi) = \mathbb{E}\big[\log p(y, \theta) - \log p(\theta) - \log p(y)\big],
+
+and each density is an average over runs of the model in which its sites are held (likelihood weighting): the runs draw
+everything else, and are weighted by the densities of the sites held. A logarithm of an average of M independent runs
+errs downwards (Jensen); with the run that made the sites counted among M + 1 it errs upwards, because that run is a
+draw from the posterior (Foster et al. 2020, theorem 1). So
+
+* for an upper side the generating run is counted in :math:`p(y, \theta)` and left out of the densities subtracted;
+* for a lower side the reverse.
+
+Without nuisance sites :math:`p(y, \theta) / p(\theta)` is the model's own p(y | theta), and only p(y) is an average.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error
+from pyro_voed.programs import ProgramRun, run_rows
+from pyro_voed.results import EIGResult
+from pyro_voed.scoring import outcome_log_likelihood, pairwise_log_likelihood
+from pyro_voed.simulate import design_batch_shape, flat_designs, run_controls
+from pyro_voed.sites import Sites
+
+PAIR_MEMORY = 2**25
+"""Bytes of one chunk of pairs. Temporaries of some megabytes stay in the allocator's reach; at ten times the size the
+same pairs took four times as long."""
+
+
+@dataclass(frozen=True)
+class InnerDraws:
+    """Sizes of the inner averages.
+
+    Attributes:
+        num_inner: Independent inner runs behind p(y) for each outer draw; None re-uses the outer draws.
+        num_nuisance: Independent inner runs behind the densities of the targets, where there are nuisance sites.
+        max_bytes: Memory for one chunk.
+    """
+
+    num_inner: int | None
+    num_nuisance: int
+    max_bytes: int = PAIR_MEMORY
+
+
+def nested_estimate(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    num_outer: int,
+    inner: InnerDraws,
+    *,
+    estimator: str,
+    bound: Literal["lower", "upper"],
+) -> EIGResult:
+    """Average nested terms at each design, inside `isolated`.
+
+    Raises:
+        NotImplementedError: If the outcome has no density, or a target is deterministic.
+        ArithmeticError: If a term is infinite.
+    """
+    started, calls = time.perf_counter(), sites.program.num_calls
+    check_densities(sites, estimator)
+    members = flat_designs(sites, designs)
+    terms = []
+    # Common random numbers: what differs between designs is then the designs' doing rather than the draws'.
+    seed = int(torch.randint(2**31 - 1, ()).item())
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for member in range(design_batch_shape(sites, designs).numel()):
+            own = {name: value[member] for name, value in members.items()}
+            pyro.set_rng_seed(seed)
+            terms.append(nested_terms(sites, own, num_outer, inner, upper=bound == "upper"))
+            _check_finite(terms[-1], estimator)
+    eig, standard_error = mean_and_standard_error(
+        torch.stack(terms, -1).reshape(-1, *design_batch_shape(sites, designs))
+    )
+    return EIGResult(
+        eig=eig,
+        standard_error=standard_error,
+        bound=bound,
+        estimator=estimator,
+        num_simulations=sites.program.num_calls - calls,
+        num_samples=num_outer,
+        seconds=time.perf_counter() - started,
+        designs=designs,
+        target_labels=sites.target_labels,
+        observation_labels=sites.observation_labels,
+        nuisance_labels=tuple(site.name for site in sites.nuisance),
+        sites=sites,
+    )
+
+
+def check_densities(sites: Sites, estimator: str) -> None:
+    """Raise NotImplementedError where the outcome has no density, or a target cannot be held."""
+    implicit = [site.name for site in sites.observations if not site.has_density]
+    if implicit:
+        raise NotImplementedError(
+            f"{estimator} needs the density of the outcome, and {implicit} have none (deterministic, or a distribution "
+            "that only samples). Use eig_flow, which needs simulations alone."
+        )
+    computed = [site.name for site in sites.targets if not site.has_density]
+    if computed:
+        raise NotImplementedError(
+            f"{estimator} holds the targets while it draws the rest, and {computed} cannot be held: they are computed. "
+            "Use eig_flow with prior_entropy=, or name the sites they are computed from."
+        )
+
+
+def check_no_nuisance(sites: Sites, estimator: str) -> None:
+    """Raise NotImplementedError where p(y given the targets) is an integral over nuisance sites."""
+    if sites.nuisance:
+        raise NotImplementedError(
+            f"{estimator} needs the density of the outcome given the targets, but {[s.name for s in sites.nuisance]} "
+            "are drawn too and are not targets. Make them targets, or use eig_flow, which needs simulations alone, or "
+            "eig_nmc and eig_pce, which average over them."
+        )
+
+
+def nested_terms(
+    sites: Sites, designs: Mapping[str, Tensor], num_outer: int, inner: InnerDraws, *, upper: bool
+) -> Tensor:
+    """Return nested terms of one side, nats, `(num_outer,)`, on outer draws of their own.
+
+    Where sites state their entropy, what their log densities explain of the terms is taken off (`controlled_terms`).
+
+    Args:
+        sites: A resolved explicit model.
+        designs: The one design.
+        num_outer: Outer draws.
+        inner: Sizes of the inner averages.
+        upper: Which side the generating runs are counted on.
+    """
+    outer = run_rows(sites.program, num_outer, sites.shapes, designs=designs)
+    outcomes = {site.name: outer.value(site.name) for site in sites.observations}
+    likelihood = outcome_log_likelihood(outer, sites)
+    numerator = likelihood
+    if sites.nuisance:
+        numerator = _given_targets(sites, designs, outer, outcomes, likelihood, inner, upper=upper)
+    if inner.num_inner is None:
+        marginal = log_marginal(sites, designs, outcomes, outer, inner.max_bytes, own="omitted" if upper else "counted")
+    else:
+        own = None if upper else likelihood
+        marginal = _held_average(sites, designs, outcomes, sites.observation_labels, inner.num_inner, own, inner)
+    return controlled_terms(numerator - marginal, run_controls(sites, outer))
+
+
+def _given_targets(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    outer: ProgramRun,
+    outcomes: Mapping[str, Tensor],
+    likelihood: Tensor,
+    inner: InnerDraws,
+    *,
+    upper: bool,
+) -> Tensor:
+    """Give log p(y, theta) - log p(theta), with the nuisance sites averaged over."""
+    targets = {site.name: outer.value(site.name) for site in sites.targets}
+    if not sites.leaking_nuisance:
+        # p(theta) is the model's own and cancels, so only the outcomes are weighted.
+        own = likelihood if upper else None
+        held = {**targets, **outcomes}
+        return _held_average(sites, designs, held, sites.observation_labels, inner.num_nuisance, own, inner)
+    prior = torch.stack([outer.log_prob(name) for name in sites.target_labels]).sum(0)
+    both = (*sites.target_labels, *sites.observation_labels)
+    joint = _held_average(
+        sites, designs, {**targets, **outcomes}, both, inner.num_nuisance, prior + likelihood if upper else None, inner
+    )
+    alone = _held_average(
+        sites, designs, targets, sites.target_labels, inner.num_nuisance, None if upper else prior, inner
+    )
+    return joint - alone
+
+
+def _held_average(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    scored: tuple[str, ...],
+    num_inner: int,
+    own: Tensor | None,
+    inner: InnerDraws,
+) -> Tensor:
+    """Log of the average density of the `scored` sites over runs with `held` values put in, for each outer draw.
+
+    With `own`, the generating run's log density, that run is counted too.
+    """
+    rows = max(1, inner.max_bytes // (8 * max(1, sites.bytes_per_row)))
+    parts = []
+    for chunk in split_rows(held, max(1, rows // num_inner)):
+        count = next(iter(chunk.values())).shape[0]
+        sums = torch.full((count,), -torch.inf, dtype=sites.dtype, device=sites.device)
+        # Where even one outer draw's inner runs exceed the memory, its sum is streamed.
+        for size in _sizes(num_inner, max(1, rows // count)):
+            repeated = {name: value.repeat_interleave(size, 0) for name, value in chunk.items()}
+            run = run_rows(sites.program, count * size, sites.shapes, designs=designs, row_values=repeated)
+            weights = torch.stack([run.log_prob(name, on_support=True) for name in scored]).sum(0)
+            sums = torch.logaddexp(sums, weights.reshape(count, size).logsumexp(-1))
+        parts.append(sums)
+    total = torch.cat(parts)
+    if own is None:
+        return total - math.log(num_inner)
+    return torch.logaddexp(total, own) - math.log(num_inner + 1)
+
+
+def log_marginal(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    outcomes: Mapping[str, Tensor],
+    inner: ProgramRun,
+    max_bytes: int = PAIR_MEMORY,
+    *,
+    own: Literal["omitted", "counted", "foreign"] = "foreign",
+) -> Tensor:
+    """Return the log of the average of p(y_i given the latents of inner run j) over j, nats, for each outcome i.
+
+    Args:
+        sites: A resolved explicit model.
+        designs: The one design.
+        outcomes: Outcome values, `(num_outer, *shape)` each.
+        inner: The run whose latents are the inner draws.
+        max_bytes: Memory for one chunk of pairs.
+        own: "omitted" or "counted" where inner run i made outcome i; "foreign" where the runs are others.
+    """
+    num_inner = len(inner.traces) * inner.rows_per_trace
+    elements = sum(site.shape.numel() for site in sites.observations)
+    # A log density makes about six temporaries of the size of its pairs.
+    chunk = max(1, max_bytes // (6 * 8 * num_inner * elements))
+    parts, start = [], 0
+    for rows in split_rows(outcomes, chunk):
+        count = next(iter(rows.values())).shape[0]
+        pairs = _pairs(sites, designs, rows, inner, num_inner)
+        if own == "omitted":
+            pairs[torch.arange(count), torch.arange(start, start + count)] = -torch.inf
+        parts.append(pairs.logsumexp(-1))
+        start += count
+    return torch.cat(parts) - math.log(num_inner - (own == "omitted"))
+
+
+def _pairs(
+    sites: Sites, designs: Mapping[str, Tensor], outcomes: Mapping[str, Tensor], inner: ProgramRun, num_inner: int
+) -> Tensor:
+    if not sites.linked_outcomes:
+        return pairwise_log_likelihood(sites, outcomes, inner)
+    # An outcome's distribution depends on another's value, so the model is run again at every pair.
+    count = next(iter(outcomes.values())).shape[0]
+    latents = [site.name for site in (*sites.targets, *sites.others) if not site.is_deterministic]
+    values = {name: inner.value(name).repeat(count, *(1,) * len(sites.shapes[name])) for name in latents}
+    values |= {name: value.repeat_interleave(num_inner, 0) for name, value in outcomes.items()}
+    run = run_rows(sites.program, count * num_inner, sites.shapes, designs=designs, row_values=values)
+    return outcome_log_likelihood(run, sites).reshape(count, num_inner)
+
+
+def split_rows(values: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """Cut rows into pieces of at most `size`."""
+    total = next(iter(values.values())).shape[0]
+    return [{name: value[start : start + size] for name, value in values.items()} for start in range(0, total, size)]
+
+
+def _sizes(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _check_finite(terms: Tensor, estimator: str) -> None:
+    infinite = int((~torch.isfinite(terms)).sum())
+    if infinite:
+        raise ArithmeticError(
+            f"{estimator}: for {infinite} of {terms.numel()} outer draws no inner draw gives the outcome any density, so "
+            "the estimate is infinite. Use more inner draws, or a bound with a learned density."
+        )
