@@ -59,7 +59,7 @@ class CouplingFlow(nn.Module):
         super().__init__()
         self.theta_dim = check_count(theta_dim, "theta_dim")
         self.context_dim = check_count(context_dim, "context_dim", minimum=0)
-        check_count(num_transforms, "num_transforms")
+        check_count(num_transforms, "num_transforms", minimum=0)
         check_count(hidden_dim, "hidden_dim")
         check_count(num_hidden, "num_hidden")
         self.elementwise = elementwise

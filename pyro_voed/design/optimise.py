@@ -239,7 +239,7 @@ class _Search:
         )
         ascent = Ascent(
             [
-                {"params": list(density.parameters()), "lr": self.learning_rate},
+                {"params": [p for p in density.parameters() if p.requires_grad], "lr": self.learning_rate},
                 {"params": list(leaves.values()), "lr": self.design_learning_rate},
             ]
         )

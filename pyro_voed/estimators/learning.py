@@ -175,7 +175,7 @@ def train_density(
     description: str,
 ) -> FitHistory:
     """Train a density on fresh simulations or on the pool; with validation of distributions off, as it is costly."""
-    ascent = Ascent([{"params": list(density.parameters()), "lr": budget.learning_rate}])
+    ascent = Ascent([{"params": [p for p in density.parameters() if p.requires_grad], "lr": budget.learning_rate}])
     objective = lambda sample: terms(sample, density)  # noqa: E731
     common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": description}
     density.train()

@@ -195,7 +195,7 @@ def marginal_bound(
         terms = _mass_function_terms(sites, designs, budget.num_samples)
     if terms is None:
         noise = (
-            _dequantiser(sites) if any(discrete) and not isinstance(density, GuideDensity) else lambda sample: sample
+            dequantiser(sites) if any(discrete) and not isinstance(density, GuideDensity) else lambda sample: sample
         )
         density, history, terms = _learn(sites, designs, budget, density, noise, progress)
     eig, standard_error = mean_and_standard_error(terms)
@@ -278,7 +278,8 @@ def _learn(
     return density, history, terms
 
 
-def _dequantiser(sites: Sites) -> Callable[[JointSample], JointSample]:
+def dequantiser(sites: Sites) -> Callable[[JointSample], JointSample]:
+    """Return a function that adds uniform noise on [0, 1) to the discrete outcomes of a sample."""
     discrete = torch.cat(
         [torch.full((site.packed_dim,), site.is_discrete, device=sites.device) for site in sites.observations]
     )

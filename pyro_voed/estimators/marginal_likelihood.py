@@ -42,7 +42,7 @@ from pyro_voed.estimators.learning import (
     evaluate_terms,
     train_density,
 )
-from pyro_voed.estimators.marginal import _dequantiser
+from pyro_voed.estimators.marginal import dequantiser
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
@@ -197,7 +197,7 @@ def _estimate(
     started: float,
 ) -> EIGResult:
     """Train and evaluate on a resolved model, inside `isolated`."""
-    noise = _dequantiser(sites)
+    noise = dequantiser(sites)
     batch = design_batch_shape(sites, designs)
     with torch.no_grad():
         pool = None
