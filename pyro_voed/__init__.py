@@ -14,16 +14,30 @@ The modules in the order in which data flow through them:
 """
 
 from pyro_voed.design import optimise_design
-from pyro_voed.estimators import barber_agakov, eig_flow, eig_marginal, eig_nmc
+from pyro_voed.estimators import (
+    barber_agakov,
+    certify,
+    eig_ace,
+    eig_ba,
+    eig_flow,
+    eig_laplace,
+    eig_marginal,
+    eig_marginal_likelihood,
+    eig_nmc,
+    eig_pce,
+    eig_vnmc,
+    max_regret,
+)
 from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
 from pyro_voed.resolve import resolve
-from pyro_voed.results import DesignResult, EIGResult, FitHistory, PosteriorSample
+from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, PosteriorSample
 from pyro_voed.simulate import JointSample, sample_joint
 from pyro_voed.sites import Sites
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "DesignResult",
     "EIGResult",
     "FitHistory",
@@ -31,11 +45,19 @@ __all__ = [
     "PosteriorSample",
     "Sites",
     "barber_agakov",
+    "certify",
+    "eig_ace",
+    "eig_ba",
     "eig_flow",
+    "eig_laplace",
     "eig_marginal",
+    "eig_marginal_likelihood",
     "eig_nmc",
+    "eig_pce",
+    "eig_vnmc",
     "flow_guide",
     "flow_posterior",
+    "max_regret",
     "nuts_posterior",
     "optimise_design",
     "resolve",

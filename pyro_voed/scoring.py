@@ -39,7 +39,7 @@ def log_joint(
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> from pyro_voed.resolve import resolve
         >>> from pyro_voed.simulate import sample_joint
-        >>> sites = resolve(linear_gaussian())
+        >>> sites = resolve(linear_gaussian(), "y")
         >>> sample = sample_joint(sites, 5, likelihood=True)
         >>> log_prior, log_likelihood = log_joint(sites, sample.theta, sample.values, sites.design_values)
         >>> bool(torch.allclose(log_likelihood, sample.log_likelihood))

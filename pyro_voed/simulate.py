@@ -104,7 +104,7 @@ def sample_joint(
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> from pyro_voed.resolve import resolve
-        >>> sample = sample_joint(resolve(linear_gaussian()), 100)
+        >>> sample = sample_joint(resolve(linear_gaussian(), "y"), 100)
         >>> sample.theta.shape, sample.y.shape
         (torch.Size([100, 2]), torch.Size([100, 3]))
     """

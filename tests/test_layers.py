@@ -65,7 +65,9 @@ def inner_imports(path):
     return parts - {module_of(path)}
 
 
-@pytest.fixture(params=[path for path in FILES if path != PACKAGE / "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.fixture(
+    params=[path for path in FILES if path != PACKAGE / "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def path(request):
     return request.param
 
@@ -131,7 +133,9 @@ def test_no_import_circles():
     for path in FILES:
         name = ".".join(("pyro_voed", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         graph[name] = imports_of(path)
-    graph = {name: {other for other in imported if other in graph and other != name} for name, imported in graph.items()}
+    graph = {
+        name: {other for other in imported if other in graph and other != name} for name, imported in graph.items()
+    }
     while leaves := [name for name, imported in graph.items() if not imported]:
         graph = {name: imported - set(leaves) for name, imported in graph.items() if name not in leaves}
     assert graph == {}, f"import circle among {sorted(graph)}"

@@ -31,7 +31,6 @@ from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count, check_known, check_positive
 from pyro_voed.densities import StandardisedDensity
 from pyro_voed.design.gradients import score_sites, score_terms
-from pyro_voed.estimators.flow import barber_agakov, check_flow_targets, flow_bound, stated_prior
 from pyro_voed.estimators.learning import (
     Budget,
     build_density,
@@ -41,6 +40,7 @@ from pyro_voed.estimators.learning import (
     explain_terms,
     warn_constant,
 )
+from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, flow_bound, stated_prior
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names

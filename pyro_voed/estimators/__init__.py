@@ -1,7 +1,33 @@
 """Estimators of the expected information gain: one family, one chapter each."""
 
-from pyro_voed.estimators.flow import ba_terms, barber_agakov, eig_flow
+from pyro_voed.estimators.ba import eig_ba
+from pyro_voed.estimators.certificate import certify, max_regret
+from pyro_voed.estimators.flow import eig_flow
+from pyro_voed.estimators.importance import ace_terms, eig_ace, eig_vnmc, vnmc_terms
+from pyro_voed.estimators.laplace import eig_laplace
 from pyro_voed.estimators.marginal import eig_marginal, marginal_terms
+from pyro_voed.estimators.marginal_likelihood import eig_marginal_likelihood
 from pyro_voed.estimators.nmc import eig_nmc, nmc_terms
+from pyro_voed.estimators.pce import eig_pce, pce_terms
+from pyro_voed.estimators.posterior_bound import ba_terms, barber_agakov
 
-__all__ = ["ba_terms", "barber_agakov", "eig_flow", "eig_marginal", "eig_nmc", "marginal_terms", "nmc_terms"]
+__all__ = [
+    "ace_terms",
+    "ba_terms",
+    "barber_agakov",
+    "certify",
+    "eig_ace",
+    "eig_ba",
+    "eig_flow",
+    "eig_laplace",
+    "eig_marginal",
+    "eig_marginal_likelihood",
+    "eig_nmc",
+    "eig_pce",
+    "eig_vnmc",
+    "marginal_terms",
+    "max_regret",
+    "nmc_terms",
+    "pce_terms",
+    "vnmc_terms",
+]

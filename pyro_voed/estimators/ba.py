@@ -34,7 +34,6 @@ from torch import Tensor
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels
-from pyro_voed.estimators.flow import ba_terms, stated_prior
 from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.learning import (
     Budget,
@@ -43,6 +42,7 @@ from pyro_voed.estimators.learning import (
     evaluate_terms,
     train_density,
 )
+from pyro_voed.estimators.posterior_bound import ba_terms, stated_prior
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult

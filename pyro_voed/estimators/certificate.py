@@ -50,6 +50,7 @@ PILOT_INNER = 16
 FEWEST_OUTER = 500
 MOST_INNER = 4_096
 FLOW_CHUNK = 8_192
+MOST_SIMULATIONS = 20_000_000
 
 
 def certify(
@@ -57,7 +58,7 @@ def certify(
     *,
     width: float = 0.05,
     confidence: float = 0.95,
-    max_simulations: int = 20_000_000,
+    max_simulations: int = MOST_SIMULATIONS,
     seed: int | None = None,
 ) -> EIGResult:
     """Put a certified interval around the result of a trained flow.
@@ -96,12 +97,17 @@ def certify(
         raise ValueError(
             "result: it holds no trained density of the targets to use as proposal. Use eig_flow's result."
         )
+    check_request(width, confidence, max_simulations)
+    with isolated(seed):
+        return certified(result, width, confidence, max_simulations)
+
+
+def check_request(width: float, confidence: float, max_simulations: int) -> None:
+    """Raise where a certificate is asked for that cannot be given."""
     check_positive(width, "width")
     check_count(max_simulations, "max_simulations", 10 * FEWEST_OUTER)
     if not 0.5 <= confidence < 1.0:
         raise ValueError(f"confidence: expected a probability in [0.5, 1), got {confidence!r}.")
-    with isolated(seed):
-        return certified(result, width, confidence, max_simulations)
 
 
 def certified(result: EIGResult, width: float, confidence: float, max_simulations: int) -> EIGResult:

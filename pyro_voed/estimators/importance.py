@@ -37,9 +37,9 @@ from torch import Tensor, nn
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
-from pyro_voed.estimators.flow import flow_bound
 from pyro_voed.estimators.learning import check_sizes, default_budget
 from pyro_voed.estimators.nested import PAIR_MEMORY, check_densities, check_no_nuisance
+from pyro_voed.estimators.posterior_bound import flow_bound
 from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
 from pyro_voed.resolve import resolve
 from pyro_voed.results import Bound, EIGResult

@@ -194,9 +194,7 @@ def marginal_bound(
     if all(discrete) and density is None and not dequantise:
         terms = _mass_function_terms(sites, designs, budget.num_samples)
     if terms is None:
-        noise = (
-            dequantiser(sites) if any(discrete) and not isinstance(density, GuideDensity) else lambda sample: sample
-        )
+        noise = dequantiser(sites) if any(discrete) and not isinstance(density, GuideDensity) else lambda sample: sample
         density, history, terms = _learn(sites, designs, budget, density, noise, progress)
     eig, standard_error = mean_and_standard_error(terms)
     return EIGResult(

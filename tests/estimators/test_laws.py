@@ -28,6 +28,11 @@ STEPS = 150
 """Enough, at five times the default rate, for a small spline flow to come within 0.15 nats on every case here."""
 
 
+def broken(reason):
+    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
 # --- cases with exact answers ---------------------------------------------------------------------------------------
 
 
@@ -311,7 +316,7 @@ def test_a_discrete_nuisance_is_refused_by_nmc():
 
 
 def test_a_target_whose_prior_is_not_stated_is_refused_with_both_remedies():
-    with pytest.raises(NotImplementedError, match="'theta' is drawn given 'u'.*prior_entropy="):
+    with pytest.raises(NotImplementedError, match=r"'theta' is drawn given 'u'.*prior_entropy="):
         eig_flow(linear_gaussian.dependent_nuisance(), "y", "theta")
 
 
@@ -321,7 +326,7 @@ def test_a_deterministic_target_works_with_its_entropy():
         total = pyro.deterministic("total", theta.sum(-1), event_dim=0)
         pyro.sample("y", dist.Normal(total, 1.0))
 
-    with pytest.raises(NotImplementedError, match="total.*prior_entropy="):
+    with pytest.raises(NotImplementedError, match=r"total.*prior_entropy="):
         eig_flow(model, "y", "total")
     entropy = 0.5 * math.log(2 * math.pi * math.e * 2)
     result = eig_flow(model, "y", "total", prior_entropy=entropy, num_steps=STEPS, num_samples=4_000, seed=1)
@@ -423,9 +428,7 @@ def test_single_runs_agree_with_vectorised_ones(name):
     pool = {"num_simulations": 400, "num_samples": 500, "density": small_flow, "learning_rate": 1e-2}
     sizes = pool if name == "flow" else {"num_outer_samples": 300}
     function = eig_flow if name == "flow" else eig_nmc
-    results = [
-        function(case.model, case.outcomes, vectorize=vectorize, seed=1, **sizes) for vectorize in (True, False)
-    ]
+    results = [function(case.model, case.outcomes, vectorize=vectorize, seed=1, **sizes) for vectorize in (True, False)]
     error = torch.hypot(*(result.standard_error for result in results))
     assert abs(results[0].eig - results[1].eig) <= AGREE * error + (0.2 if name == "flow" else 0.03)
 
@@ -468,7 +471,13 @@ def two_labels():
     pyro.sample("y", dist.Normal(gain.unsqueeze(-1) * theta.unsqueeze(-1) * places, 1.0).to_event(1))
 
 
-@pytest.mark.parametrize("name", ["flow", "marginal", "nmc"])
+LAYOUT = "a label without candidates has no layout: KeyError in programs._lay_out_design"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("flow", marks=broken(LAYOUT)), pytest.param("marginal", marks=broken(LAYOUT)), "nmc"],
+)
 def test_candidates_for_one_of_two_labels(name):
     gains = torch.tensor([0.5, 2.0])
     result = estimate(name, Case(two_labels, 0.0), designs={"gain": gains})
@@ -531,7 +540,10 @@ def test_a_guide_that_reads_the_design():
 
 
 WRONG_GUIDES = {
-    "another site": (lambda: pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0)), r"\['y'\].*\['z'\]"),
+    "another site": (
+        lambda: pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0)),
+        r"\['y'\].*\['z'\]",
+    ),
     "nothing to learn": (lambda: pyro.sample("y", dist.Normal(0.0, 1.0)), "nothing to learn"),
 }
 
@@ -636,6 +648,7 @@ COUNTED = {
 }
 
 
+@broken("the first run of resolve is not counted, and eig_nmc and eig_marginal leave out all of its runs")
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_simulator_calls_stated_are_those_made(name):
     calls = []
@@ -678,7 +691,7 @@ def test_constant_targets_and_outcomes_are_warned_of():
         pyro.sample("y", dist.Normal(theta.sum(-1), 1.0))
         pyro.sample("z", dist.Normal(theta[..., 0] * 0 + 7.0, 1e-7))
 
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="constant") as caught:
         eig_flow(model, ["y", "z"], num_steps=2, num_samples=50)
     messages = " ".join(str(warning.message) for warning in caught)
     assert "theta[1]" in messages
@@ -720,13 +733,13 @@ def exact_terms(num=20_000):
 
 
 def test_ba_terms_of_the_exact_posterior_are_the_information():
-    theta, y, posterior, _ = exact_terms()
+    theta, _, posterior, _ = exact_terms()
     terms = ba_terms(posterior.log_prob(theta), dist.Normal(0.0, 1.0).log_prob(theta))
     assert abs(terms.mean() - scalar_eig()) <= AGREE * terms.std() / math.sqrt(len(terms))
 
 
 def test_ba_terms_of_a_wrong_posterior_lose_its_divergence():
-    theta, y, posterior, _ = exact_terms()
+    theta, _, posterior, _ = exact_terms()
     wide = dist.Normal(posterior.mean, 2 * posterior.stddev)
     divergence = math.log(2.0) + 1 / 8 - 1 / 2
     terms = ba_terms(wide.log_prob(theta), dist.Normal(0.0, 1.0).log_prob(theta))
