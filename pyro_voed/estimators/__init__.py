@@ -2,9 +2,11 @@
 
 from pyro_voed.estimators.ba import eig_ba
 from pyro_voed.estimators.certificate import certify, max_regret
+from pyro_voed.estimators.critic import donsker_varadhan, eig_critic, info_nce, nwj, tuba
 from pyro_voed.estimators.flow import eig_flow
 from pyro_voed.estimators.importance import ace_terms, eig_ace, eig_vnmc, vnmc_terms
 from pyro_voed.estimators.laplace import eig_laplace
+from pyro_voed.estimators.lbkld import eig_lbkld
 from pyro_voed.estimators.marginal import eig_marginal, marginal_terms
 from pyro_voed.estimators.marginal_likelihood import eig_marginal_likelihood
 from pyro_voed.estimators.nmc import eig_nmc, nmc_terms
@@ -16,18 +18,24 @@ __all__ = [
     "ba_terms",
     "barber_agakov",
     "certify",
+    "donsker_varadhan",
     "eig_ace",
     "eig_ba",
+    "eig_critic",
     "eig_flow",
     "eig_laplace",
+    "eig_lbkld",
     "eig_marginal",
     "eig_marginal_likelihood",
     "eig_nmc",
     "eig_pce",
     "eig_vnmc",
+    "info_nce",
     "marginal_terms",
     "max_regret",
     "nmc_terms",
+    "nwj",
     "pce_terms",
+    "tuba",
     "vnmc_terms",
 ]

@@ -45,6 +45,7 @@ def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None
         ValueError: If the batch has more than one dimension, the design is no scalar, or the label is unknown.
 
     Example:
+        >>> import torch
         >>> xi = torch.linspace(0.0, 3.0, 7)
         >>> result = EIGResult(
         ...     eig=0.5 * torch.log1p(xi**2),
@@ -122,6 +123,7 @@ def plot_training(history: FitHistory | None, ax: Axes | None = None, smooth: in
         ValueError: If there is no history, or `smooth` exceeds its length.
 
     Example:
+        >>> import torch
         >>> history = FitHistory(torch.linspace(-1.0, 1.0, 100), torch.ones(100), "budget", seconds=1.0)
         >>> plot_training(history).get_xlabel()
         'step'
@@ -179,6 +181,7 @@ def plot_design_path(result: DesignResult, design_label: str | None = None, ax: 
         ValueError: If the label is unknown, or is left out where there are several.
 
     Example:
+        >>> import torch
         >>> steps = torch.arange(0, 101, 10)
         >>> at_best = EIGResult(
         ...     eig=torch.tensor(1.2),
@@ -256,6 +259,7 @@ def plot_realisations(
         ValueError: If shapes do not fit, or only one of the two curve arguments is given.
 
     Example:
+        >>> import torch
         >>> points, noise = torch.tensor([1.0, 2.0, 4.0]), 0.1 * torch.randn(5, 3)
         >>> axes = plot_realisations(points, points / (1 + points) + noise)
         >>> len(axes.collections)
