@@ -15,8 +15,11 @@ The modules in the order in which data flow through them:
 
 from pyro_voed.design import optimise_design
 from pyro_voed.estimators import (
+    Objective,
+    adaptive_contrastive,
     barber_agakov,
     certify,
+    critic_objective,
     eig_ace,
     eig_ba,
     eig_critic,
@@ -28,7 +31,11 @@ from pyro_voed.estimators import (
     eig_nmc,
     eig_pce,
     eig_vnmc,
+    info_nce,
+    marginal_saddle,
     max_regret,
+    nwj,
+    prior_contrastive,
 )
 from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
 from pyro_voed.resolve import resolve
@@ -44,10 +51,13 @@ __all__ = [
     "EIGResult",
     "FitHistory",
     "JointSample",
+    "Objective",
     "PosteriorSample",
     "Sites",
+    "adaptive_contrastive",
     "barber_agakov",
     "certify",
+    "critic_objective",
     "eig_ace",
     "eig_ba",
     "eig_critic",
@@ -61,9 +71,13 @@ __all__ = [
     "eig_vnmc",
     "flow_guide",
     "flow_posterior",
+    "info_nce",
+    "marginal_saddle",
     "max_regret",
     "nuts_posterior",
+    "nwj",
     "optimise_design",
+    "prior_contrastive",
     "resolve",
     "sample_joint",
 ]

@@ -42,6 +42,8 @@ class JointSample:
         score: Log density of draws that carry no gradient themselves, nats; None where not asked for.
         controls: Quantities of expectation zero that go along with the draws, for variance reduction; None where not
             asked for.
+        log_joint: Scores other targets at these outcomes: from packed targets `(num_samples, num_inner, theta_dim)` to
+            their log prior and log likelihood, `(num_samples, num_inner)` each; None where not asked for.
         designs: Designs shared by all experiments, or one a member of the batch, packed `(*design_batch, design_dim)`.
         values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
     """
@@ -54,6 +56,7 @@ class JointSample:
     log_likelihood: Float[Tensor, "num_samples *design_batch"] | None = None
     score: Float[Tensor, "num_samples *design_batch"] | None = None
     controls: Float[Tensor, "num_samples *design_batch num_controls"] | None = None
+    log_joint: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     designs: Float[Tensor, "*design_batch design_dim"] | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 

@@ -18,9 +18,8 @@ References:
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -29,29 +28,15 @@ from torch import Tensor, nn
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count, check_known, check_positive
-from pyro_voed.densities import StandardisedDensity
-from pyro_voed.design.gradients import score_sites, score_terms
-from pyro_voed.estimators.learning import (
-    Budget,
-    build_density,
-    check_sizes,
-    discrete_values,
-    evaluate_terms,
-    explain_terms,
-    warn_constant,
-)
-from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, flow_bound, stated_prior
-from pyro_voed.monte_carlo import mean_and_standard_error
+from pyro_voed.design.climb import Climb, Search, unconstrained
+from pyro_voed.design.gradients import score_sites
+from pyro_voed.estimators.learning import Budget, check_sizes
+from pyro_voed.estimators.nested import check_densities, check_no_nuisance
+from pyro_voed.estimators.objective import Objective, as_objective
+from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, flow_bound
 from pyro_voed.resolve import resolve
-from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names
-from pyro_voed.simulate import JointSample, sample_joint
-from pyro_voed.sites import DesignSite, Sites
-from pyro_voed.training import Ascent, fit_fresh, kept_on_error
-
-RESCALE_EVERY = 50
-RESCALE_SIZE = 500
-MAX_UNCONSTRAINED = 6.0
-"""A design whose sigmoid-like map is this far out hardly moves any more: it is nudged back inside."""
+from pyro_voed.results import DesignResult, EIGResult
+from pyro_voed.sites import Sites
 
 SELECTION_SIZE = 5_000
 
@@ -97,8 +82,9 @@ def optimise_design(
         model_kwargs: Keyword arguments of the model.
         prior: A Pyro guide over the latent sites that replaces the model's prior.
         prior_entropy: Differential entropy of the targets in nats, where the model states no density of them.
-        objective: Terms of a bound from a joint sample and a density, with an attribute `bound`; it must not be an
-            upper bound, which is no objective to ascend.
+        objective: An `Objective`, or terms of a bound from a joint sample and a density with an attribute `bound`:
+            `barber_agakov`, `prior_contrastive`, `adaptive_contrastive`, `critic_objective(info_nce)`. An upper bound
+            is no objective to ascend, but `marginal_saddle()` searches its saddle point.
         density: A factory `(theta_dim, context_dim) -> density`, a density, or that of an earlier result to go on
             from. Default: a spline coupling flow.
         summary: A module from standardised outcomes to learned statistics.
@@ -146,7 +132,7 @@ def optimise_design(
     check_sizes(None, num_steps, max_steps, batch_size, learning_rate, num_samples)
     check_positive(design_learning_rate, "design_learning_rate")
     check_count(num_starts, "num_starts")
-    _check_objective(objective)
+    objective = as_objective(objective)
     if projection is not None:
         check_callable(projection, "projection")
     with isolated(seed):
@@ -163,8 +149,8 @@ def optimise_design(
         )
         if not sites.designs:
             raise ValueError("the model has no design: mark what the experimenter sets with pyro.param.")
-        check_flow_targets(sites, prior_entropy)
-        search = _Search(
+        _check_needs(sites, objective, prior_entropy)
+        search = Search(
             sites=sites,
             objective=objective,
             scored=score_sites(sites),
@@ -193,137 +179,8 @@ def optimise_design(
     return result
 
 
-@dataclass(frozen=True)
-class _Climb:
-    """Where one start ended."""
-
-    designs: dict[str, Tensor]
-    density: StandardisedDensity
-    history: FitHistory
-    path: dict[str, Tensor]
-    path_steps: Tensor
-
-
-@dataclass(frozen=True)
-class _Search:
-    """One search's settings, shared by its starts."""
-
-    sites: Sites
-    objective: Any
-    scored: tuple[str, ...]
-    prior_entropy: float | None
-    density: Any
-    summary: nn.Module | None
-    projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None
-    num_steps: int | None
-    max_steps: int
-    batch_size: int
-    learning_rate: float
-    design_learning_rate: float
-    progress: bool | None
-
-    def climb(self, start: Mapping[str, Tensor]) -> _Climb:
-        sites, prepare = self.sites, stated_prior(self.prior_entropy)
-        leaves = {site.name: _nudged(site, start[site.name]).requires_grad_() for site in sites.designs}
-        designs = lambda: {site.name: site.transform(leaves[site.name]) for site in sites.designs}  # noqa: E731
-        with torch.no_grad():
-            pilot = prepare(sample_joint(sites, 2 * RESCALE_SIZE, designs()))
-        warn_constant(sites, pilot)
-        density = build_density(
-            self.density,
-            pilot.theta,
-            pilot.y,
-            num_designs=0,
-            summary=self.summary,
-            discrete=discrete_values(sites),
-        )
-        ascent = Ascent(
-            [
-                {"params": [p for p in density.parameters() if p.requires_grad], "lr": self.learning_rate},
-                {"params": list(leaves.values()), "lr": self.design_learning_rate},
-            ]
-        )
-        path: dict[str, list[Tensor]] = {name: [] for name in leaves}
-        path_steps: list[int] = []
-        cooling: list[bool] = []
-        needs_likelihood = getattr(self.objective, "needs_likelihood", False)
-
-        def draw() -> JointSample:
-            return prepare(
-                sample_joint(sites, self.batch_size, designs(), likelihood=needs_likelihood, score=self.scored)
-            )
-
-        def terms(sample: JointSample) -> Tensor:
-            plain = self.objective(sample, density)
-            return plain if sample.score is None else score_terms(plain, sample.score)
-
-        def record(step: int) -> None:
-            path_steps.append(step)
-            for name, value in designs().items():
-                path[name].append(value.detach().clone())
-
-        @torch.no_grad()
-        def after_step(step: int) -> None:
-            if self.projection is not None:
-                self._project(self.projection, leaves)
-            if step % 10 == 0:
-                record(step)
-            if not cooling and step % RESCALE_EVERY == 0:
-                density.context_scaling.fit_(sample_joint(sites, RESCALE_SIZE, designs()).y)
-
-        learnt = lambda: {"density": density, "designs": {n: v.detach() for n, v in designs().items()}}  # noqa: E731
-        with kept_on_error(learnt), pyro.validation_enabled(False):
-            history = fit_fresh(
-                draw,
-                terms,
-                ascent,
-                num_steps=self.num_steps,
-                max_steps=self.max_steps,
-                explain=explain_terms,
-                after_step=after_step,
-                before_cooldown=lambda: cooling.append(True),
-                progress=self.progress,
-                description="optimise_design",
-            )
-        record(history.num_steps)
-        return _Climb(
-            {name: value.detach() for name, value in designs().items()},
-            density,
-            history,
-            {name: torch.stack(values) for name, values in path.items()},
-            torch.tensor(path_steps),
-        )
-
-    def _project(
-        self, projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], leaves: Mapping[str, Tensor]
-    ) -> None:
-        sites = {site.name: site for site in self.sites.designs}
-        values = {name: sites[name].transform(leaf) for name, leaf in leaves.items()}
-        projected = projection(dict(values))
-        check_known(projected, sites, "projection", "design")
-        for name, value in projected.items():
-            if value.shape != values[name].shape:
-                raise ValueError(
-                    f"projection: expected '{name}' of shape {tuple(values[name].shape)}, got {tuple(value.shape)}."
-                )
-            leaves[name].copy_(sites[name].transform.inv(value))
-
-    def score(self, climb: _Climb, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Estimate, standard error and outcome range on fresh simulations."""
-        prepare = stated_prior(self.prior_entropy)
-        terms, outcome_range = evaluate_terms(
-            self.sites,
-            lambda sample: self.objective(prepare(sample), climb.density),
-            num_samples,
-            climb.designs,
-            likelihood=getattr(self.objective, "needs_likelihood", False),
-            estimator="optimise_design",
-        )
-        return *mean_and_standard_error(terms), outcome_range
-
-
 def _report(
-    search: _Search, best: _Climb, selection: Tensor, num_samples: int, initial: EIGResult | None, started: float
+    search: Search, best: Climb, selection: Tensor, num_samples: int, initial: EIGResult | None, started: float
 ) -> DesignResult:
     eig, standard_error, outcome_range = search.score(best, num_samples)
     sites, seconds = search.sites, time.perf_counter() - started
@@ -340,7 +197,7 @@ def _report(
         observation_labels=sites.observation_labels,
         nuisance_labels=tuple(site.name for site in sites.nuisance),
         history=best.history,
-        density=best.density.eval(),
+        density=best.density,
         sites=replace(sites, designs=tuple(replace(site, value=best.designs[site.name]) for site in sites.designs)),
         observation_range=outcome_range,
     )
@@ -383,48 +240,17 @@ def _starts(sites: Sites, num_starts: int, starts: Mapping[str, Any] | None) -> 
 def _perturbed(sites: Sites) -> dict[str, Tensor]:
     moved = {}
     for site in sites.designs:
-        coordinates = _unconstrained(site, site.value)
+        coordinates = unconstrained(site, site.value)
         moved[site.name] = site.transform(coordinates + torch.randn_like(coordinates))
     return moved
 
 
-def _unconstrained(site: DesignSite, value: Tensor) -> Tensor:
-    return site.transform.inv(value).detach().clone()
-
-
-def _nudged(site: DesignSite, value: Tensor) -> Tensor:
-    """Return unconstrained coordinates, moved inside where the constraint's map is flat."""
-    coordinates = _unconstrained(site, value)
-    probe = coordinates.clone().requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(site.transform(probe).sum(), probe)
-    # Near a bound the map is flat (a sigmoid's slope is below 0.0025 beyond 6) and no gradient gets through; a real
-    # line or a positive value has slopes of its own size, however far out.
-    flat = (coordinates.abs() > MAX_UNCONSTRAINED) & (slope.abs() < 1e-3 * (1 + value.detach().abs().max()))
-    if value.shape == coordinates.shape and flat.any():
-        elements = zip(element_names(site.name, value.shape), flat.flatten().tolist(), strict=True)
-        names = [name for name, is_flat in elements if is_flat]
-        coordinates = torch.where(flat, coordinates.sign() * 4.0, coordinates)
-        warnings.warn(
-            f"design {', '.join(names[:8])} starts at a bound of {site.constraint}, where no gradient moves it: nudged "
-            "inside. Start it further from the bound.",
-            stacklevel=5,
-        )
-    return coordinates
-
-
-def _check_objective(objective: Any) -> None:
-    bound = getattr(objective, "bound", None)
-    if not callable(objective) or bound is None:
-        raise TypeError(
-            "objective: expected a callable (sample, density) -> terms with an attribute `bound`, such as "
-            f"barber_agakov, got {objective!r}."
-        )
-    if bound == "upper":
-        raise ValueError(
-            "objective: an upper bound is no objective to ascend, since the density would be driven to loosen it. "
-            "Ascend a lower bound such as barber_agakov."
-        )
+def _check_needs(sites: Sites, objective: Objective, prior_entropy: float | None) -> None:
+    if objective.needs_log_prior:
+        check_flow_targets(sites, prior_entropy)
+    if objective.needs_likelihood or objective.needs_log_joint:
+        check_densities(sites, "this objective")
+        check_no_nuisance(sites, "this objective")
 
 
 def _store(sites: Sites, designs: Mapping[str, Tensor]) -> None:

@@ -2,22 +2,26 @@
 
 from pyro_voed.estimators.ba import eig_ba
 from pyro_voed.estimators.certificate import certify, max_regret
-from pyro_voed.estimators.critic import donsker_varadhan, eig_critic, info_nce, nwj, tuba
+from pyro_voed.estimators.critic import critic_objective, donsker_varadhan, eig_critic, info_nce, nwj, tuba
 from pyro_voed.estimators.flow import eig_flow
-from pyro_voed.estimators.importance import ace_terms, eig_ace, eig_vnmc, vnmc_terms
+from pyro_voed.estimators.importance import ace_terms, adaptive_contrastive, eig_ace, eig_vnmc, vnmc_terms
 from pyro_voed.estimators.laplace import eig_laplace
 from pyro_voed.estimators.lbkld import eig_lbkld
-from pyro_voed.estimators.marginal import eig_marginal, marginal_terms
+from pyro_voed.estimators.marginal import eig_marginal, marginal_saddle, marginal_terms
 from pyro_voed.estimators.marginal_likelihood import eig_marginal_likelihood
 from pyro_voed.estimators.nmc import eig_nmc, nmc_terms
-from pyro_voed.estimators.pce import eig_pce, pce_terms
+from pyro_voed.estimators.objective import Objective
+from pyro_voed.estimators.pce import eig_pce, pce_terms, prior_contrastive
 from pyro_voed.estimators.posterior_bound import ba_terms, barber_agakov
 
 __all__ = [
+    "Objective",
     "ace_terms",
+    "adaptive_contrastive",
     "ba_terms",
     "barber_agakov",
     "certify",
+    "critic_objective",
     "donsker_varadhan",
     "eig_ace",
     "eig_ba",
@@ -31,11 +35,13 @@ __all__ = [
     "eig_pce",
     "eig_vnmc",
     "info_nce",
+    "marginal_saddle",
     "marginal_terms",
     "max_regret",
     "nmc_terms",
     "nwj",
     "pce_terms",
+    "prior_contrastive",
     "tuba",
     "vnmc_terms",
 ]

@@ -56,6 +56,7 @@ from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
 from pyro_voed.estimators.learning import Budget, check_sizes, default_budget, explain_terms, warn_constant
+from pyro_voed.estimators.objective import Objective
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import Bound, EIGResult, FitHistory
@@ -156,33 +157,37 @@ tuba = CriticTerms("tuba", tuba_terms, "lower", needs_baseline=True)
 donsker_varadhan = CriticTerms("donsker_varadhan", donsker_varadhan_terms, "neither")
 
 
-@dataclass(frozen=True)
-class CriticBound:
-    """A critic objective: terms from a joint sample and a critic.
+def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCritic) -> Objective:
+    """Return a critic's bound as an objective: terms from a joint sample and a critic.
 
-    Attributes:
+    Args:
         terms: Terms from scores.
+        critic: A factory `(theta_dim, context_dim) -> module`, or a module that scores all pairs; used where a search
+            is given no other.
 
     Example:
         >>> from pyro_voed.densities import Standardise
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> critic = StandardisedCritic(SeparableCritic(2, 3), Standardise(2), Standardise(3))
-        >>> CriticBound(info_nce)(sample_joint(resolve(linear_gaussian(), "y", "theta"), 64), critic).shape
+        >>> critic_objective(info_nce)(sample_joint(resolve(linear_gaussian(), "y", "theta"), 64), critic).shape
         torch.Size([64])
     """
 
-    terms: CriticTerms = info_nce
-    needs_likelihood = False
-
-    @property
-    def bound(self) -> Bound:
-        """Which way the mean of the terms errs."""
-        return self.terms.bound
-
-    def __call__(self, sample: JointSample, critic: StandardisedCritic) -> Tensor:
-        """Return the terms, `(num_samples, *design_batch)`."""
+    def score(sample: JointSample, trained: StandardisedCritic) -> Tensor:
         context = sample.context()
-        return self.terms(critic(sample.theta, context), critic.log_baseline(context))
+        return terms(trained(sample.theta, context), trained.log_baseline(context))
+
+    def build(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> StandardisedCritic:
+        return build_critic(
+            critic if given is None else given,
+            pilot.theta.reshape(-1, pilot.theta.shape[-1]),
+            pilot.context().reshape(-1, pilot.context().shape[-1]),
+            num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
+            summary=summary,
+            with_baseline=terms.needs_baseline,
+        )
+
+    return Objective(score, bound=terms.bound, needs_log_prior=False, build=build, evaluation_size=256)
 
 
 def eig_critic(
@@ -300,7 +305,7 @@ def eig_critic(
             with_baseline=terms.needs_baseline,
         )
         with kept_on_error(lambda: {"density": trained}):
-            history = _train(sites, trained, CriticBound(terms), budget, candidates, pilot, progress)
+            history = _train(sites, trained, critic_objective(terms), budget, candidates, pilot, progress)
             values, log_averages, outcome_range = _evaluate(
                 sites, trained, terms, candidates, size, budget.num_samples // size
             )
@@ -364,7 +369,7 @@ def _pilot(sites: Sites, budget: Budget, designs: Mapping[str, Tensor]) -> Joint
 def _train(
     sites: Sites,
     critic: StandardisedCritic,
-    objective: CriticBound,
+    objective: Objective,
     budget: Budget,
     designs: Mapping[str, Tensor],
     pool: JointSample,

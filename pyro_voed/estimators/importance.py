@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -39,6 +39,7 @@ from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.learning import check_sizes, default_budget
 from pyro_voed.estimators.nested import PAIR_MEMORY, check_densities, check_no_nuisance
+from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.posterior_bound import flow_bound
 from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
 from pyro_voed.resolve import resolve
@@ -95,6 +96,32 @@ def vnmc_terms(
         tensor([0.6931])
     """
     return log_likelihood - inner_weights.logsumexp(-1) + math.log(inner_weights.shape[-1])
+
+
+@dataclass(frozen=True)
+class AdaptiveContrastiveTerms:
+    """ACE terms with gradients to design and proposal.
+
+    Attributes:
+        num_inner_samples: Proposal draws for each outcome.
+    """
+
+    num_inner_samples: int = 8
+
+    def __call__(self, sample: JointSample, density: Any) -> Tensor:
+        """Return the terms."""
+        if sample.log_joint is None or sample.log_prior is None or sample.log_likelihood is None:
+            raise ValueError("the sample scores no other targets: search with optimise_design, which asks for that.")
+        context = sample.context()
+        theta = density.condition(context).rsample((self.num_inner_samples,)).transpose(0, 1)
+        log_prior, log_likelihood = sample.log_joint(theta)
+        inner = log_prior + log_likelihood - density.log_prob(theta, context.unsqueeze(1))
+        own = sample.log_prior + sample.log_likelihood - density.log_prob(sample.theta, context)
+        return ace_terms(sample.log_likelihood, own, inner)
+
+
+adaptive_contrastive = Objective(AdaptiveContrastiveTerms(), bound="lower", needs_likelihood=True, needs_log_joint=True)
+"""Adaptive contrastive estimation as an objective for design search: trains the proposal on its own bound."""
 
 
 def eig_ace(

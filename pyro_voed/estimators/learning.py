@@ -224,6 +224,7 @@ def evaluate_terms(
     *,
     likelihood: bool,
     estimator: str,
+    chunk: int = EVALUATION_CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """Return the terms on fresh simulations, `(num_samples, *design_batch)`, and the range of outcomes `(2, y_dim)`.
 
@@ -234,7 +235,7 @@ def evaluate_terms(
         ArithmeticError: If a term is not finite, naming site and count.
     """
     batch = design_batch_shape(sites, designs or {})
-    chunk = max(1, EVALUATION_CHUNK // batch.numel())
+    chunk = max(1, chunk // batch.numel())
     parts, controls, lowest, highest = [], [], [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, num_samples, chunk):

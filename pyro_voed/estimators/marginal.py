@@ -31,10 +31,10 @@ from typing import Any
 import pyro
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_voed.caller_state import isolated
-from pyro_voed.checks import Labels
+from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.learning import (
     Budget,
@@ -46,6 +46,7 @@ from pyro_voed.estimators.learning import (
     train_density,
 )
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance, log_marginal
+from pyro_voed.estimators.objective import Objective, detached_module
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.programs import ProgramRun, run_rows
 from pyro_voed.resolve import resolve
@@ -76,6 +77,56 @@ def marginal_terms(log_likelihood: Float[Tensor, "*batch"], log_q: Float[Tensor,
         tensor([1.])
     """
     return log_likelihood - log_q
+
+
+def build_outcome_density(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> Any:
+    """Return a density of the packed outcome (given the design, over several)."""
+    y = pilot.y.reshape(-1, pilot.y.shape[-1])
+    context = _design_context(pilot).reshape(len(y), -1)
+    return build_density(given, y, context, num_designs=context.shape[-1], summary=None)
+
+
+def _saddle_terms(sample: JointSample, density: Any) -> Tensor:
+    """Marginal terms, whose gradient raises them in the design and, its sign turned, lowers them in the density."""
+    assert sample.log_likelihood is not None  # asked for by the objective
+    context = _design_context(sample)
+    held = marginal_terms(sample.log_likelihood, detached_module(density)(sample.y, context))
+    learnt = density.log_prob(sample.y.detach(), context)
+    return held + (learnt - learnt.detach())
+
+
+def _rescale_outcome(density: Any, sample: JointSample) -> None:
+    density.theta_scaling.fit_(sample.y)
+
+
+def marginal_saddle(inner_steps: int = 4) -> Objective:
+    r"""Return the saddle-point objective of the marginal upper bound.
+
+    .. math::  \max_\xi \min_\phi \mathbb{E}\big[\log p(y \mid \theta, \xi) - \log q_\phi(y)\big]
+
+    An upper bound cannot be ascended in design and density together, since the density would be driven to loosen it. So
+    the density descends for `inner_steps` steps between two steps of the design, whose gradient is that of the bound at
+    the density as it stands.
+
+    Args:
+        inner_steps: Steps of the density for each step of the design.
+
+    References:
+        Dong et al. (2025), Eqs. 16, 17 and 31.
+
+    Example:
+        >>> marginal_saddle().bound
+        'upper'
+    """
+    return Objective(
+        _saddle_terms,
+        bound="upper",
+        needs_likelihood=True,
+        needs_log_prior=False,
+        build=build_outcome_density,
+        rescale=_rescale_outcome,
+        inner_steps=check_count(inner_steps, "inner_steps"),
+    )
 
 
 def eig_marginal(
@@ -224,8 +275,12 @@ def _objective(sample: JointSample, density: Any) -> Tensor:
 def _log_q(sample: JointSample, density: Any) -> Tensor:
     if isinstance(density, GuideDensity):
         return density.log_prob(sample)
-    context = sample.y[..., :0] if sample.designs is None else sample.designs.expand(*sample.y.shape[:-1], -1)
-    return density.log_prob(sample.y, context)
+    return density.log_prob(sample.y, _design_context(sample))
+
+
+def _design_context(sample: JointSample) -> Tensor:
+    """What an outcome density is conditioned on: the design where there are several, else nothing."""
+    return sample.y[..., :0] if sample.designs is None else sample.designs.expand(*sample.y.shape[:-1], -1)
 
 
 def _learn(
@@ -244,11 +299,7 @@ def _learn(
             pool = noise(sample_joint(sites, size, designs, likelihood=True))
         pilot = pool if pool is not None else noise(draw_training(sites, 1_000, designs, likelihood=True))
     if not isinstance(density, GuideDensity):
-        y = pilot.y.reshape(-1, pilot.y.shape[-1])
-        context = (
-            y[:, :0] if pilot.designs is None else pilot.designs.expand(*pilot.y.shape[:-1], -1).reshape(len(y), -1)
-        )
-        density = build_density(density, y, context, num_designs=context.shape[-1], summary=None)
+        density = build_outcome_density(density, pilot, sites, None)
     history = None
     if budget.num_steps != 0:
         history = train_density(

@@ -26,10 +26,11 @@ from torch import Tensor
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.nested import PAIR_MEMORY, InnerDraws, nested_estimate
+from pyro_voed.estimators.objective import Objective, build_nothing, rescale_nothing
 from pyro_voed.monte_carlo import log_mean_exp
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import candidate_designs
+from pyro_voed.simulate import JointSample, candidate_designs
 
 
 def pce_terms(log_likelihood: Tensor, contrast_log_likelihood: Tensor) -> Tensor:
@@ -45,6 +46,27 @@ def pce_terms(log_likelihood: Tensor, contrast_log_likelihood: Tensor) -> Tensor
     """
     counted = torch.cat([log_likelihood.unsqueeze(-1), contrast_log_likelihood], -1)
     return log_likelihood - log_mean_exp(counted, dim=-1)
+
+
+def _contrastive_terms(sample: JointSample, density: None) -> Tensor:
+    """Every other draw of the batch serves as a contrast."""
+    assert sample.log_joint is not None  # asked for by the objective
+    num = sample.num_samples
+    _, log_likelihood = sample.log_joint(sample.theta.expand(num, *sample.theta.shape))
+    return log_likelihood.diagonal() - log_mean_exp(log_likelihood, dim=-1)
+
+
+prior_contrastive = Objective(
+    _contrastive_terms,
+    bound="lower",
+    needs_log_joint=True,
+    needs_log_prior=False,
+    build=build_nothing,
+    rescale=rescale_nothing,
+    evaluation_size=256,
+)
+"""Prior contrastive estimation as an objective for design search: it learns nothing, and saturates at the logarithm of
+the batch size."""
 
 
 def eig_pce(

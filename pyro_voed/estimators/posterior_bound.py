@@ -28,13 +28,12 @@ from torch import Tensor, nn
 
 from pyro_voed.estimators.learning import (
     Budget,
-    build_density,
-    discrete_values,
     draw_training,
     evaluate_terms,
     train_density,
     warn_constant,
 )
+from pyro_voed.estimators.objective import Objective, build_posterior
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult
 from pyro_voed.simulate import JointSample, design_batch_shape, sample_joint
@@ -58,29 +57,14 @@ def ba_terms(log_q: Float[Tensor, "*batch"], log_prior: Float[Tensor, "*batch"])
     return log_q - log_prior
 
 
-class BarberAgakov:
-    """The Barber-Agakov objective: terms from a joint sample and a conditional density.
-
-    Example:
-        >>> from pyro_voed.densities import SplineCouplingFlow
-        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-    >>> from pyro_voed.resolve import resolve
-        >>> sample = sample_joint(resolve(linear_gaussian(), "y"), 64)
-        >>> barber_agakov(sample, SplineCouplingFlow(2, 3)).shape
-        torch.Size([64])
-    """
-
-    bound = "lower"
-    needs_likelihood = False
-
-    def __call__(self, sample: JointSample, density: Any) -> Float[Tensor, "num_samples *design_batch"]:
-        """Return the terms."""
-        if sample.log_prior is None:
-            raise ValueError("the sample has no log prior: the model does not state the density of its targets.")
-        return ba_terms(density.log_prob(sample.theta, sample.context()), sample.log_prior)
+def _terms(sample: JointSample, density: Any) -> Float[Tensor, "num_samples *design_batch"]:
+    if sample.log_prior is None:
+        raise ValueError("the sample has no log prior: the model does not state the density of its targets.")
+    return ba_terms(density.log_prob(sample.theta, sample.context()), sample.log_prior)
 
 
-barber_agakov = BarberAgakov()
+barber_agakov = Objective(_terms, bound="lower")
+"""The Barber-Agakov objective: terms from a joint sample and a conditional density of the targets."""
 
 
 def flow_bound(
@@ -105,14 +89,7 @@ def flow_bound(
             pool if pool is not None else prepare(draw_training(sites, _pilot_size(sites), designs, likelihood=False))
         )
     warn_constant(sites, pilot)
-    trained = build_density(
-        density,
-        pilot.theta.reshape(-1, pilot.theta.shape[-1]),
-        pilot.context().reshape(-1, pilot.context().shape[-1]),
-        num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-        summary=summary,
-        discrete=discrete_values(sites),
-    )
+    trained = build_posterior(density, pilot, sites, summary)
     history = None
     trained.eval()
     with kept_on_error(lambda: {"density": trained}):

@@ -4,10 +4,12 @@ Every `plot_*` takes a result, draws on the axes it is given (or on a new figure
 limits and files stay the caller's.
 """
 
+from pyro_voed.plots.certificates import plot_certificate
 from pyro_voed.plots.estimates import plot_design_path, plot_eig, plot_realisations, plot_training
 from pyro_voed.plots.posteriors import plot_posterior_grid, plot_posterior_pair
 
 __all__ = [
+    "plot_certificate",
     "plot_design_path",
     "plot_eig",
     "plot_posterior_grid",

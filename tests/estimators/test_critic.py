@@ -17,7 +17,7 @@ from torch import nn
 from pyro_voed.densities import Standardise
 from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
 from pyro_voed.estimators.critic import (
-    CriticBound,
+    critic_objective,
     donsker_varadhan,
     donsker_varadhan_terms,
     eig_critic,
@@ -79,7 +79,7 @@ def test_no_info_nce_term_exceeds_log_num():
 
 def test_sides_are_declared():
     assert [terms.bound for terms in (info_nce, nwj, tuba, donsker_varadhan)] == ["lower", "lower", "lower", "neither"]
-    assert CriticBound(donsker_varadhan).bound == "neither"
+    assert critic_objective(donsker_varadhan).bound == "neither"
 
 
 # --- critics --------------------------------------------------------------------------------------------------------

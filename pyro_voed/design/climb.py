@@ -1,0 +1,219 @@
+"""One ascent from one start: designs and density climb together, with everything that goes on around the steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_known
+from pyro_voed.design.gradients import score_terms
+from pyro_voed.estimators.learning import EVALUATION_CHUNK, evaluate_terms, explain_terms, warn_constant
+from pyro_voed.estimators.objective import Objective, batched_means
+from pyro_voed.estimators.posterior_bound import stated_prior
+from pyro_voed.monte_carlo import mean_and_standard_error
+from pyro_voed.results import FitHistory, element_names
+from pyro_voed.scoring import log_joint
+from pyro_voed.simulate import JointSample, sample_joint
+from pyro_voed.sites import DesignSite, Sites
+from pyro_voed.training import Ascent, fit_fresh, kept_on_error
+
+RESCALE_EVERY = 50
+RESCALE_SIZE = 500
+RECORD_EVERY = 10
+MAX_UNCONSTRAINED = 6.0
+"""A design whose sigmoid-like map is this far out hardly moves any more: it is nudged back inside."""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Where one start ended.
+
+    Attributes:
+        designs: The last designs.
+        density: What was trained along with them; None for objectives that learn nothing.
+        history: Training record.
+        path: Designs on the way, `(num_records, *shape)` each.
+        path_steps: The steps they are from.
+    """
+
+    designs: dict[str, Tensor]
+    density: Any
+    history: FitHistory
+    path: dict[str, Tensor]
+    path_steps: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search's settings, shared by its starts; the fields are the arguments of `optimise_design`."""
+
+    sites: Sites
+    objective: Objective
+    scored: tuple[str, ...]
+    prior_entropy: float | None
+    density: Any
+    summary: nn.Module | None
+    projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None
+    num_steps: int | None
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    design_learning_rate: float
+    progress: bool | None
+
+    def climb(self, start: Mapping[str, Tensor]) -> Climb:
+        """Ascend from one start."""
+        sites, objective = self.sites, self.objective
+        leaves = {site.name: _nudged(site, start[site.name]).requires_grad_() for site in sites.designs}
+        with torch.no_grad():
+            pilot = self._draw(self._designs(leaves), 2 * RESCALE_SIZE)
+        warn_constant(sites, pilot)
+        density = objective.build(self.density, pilot, sites, self.summary)
+        ascent = Ascent(self._groups(density, leaves))
+        path: dict[str, list[Tensor]] = {name: [] for name in leaves}
+        path_steps: list[int] = []
+        steps: list[int] = []
+        cooling: list[bool] = []
+
+        def draw() -> JointSample:
+            # At a saddle point the design stands still while the density follows it.
+            still = len(steps) % (objective.inner_steps + 1) != objective.inner_steps
+            designs = self._designs(leaves)
+            return self._draw({n: v.detach() for n, v in designs.items()} if still else designs, self.batch_size)
+
+        def terms(sample: JointSample) -> Tensor:
+            plain = objective(sample, density)
+            return plain if sample.score is None else score_terms(plain, sample.score)
+
+        def record(step: int) -> None:
+            path_steps.append(step)
+            for name, value in self._designs(leaves).items():
+                path[name].append(value.detach().clone())
+
+        @torch.no_grad()
+        def after_step(step: int) -> None:
+            steps.append(step)
+            if self.projection is not None:
+                self._project(self.projection, leaves)
+            if step % RECORD_EVERY == 0:
+                record(step)
+            if not cooling and step % RESCALE_EVERY == 0:
+                objective.rescale(density, sample_joint(sites, RESCALE_SIZE, self._designs(leaves)))
+
+        def learnt() -> dict[str, Any]:
+            return {"density": density, "designs": self._detached(leaves)}
+
+        with kept_on_error(learnt), pyro.validation_enabled(False):
+            history = fit_fresh(
+                draw,
+                terms,
+                ascent,
+                num_steps=self.num_steps,
+                max_steps=self.max_steps,
+                explain=explain_terms,
+                after_step=after_step,
+                before_cooldown=lambda: cooling.append(True),
+                progress=self.progress,
+                description="optimise_design",
+            )
+        record(history.num_steps)
+        return Climb(
+            self._detached(leaves),
+            density if density is None else density.eval(),
+            history,
+            {name: torch.stack(values) for name, values in path.items()},
+            torch.tensor(path_steps),
+        )
+
+    def score(self, climb: Climb, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return estimate, standard error and outcome range on fresh simulations."""
+        size = self.objective.evaluation_size
+        terms, outcome_range = evaluate_terms(
+            self.sites,
+            lambda sample: self.objective(self._prepared(sample, climb.designs), climb.density),
+            num_samples if size is None else num_samples // size * size,
+            climb.designs,
+            likelihood=self.objective.needs_likelihood,
+            estimator="optimise_design",
+            chunk=EVALUATION_CHUNK if size is None else size,
+        )
+        return *mean_and_standard_error(terms if size is None else batched_means(terms, size)), outcome_range
+
+    def _draw(self, designs: Mapping[str, Tensor], num_samples: int) -> JointSample:
+        scored = self.scored if any(value.requires_grad for value in designs.values()) else ()
+        sample = sample_joint(
+            self.sites, num_samples, designs, likelihood=self.objective.needs_likelihood, score=scored
+        )
+        return self._prepared(sample, designs)
+
+    def _prepared(self, sample: JointSample, designs: Mapping[str, Tensor]) -> JointSample:
+        sample = stated_prior(self.prior_entropy)(sample)
+        if not self.objective.needs_log_joint:
+            return sample
+
+        def rescore(theta: Tensor) -> tuple[Tensor, Tensor]:
+            num, inner = theta.shape[:2]
+            repeated = {name: value.repeat_interleave(inner, 0) for name, value in sample.values.items()}
+            log_prior, log_likelihood = log_joint(self.sites, theta.flatten(0, 1), repeated, designs)
+            return log_prior.reshape(num, inner), log_likelihood.reshape(num, inner)
+
+        return replace(sample, log_joint=rescore)
+
+    def _groups(self, density: Any, leaves: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        groups = [{"params": list(leaves.values()), "lr": self.design_learning_rate}]
+        if density is not None:
+            weights = [parameter for parameter in density.parameters() if parameter.requires_grad]
+            groups.append({"params": weights, "lr": self.learning_rate})
+        return groups
+
+    def _designs(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {site.name: site.transform(leaves[site.name]) for site in self.sites.designs}
+
+    def _detached(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self._designs(leaves).items()}
+
+    def _project(
+        self, projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], leaves: Mapping[str, Tensor]
+    ) -> None:
+        sites = {site.name: site for site in self.sites.designs}
+        values = self._designs(leaves)
+        projected = projection(dict(values))
+        check_known(projected, sites, "projection", "design")
+        for name, value in projected.items():
+            if value.shape != values[name].shape:
+                raise ValueError(
+                    f"projection: expected '{name}' of shape {tuple(values[name].shape)}, got {tuple(value.shape)}."
+                )
+            leaves[name].copy_(sites[name].transform.inv(value))
+
+
+def unconstrained(site: DesignSite, value: Tensor) -> Tensor:
+    """Return a design's unconstrained coordinates, detached."""
+    return site.transform.inv(value).detach().clone()
+
+
+def _nudged(site: DesignSite, value: Tensor) -> Tensor:
+    """Return unconstrained coordinates, moved inside where the constraint's map is flat."""
+    coordinates = unconstrained(site, value)
+    probe = coordinates.clone().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(site.transform(probe).sum(), probe)
+    # Near a bound the map is flat (a sigmoid's slope is below 0.0025 beyond 6) and no gradient gets through; a real
+    # line or a positive value has slopes of its own size, however far out.
+    flat = (coordinates.abs() > MAX_UNCONSTRAINED) & (slope.abs() < 1e-3 * (1 + value.detach().abs().max()))
+    if value.shape == coordinates.shape and flat.any():
+        elements = zip(element_names(site.name, value.shape), flat.flatten().tolist(), strict=True)
+        names = [name for name, is_flat in elements if is_flat]
+        coordinates = torch.where(flat, coordinates.sign() * 4.0, coordinates)
+        warnings.warn(
+            f"design {', '.join(names[:8])} starts at a bound of {site.constraint}, where no gradient moves it: nudged "
+            "inside. Start it further from the bound.",
+            stacklevel=5,
+        )
+    return coordinates

@@ -1,0 +1,120 @@
+"""An objective: the terms of a bound, and what a search over designs must know to ascend it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_voed.estimators.learning import build_density, discrete_values
+from pyro_voed.results import Bound
+from pyro_voed.simulate import JointSample
+from pyro_voed.sites import Sites
+
+Terms = Callable[[JointSample, Any], Tensor]
+
+
+def build_posterior(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> Any:
+    """Return a conditional density of the targets given outcomes (and, over several designs, the design)."""
+    return build_density(
+        given,
+        pilot.theta.reshape(-1, pilot.theta.shape[-1]),
+        pilot.context().reshape(-1, pilot.context().shape[-1]),
+        num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
+        summary=summary,
+        discrete=discrete_values(sites),
+    )
+
+
+def build_nothing(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> None:
+    """Return None, for objectives that learn nothing."""
+
+
+def rescale_context(density: Any, sample: JointSample) -> None:
+    """Standardise outcomes as they are at the present design."""
+    density.context_scaling.fit_(sample.y)
+
+
+def rescale_nothing(density: Any, sample: JointSample) -> None:
+    """Leave the density as it is."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Terms whose mean is a bound, with its side and its needs.
+
+    Attributes:
+        terms: Gives terms `(num_samples, *design_batch)` from a sample and a density.
+        bound: Which way their mean errs.
+        needs_likelihood: The sample must hold the outcomes' log likelihood.
+        needs_log_joint: The sample must score other targets at its outcomes (`JointSample.log_joint`), so the outcome
+            needs a density.
+        needs_log_prior: The sample must hold the log prior of its targets.
+        build: Makes what is learnt from what the user gave and a pilot.
+        rescale: Refreshes its standardisation while designs move.
+        evaluation_size: Where terms of one batch depend on each other: size of the independent batches whose means
+            are averaged in the end.
+        inner_steps: Steps that the density alone takes between two steps of the design (a saddle point), 0 where both
+            climb together.
+
+    Example:
+        >>> import torch
+        >>> objective = Objective(lambda sample, density: torch.zeros(3), bound="lower")
+        >>> objective(None, None)
+        tensor([0., 0., 0.])
+    """
+
+    terms: Terms
+    bound: Bound
+    needs_likelihood: bool = False
+    needs_log_joint: bool = False
+    needs_log_prior: bool = True
+    build: Callable[[Any, JointSample, Sites, nn.Module | None], Any] = build_posterior
+    rescale: Callable[[Any, JointSample], None] = rescale_context
+    evaluation_size: int | None = None
+    inner_steps: int = 0
+
+    def __call__(self, sample: Any, density: Any) -> Tensor:
+        """Return the terms."""
+        return self.terms(sample, density)
+
+
+def as_objective(given: Any) -> Objective:
+    """Return an objective; a plain function with an attribute `bound` is taken as terms of a learned posterior.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If it is an upper bound without inner steps, which is no objective to ascend.
+    """
+    bound = getattr(given, "bound", None)
+    if not callable(given) or bound is None:
+        raise TypeError(
+            "objective: expected an Objective, or a callable (sample, density) -> terms with an attribute `bound`, "
+            f"such as barber_agakov, got {given!r}."
+        )
+    objective = given if isinstance(given, Objective) else Objective(given, bound)
+    if bound == "upper" and objective.inner_steps == 0:
+        raise ValueError(
+            "objective: an upper bound is no objective to ascend, since the density would be driven to loosen it. "
+            "Ascend a lower bound such as barber_agakov, or search the saddle point with marginal_saddle."
+        )
+    return objective
+
+
+def batched_means(values: Tensor, size: int) -> Tensor:
+    """Return means of independent batches of `size` rows, leaving out the rest."""
+    whole = values.shape[0] // size * size
+    return values[:whole].reshape(-1, size, *values.shape[1:]).mean(1)
+
+
+def detached_module(density: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the density's log_prob with its weights held fixed, gradients flowing to its arguments alone."""
+    weights = {name: value.detach() for name, value in density.named_parameters()}
+
+    def log_prob(theta: Tensor, context: Tensor) -> Tensor:
+        return torch.func.functional_call(density, weights, (theta, context))
+
+    return log_prob
