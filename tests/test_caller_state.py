@@ -429,13 +429,11 @@ def test_values_that_are_not_finite_name_site_count_and_step(run):
     assert "256 of 256" in message
 
 
-PILOT = "Standardise.fit_ sees the values first and knows no sites"
-
-
-@pytest.mark.parametrize("at", [PROBES_DONE, 60])
+@broken("Standardise.fit_ meets the pilot's values first and knows no sites")
+@pytest.mark.filterwarnings("ignore:target theta never reaches")
 @pytest.mark.parametrize("run", [broken_flow, broken_search])
 def test_values_that_are_never_finite_name_the_site(run):
-    error = assert_undisturbed(lambda: run(25), ArithmeticError)
+    error = assert_undisturbed(lambda: run(1), ArithmeticError)
     assert "'y'" in str(error)
 
 
