@@ -70,6 +70,8 @@ def controlled_terms(
     # With few draws the fit would cost more than the controls explain; infinite terms are for the caller to report.
     if num_controls == 0 or terms.shape[0] < 100 * num_controls or not torch.isfinite(terms).all():
         return terms
+    # A control that is infinite somewhere has no expectation to rely on.
+    controls = torch.where(torch.isfinite(controls).all(0), controls, torch.zeros_like(controls))
     half = terms.shape[0] // 2
     first, second = slice(None, half), slice(half, None)
     wide, columns = terms.double(), controls.double()
@@ -83,12 +85,13 @@ def controlled_terms(
 def _coefficients(terms: Tensor, controls: Tensor) -> Tensor:
     """Least-squares coefficients of terms on controls for each member of the batch."""
     centred = (controls - controls.mean(0)).movedim(0, -2)  # (*batch, num_samples, num_controls)
-    gram = centred.mT @ centred
-    # A control that does not vary (a deterministic entropy) would make the system singular.
-    ridge = 1e-9 * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-300)[..., None, None]
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    moments = centred.mT @ (terms - terms.mean(0)).movedim(0, -1).unsqueeze(-1)
-    return torch.linalg.solve(gram + ridge * eye, moments).squeeze(-1)
+    scale = centred.square().mean(-2, keepdim=True).sqrt()
+    # A control that does not vary, such as a uniform prior's, explains nothing.
+    varies = scale > 1e-9 * (1.0 + controls.abs().amax(0).unsqueeze(-2))
+    unit = torch.where(varies, centred / torch.where(varies, scale, torch.ones_like(scale)), torch.zeros_like(centred))
+    moments = unit.mT @ (terms - terms.mean(0)).movedim(0, -1).unsqueeze(-1)
+    fitted = torch.linalg.pinv(unit.mT @ unit, rtol=1e-9, hermitian=True) @ moments
+    return (fitted / torch.where(varies, scale, torch.ones_like(scale)).mT).squeeze(-1)
 
 
 def pareto_k(terms: Float[Tensor, "num_samples *batch"]) -> Float[Tensor, "*batch"]:
@@ -98,7 +101,7 @@ def pareto_k(terms: Float[Tensor, "num_samples *batch"]) -> Float[Tensor, "*batc
     practice. The fit is to the largest `min(num_samples / 5, 3 sqrt(num_samples))` deviations on either side.
 
     Args:
-        terms: Independent draws, at least 100, finite.
+        terms: Independent draws, finite. Fewer than 20 give NaN, for nothing is known then.
 
     References:
         Zhang and Stephens (2009), "A new and efficient estimation method for the generalized Pareto distribution";
@@ -113,13 +116,20 @@ def pareto_k(terms: Float[Tensor, "num_samples *batch"]) -> Float[Tensor, "*batc
     return torch.tensor(indices, dtype=terms.dtype, device=terms.device).reshape(terms.shape[1:])
 
 
+FEWEST_FOR_TAIL = 20
+"""Fewer terms than this say nothing about their tails."""
+
+
 def _tail_index(values: Tensor) -> float:
     """Shape of a generalised Pareto distribution fitted to the upper tail by Zhang and Stephens's empirical Bayes."""
     size = values.shape[0]
+    if size < FEWEST_FOR_TAIL:
+        return math.nan
     count = int(min(0.2 * size, 3 * math.sqrt(size)))
     largest = values.sort().values[-count - 1 :]
     excess = largest[1:] - largest[0]
-    if excess[-1] <= 0:
+    # A tail of few distinct values is that of a discrete quantity, which is bounded.
+    if excess[-1] <= 0 or excess.unique().shape[0] < count // 2:
         return -math.inf
     num_points = 30 + int(math.sqrt(count))
     quartile = excess[int(count / 4 + 0.5) - 1].clamp_min(excess[-1] * 1e-12)

@@ -26,6 +26,7 @@ from pyro_voed.programs import (
     Program,
     ProgramRun,
     base_distribution,
+    has_discrete_support,
     is_deterministic,
     run_rows,
     sample_nodes,
@@ -45,15 +46,15 @@ def probe(
     own: poutine.Trace,
     roles: Mapping[str, Role],
     designs: tuple[DesignSite, ...],
-    candidates: Mapping[str, Any] | None,
+    candidates: Mapping[str, Tensor],
     *,
     vectorize: bool,
 ) -> Sites:
     """Run every probe and return the resolved sites."""
     nodes = sample_nodes(prototype)
     shapes = {name: torch.as_tensor(node["value"]).shape for name, node in nodes.items()}
-    _check_static(program, shapes)
     measured = {name: _measured(name, roles[name], nodes[name], shapes[name]) for name in nodes}
+    _check_static(program, shapes, roles, measured)
     unchecked: tuple[str, ...] = ()
     if vectorize:
         program = replace(program, vectorised=True)
@@ -73,6 +74,12 @@ def probe(
         leaking = {} if not nuisance else _leaks(dependence, targets, nuisance)
         _check_supports(dependence, targets, nuisance, described)
         design_dependent = _design_dependent(program, shapes, designs, targets)
+        if design_dependent:
+            warnings.warn(
+                f"the prior of target {list(design_dependent)} depends on a design: what is learnt then also depends "
+                "on how much there was to learn. Check that the design belongs there.",
+                stacklevel=5,
+            )
         outcomes = {site.name for site in observations}
         linked = any(
             outcomes & set(dependence.influenced([site.name])) for site in observations if not site.is_deterministic
@@ -104,7 +111,12 @@ def _widest(values: list[Tensor]) -> torch.dtype:
     return dtype
 
 
-def _check_static(program: Program, shapes: Mapping[str, torch.Size]) -> None:
+def _check_static(
+    program: Program,
+    shapes: Mapping[str, torch.Size],
+    roles: Mapping[str, Role],
+    measured: Mapping[str, Tensor | None],
+) -> None:
     for _ in range(2):
         again = sample_nodes(trace_program(program, {}, {}, None))
         program.calls[0] += 1
@@ -119,32 +131,37 @@ def _check_static(program: Program, shapes: Mapping[str, torch.Size]) -> None:
                     f"site '{name}' changes its shape from run to run: {tuple(shapes[name])}, then "
                     f"{tuple(node['value'].shape)}. Pad it to a fixed shape."
                 )
+            before, now = measured[name], _measured(name, roles[name], node, shapes[name])
+            if before is not None and now is not None and not torch.equal(before, now):
+                raise ValueError(
+                    f"the mask of outcome '{name}' changes from run to run: what is measured must not depend on "
+                    "chance. Use a fixed mask, or make the missingness an outcome of its own."
+                )
 
 
 def _measured(name: str, role: Role, node: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
     """Return which elements of an outcome its mask leaves in; None where there is no mask."""
     if is_deterministic(node):
         return None
-    mask, fn = node["mask"], node["fn"]
-    layer = fn
+    layer, found = node["fn"], [] if node["mask"] is None else [(node["mask"], len(node["fn"].event_shape))]
     while layer is not None:
-        own = getattr(layer, "_mask", None)
-        if own is not None:
-            mask = own if mask is None else torch.as_tensor(mask) & own
+        if getattr(layer, "_mask", None) is not None:
+            found.append((layer._mask, len(layer.event_shape)))
         layer = getattr(layer, "base_dist", None)
-    if mask is None:
+    if not found:
         return None
     if role != "observation":
         raise ValueError(
             f"site '{name}' is masked but is no outcome: a mask changes the log density, not the simulation. "
             "On an outcome it means 'not measured'; elsewhere remove it."
         )
-    mask = torch.as_tensor(mask, device=node["value"].device)
-    event = len(shape) - len(fn.batch_shape)
-    measured = mask.reshape(mask.shape + (1,) * event).expand(shape)
+    measured = torch.ones(shape, dtype=torch.bool, device=node["value"].device)
+    for mask, event_dim in found:
+        own = torch.as_tensor(mask, device=measured.device)
+        measured = measured & own.reshape(own.shape + (1,) * event_dim)
     if not measured.any():
         raise ValueError(f"outcome '{name}' is masked everywhere: nothing of it is measured.")
-    return measured.clone()
+    return measured
 
 
 def _check_vectorised(program: Program, shapes: Mapping[str, torch.Size], roles: Mapping[str, Role]) -> tuple[str, ...]:
@@ -232,18 +249,17 @@ def _lay_out_designs(
     shapes: Mapping[str, torch.Size],
     roles: Mapping[str, Role],
     designs: tuple[DesignSite, ...],
-    candidates: Mapping[str, Any] | None,
+    candidates: Mapping[str, Tensor],
 ) -> Program:
     """Find the fewest singletons between row and design value that pass the replay check."""
     if not candidates:
         return program
     if not program.vectorised:
-        return replace(program, design_singletons=dict.fromkeys(candidates, 0))
+        return replace(program, design_singletons=dict.fromkeys((site.name for site in designs), 0))
     size = PROBE_SIZES[0]
     rows = {
-        site.name: _spread(candidates[site.name].reshape(-1, *site.value.shape), size)
+        site.name: _spread(candidates.get(site.name, site.value).reshape(-1, *site.value.shape), size)
         for site in designs
-        if site.name in candidates
     }
     layouts = itertools.product(range(program.max_plate_nesting + 1), repeat=len(rows))
     for layout in sorted(layouts, key=sum):
@@ -335,7 +351,7 @@ def _describe(
         has_density = not deterministic
     except NotImplementedError:
         has_density = False
-    discrete = not value.dtype.is_floating_point or (not deterministic and bool(fn.support.is_discrete))
+    discrete = not value.dtype.is_floating_point or (not deterministic and has_discrete_support(fn))
     dim = value.numel() if transform is None else transform.inv(value).numel()
     if measured is not None:
         transform, dim = None, int(measured.sum())

@@ -298,6 +298,14 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
+def has_discrete_support(fn: Any) -> bool:
+    """Whether a distribution states a support and it is discrete; one that only samples may state none."""
+    try:
+        return bool(fn.support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return False
+
+
 def is_deterministic(node: Mapping[str, Any]) -> bool:
     """Whether a site was made with `pyro.deterministic`."""
     return bool(node["infer"] and node["infer"].get("_deterministic"))

@@ -24,8 +24,17 @@ from torch.distributions import constraints
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, as_labels, check_callable, check_known
 from pyro_voed.probes import probe
-from pyro_voed.programs import Program, Release, base_distribution, is_deterministic, is_plate, sample_nodes
-from pyro_voed.sites import DesignSite, Role, Sites
+from pyro_voed.programs import (
+    Program,
+    Release,
+    base_distribution,
+    has_discrete_support,
+    is_deterministic,
+    is_plate,
+    sample_nodes,
+    support_transform,
+)
+from pyro_voed.sites import DesignSite, Role, Sites, given_designs
 
 
 def resolve(
@@ -95,17 +104,25 @@ def resolve(
         roles = _roles(own, observation_names, target_names, with_prior=prior is not None)
         design_sites = _design_sites(own, design_names)
         kept = [name for name, role in roles.items() if role == "history"]
-        call = _released(model, model_args, kwargs, prior, roles, kept)
-        prototype = own if prior is None else _trace_once(call)
+        call = _released(model, model_args, kwargs, prior, roles, own, kept)
+        prototype = own
         if prior is not None:
+            prototype = _trace_once(call)
             _check_undefined_information(prototype)
+            _check_handed_on(prototype, own, _trace_once(lambda: model(*model_args, **kwargs)))
+        program = Program(
+            call,
+            _max_plate_nesting(prototype),
+            constants=_constants(own, design_sites),
+            calls=[1 if prior is None else 3],
+        )
         return probe(
-            Program(call, _max_plate_nesting(prototype), constants=_constants(own, design_sites)),
+            program,
             prototype,
             own,
             {name: roles.get(name, "auxiliary") for name in sample_nodes(prototype)},
             design_sites,
-            designs,
+            given_designs(design_sites, designs),
             vectorize=vectorize,
         )
 
@@ -225,6 +242,22 @@ def _design_sites(trace: poutine.Trace, names: tuple[str, ...] | None) -> tuple[
     return tuple(sites)
 
 
+def _check_handed_on(prototype: poutine.Trace, own: poutine.Trace, again: poutine.Trace) -> None:
+    """Refuse Delta sites of a guide where the model's support moves, since a Delta does not tell where it stands."""
+    for name, node in sample_nodes(prototype).items():
+        delta = isinstance(base_distribution(node["fn"]), dist.Delta) and not is_deterministic(node)
+        if not delta or name not in own.nodes or has_discrete_support(own.nodes[name]["fn"]):
+            continue
+        first, second = (support_transform(trace.nodes[name]["fn"]) for trace in (own, again))
+        zero = torch.zeros_like(first.inv(own.nodes[name]["value"]))
+        if not torch.allclose(first(zero), second(zero)):
+            raise NotImplementedError(
+                f"prior: the guide hands on site '{name}' as a Delta, and the model's support of it depends on other "
+                "latent sites, which a Delta does not show. Sample the site in the guide from a distribution with its "
+                "own support."
+            )
+
+
 def _constants(trace: poutine.Trace, designs: tuple[DesignSite, ...]) -> dict[str, torch.Tensor]:
     # Network weights stay out: pyro.module would copy substituted values into the user's module.
     names = {site.name for site in designs}
@@ -254,6 +287,7 @@ def _released(
     kwargs: Mapping[str, Any],
     prior: Callable[..., Any] | None,
     roles: Mapping[str, Role],
+    own: poutine.Trace,
     kept: Sequence[str],
 ) -> Callable[[], Any]:
     def program() -> Any:
@@ -262,20 +296,23 @@ def _released(
 
     if prior is None:
         return program
-    outcomes = {name for name, role in roles.items() if role == "observation"}
+    computed = {name for name, node in sample_nodes(own).items() if is_deterministic(node)}
+    latent = [name for name, role in roles.items() if role in ("target", "nuisance") and name not in computed]
+    # Outcomes and computed targets are the model's to state, whatever draws the latent sites.
+    shown = {name for name, role in roles.items() if role == "observation" or (role == "target" and name in computed)}
 
     def program_with_prior() -> Any:
         with poutine.trace() as recorder:
             prior(*args, **kwargs)
         drawn = {name: node["value"] for name, node in sample_nodes(recorder.trace).items()}
-        missing = [name for name, role in roles.items() if role in ("target", "nuisance") and name not in drawn]
+        missing = [name for name in latent if name not in drawn]
         if missing:
             raise ValueError(
                 f"prior: the guide draws {list(drawn)}, but the model's latent sites {missing} are missing."
             )
         # The latents are already in the trace, drawn by the prior; the model must not draw or score them again.
-        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in outcomes)
-        with hidden, poutine.condition(data={name: value for name, value in drawn.items() if name in roles}):
+        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in shown)
+        with hidden, poutine.condition(data={name: value for name, value in drawn.items() if name in latent}):
             return program()
 
     return program_with_prior

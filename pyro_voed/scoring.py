@@ -45,6 +45,11 @@ def log_joint(
         >>> bool(torch.allclose(log_likelihood, sample.log_likelihood))
         True
     """
+    if sites.has_auxiliary_density:
+        raise NotImplementedError(
+            "the replaced prior states its density by auxiliary sites, so it cannot score targets that it did not "
+            "draw. Use a prior guide that samples the model's sites from their own distributions."
+        )
     own = {site.name: outcomes[site.name] for site in sites.observations}
     run = put_targets(sites, theta, designs, own)
     log_prior = torch.zeros((), dtype=theta.dtype, device=theta.device)

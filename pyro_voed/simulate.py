@@ -22,7 +22,7 @@ from pyro_voed.programs import (
     base_distribution,
     run_rows,
 )
-from pyro_voed.sites import Site, Sites
+from pyro_voed.sites import Site, Sites, check_designs, given_designs
 
 DEFAULT_MEMORY = 2**28
 """Bytes that one chunk of simulations may take, by the size of its site values and as much again for workings."""
@@ -102,7 +102,7 @@ def sample_joint(
         Targets and outcomes of leading shape `(num_samples, *design_batch)`.
 
     Raises:
-        ArithmeticError: If a site's value is not finite, naming the site and the count.
+        ValueError: If designs are unknown, misshapen or outside their constraints.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
@@ -127,40 +127,13 @@ def sample_joint(
 
 
 def design_batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Size:
-    """Return the batch shape of designs, `()` for one design.
-
-    Raises:
-        ValueError: If a label is unknown, a shape does not end in the design's own, batch shapes differ, or a value
-            violates the constraint.
-    """
-    own = {site.name: site for site in sites.designs}
-    unknown = sorted(set(designs) - set(own))
-    if unknown:
-        raise ValueError(f"designs: the model has no design called {unknown}. It has {list(own)}.")
-    batches = {}
-    for name, value in designs.items():
-        shape = own[name].value.shape
-        leading = value.dim() - len(shape)
-        if leading < 0 or value.shape[leading:] != shape:
-            raise ValueError(
-                f"designs['{name}']: expected shape (*batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}."
-            )
-        batches[name] = value.shape[:leading]
-        if not own[name].constraint.check(value.detach()).all():
-            raise ValueError(f"designs['{name}'] violates its constraint {own[name].constraint}. Stay inside it.")
-    shapes = set(batches.values()) - {torch.Size()}
-    if len(shapes) > 1:
-        raise ValueError(f"designs: expected one batch shape for all labels, got {dict(batches)}.")
-    return shapes.pop() if shapes else torch.Size()
+    """Return the batch shape of designs, `()` for one design; see `sites.check_designs`."""
+    return check_designs(sites.designs, designs)
 
 
 def candidate_designs(sites: Sites, designs: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """Return the designs to evaluate, detached, those not given at their resolved values; checked."""
-    own = sites.design_values
-    given = {name: torch.as_tensor(value).detach() for name, value in (designs or {}).items()}
-    given = {name: value.to(own[name]) if name in own else value for name, value in given.items()}
-    design_batch_shape(sites, given)
-    return {**own, **given}
+    return {**sites.design_values, **given_designs(sites.designs, designs)}
 
 
 def flat_designs(sites: Sites, designs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 
-from pyro_voed.programs import Program, base_distribution, is_deterministic, support_transform
+from pyro_voed.programs import (
+    Program,
+    base_distribution,
+    has_discrete_support,
+    is_deterministic,
+    support_transform,
+)
 
 Role = Literal["target", "observation", "nuisance", "auxiliary", "history"]
 
@@ -114,6 +120,29 @@ class Sites:
     dtype: torch.dtype
     device: torch.device
 
+    def __str__(self) -> str:
+        def shown(site: Site) -> str:
+            kind = ", ".join(
+                word
+                for word, holds in (
+                    ("discrete", site.is_discrete),
+                    ("deterministic", site.is_deterministic),
+                    ("without density", not site.has_density and not site.is_deterministic),
+                    ("partly measured", site.measured is not None),
+                )
+                if holds
+            )
+            return f"{site.name} {tuple(site.shape)}" + (f" ({kind})" if kind else "")
+
+        designs = ", ".join(f"{site.name} {tuple(site.value.shape)} in {site.constraint}" for site in self.designs)
+        lines = [f"designs:  {designs or 'none'}"]
+        for title, sites in (("targets", self.targets), ("outcomes", self.observations), ("nuisance", self.nuisance)):
+            lines.append(f"{title + ':':<10}" + (", ".join(map(shown, sites)) or "none"))
+        lines.append("run:      " + ("together in one outer plate" if self.program.vectorised else "one by one"))
+        if self.unchecked:
+            lines.append(f"vectorisation could not be checked at {list(self.unchecked)}, which state no density")
+        return "\n".join(lines)
+
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """Single-experiment shape of every site."""
@@ -162,7 +191,14 @@ class Sites:
     @property
     def has_log_prior(self) -> bool:
         """Whether the model states the density of the targets."""
-        return all(site.has_density for site in self.targets) and not self.leaking_nuisance
+        # A guide's auxiliary sites carry the density of all latents together, not of some of them.
+        shared = bool(self.nuisance) and self.has_auxiliary_density
+        return all(site.has_density for site in self.targets) and not self.leaking_nuisance and not shared
+
+    @property
+    def has_auxiliary_density(self) -> bool:
+        """Whether auxiliary sites of a replaced prior carry density."""
+        return any(site.role == "auxiliary" and site.has_density for site in self.others)
 
 
 def site_transform(
@@ -178,7 +214,7 @@ def site_transform(
     if isinstance(base, dist.Delta) and not is_deterministic(node) and own_node is not None:
         # Guides hand on their draws as Delta sites; the support is the model's.
         node, base = own_node, base_distribution(own_node["fn"])
-    if is_deterministic(node) or base.support.is_discrete:
+    if is_deterministic(node) or has_discrete_support(base):
         return None
     if isinstance(base, dist.Delta):
         if role == "target":
@@ -195,3 +231,39 @@ def site_transform(
             f"target '{name}': no bijection is known onto its support {base.support}. Reparametrise the site, for "
             "example by a site on the real line and a pyro.deterministic function of it."
         ) from error
+
+
+def check_designs(sites: tuple[DesignSite, ...], designs: Mapping[str, Tensor]) -> torch.Size:
+    """Return the batch shape of designs, `()` for one design.
+
+    Raises:
+        ValueError: If a label is unknown, a shape does not end in the design's own, batch shapes differ, or a value
+            violates the constraint.
+    """
+    own = {site.name: site for site in sites}
+    unknown = sorted(set(designs) - set(own))
+    if unknown:
+        raise ValueError(f"designs: the model has no design called {unknown}. It has {list(own)}.")
+    batches = {}
+    for name, value in designs.items():
+        shape = own[name].value.shape
+        leading = value.dim() - len(shape)
+        if leading < 0 or value.shape[leading:] != shape:
+            expected = ", ".join(["*batch", *map(str, shape)])
+            raise ValueError(f"designs['{name}']: expected shape ({expected}), got {tuple(value.shape)}.")
+        batches[name] = value.shape[:leading]
+        if not own[name].constraint.check(value.detach()).all():
+            raise ValueError(f"designs['{name}'] violates its constraint {own[name].constraint}. Stay inside it.")
+    shapes = set(batches.values()) - {torch.Size()}
+    if len(shapes) > 1:
+        raise ValueError(f"designs: expected one batch shape for all labels, got {dict(batches)}.")
+    return shapes.pop() if shapes else torch.Size()
+
+
+def given_designs(sites: tuple[DesignSite, ...], designs: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Return the designs a user gave as tensors of the designs' own type, detached and checked."""
+    own = {site.name: site.value for site in sites}
+    given = {name: torch.as_tensor(value).detach() for name, value in (designs or {}).items()}
+    given = {name: value.to(own[name]) if name in own else value for name, value in given.items()}
+    check_designs(sites, given)
+    return given

@@ -73,7 +73,8 @@ class Ascent:
         """Climb one step; return False, leaving the parameters alone, where a gradient is not finite."""
         gradients = torch.autograd.grad(-bound, self._parameters, allow_unused=True)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # Clipping writes in place, which an expanded gradient does not allow.
+            parameter.grad = None if gradient is None else gradient.contiguous()
         norms = [torch.nn.utils.clip_grad_norm_(members, self.clip_norm) for members in self._members]
         finite = bool(torch.isfinite(torch.stack(norms)).all())
         if finite:
@@ -139,7 +140,9 @@ def fit_fresh(
                 break
             factor = plan.factor(step)
             ascent.scale_rates(factor)
-            bounds.append(_one_step(draw(), terms, ascent, explain, step))
+            with torch.enable_grad():
+                batch = draw()
+            bounds.append(_one_step(batch, terms, ascent, explain, step))
             factors.append(factor)
             after_step(step)
             _show(bar, bounds)

@@ -15,9 +15,10 @@ from pyro.distributions import constraints
 from torch import nn
 
 from pyro_voed import eig_flow, eig_marginal, eig_nmc, optimise_design, resolve
+from pyro_voed.densities import AffineCouplingFlow
 
 ROOT = Path(__file__).parents[1]
-NUM_STEPS = 30
+NUM_STEPS = 10
 
 
 def broken(reason):
@@ -32,8 +33,15 @@ def model():
     return pyro.sample("y", dist.Normal(gain * xi * theta, 1.0))
 
 
+def small_flow(dim, context_dim):
+    return AffineCouplingFlow(dim, context_dim, num_transforms=1, hidden_dim=8)
+
+
+QUICK = {"num_steps": NUM_STEPS, "num_samples": 200, "design_labels": "xi"}
+
+
 def flow(program=model, **options):
-    return eig_flow(program, "y", design_labels="xi", **{"num_steps": NUM_STEPS, "num_samples": 200, **options})
+    return eig_flow(program, "y", **{"density": small_flow, **QUICK, **options})
 
 
 def flow_with_everything(program=model, **options):
@@ -49,7 +57,8 @@ def flow_at_candidates(program=model, **options):
 
 
 def marginal(program=model, **options):
-    return eig_marginal(program, "y", design_labels="xi", **{"num_steps": NUM_STEPS, "num_samples": 200, **options})
+    density = None if "guide" in options else small_flow
+    return eig_marginal(program, "y", **{"density": density, **QUICK, **options})
 
 
 def marginal_guide():
@@ -67,7 +76,7 @@ def nmc(program=model, **options):
 
 
 def search(program=model, **options):
-    return optimise_design(program, "y", design_labels="xi", **{"num_steps": NUM_STEPS, "num_samples": 200, **options})
+    return optimise_design(program, "y", **{"density": small_flow, **QUICK, **options})
 
 
 def probe(program=model, **options):
@@ -163,8 +172,6 @@ def test_no_gradient_accumulates_on_parameters_of_the_caller(call):
 
 
 def test_a_density_given_stays_as_it_was():
-    from pyro_voed.densities import AffineCouplingFlow
-
     density = AffineCouplingFlow(1, 1, num_transforms=1, hidden_dim=8)
     before = {name: value.clone() for name, value in density.state_dict().items()}
     result = flow(density=density)
@@ -175,7 +182,6 @@ def test_a_density_given_stays_as_it_was():
     assert any(not torch.equal(value, kept[name]) for name, value in again.density.state_dict().items())
 
 
-@broken("marginal_bound trains a GuideDensity given as density= in place")
 def test_a_guide_density_given_stays_as_it_was():
     result = marginal_by_guide()
     kept = {name: value.clone() for name, value in result.density.state_dict().items()}
@@ -317,7 +323,6 @@ def test_calls_work_the_same_without_gradients(estimate):
     torch.testing.assert_close(first.eig, second.eig)
 
 
-@broken("fit_fresh draws outside its enable_grad, so the designs silently stay where they are")
 def test_a_design_search_without_gradients_moves_the_design():
     with torch.no_grad():
         result = search()
@@ -429,7 +434,6 @@ def test_values_that_are_not_finite_name_site_count_and_step(run):
     assert "256 of 256" in message
 
 
-@broken("Standardise.fit_ meets the pilot's values first and knows no sites")
 @pytest.mark.filterwarnings("ignore:target theta never reaches")
 @pytest.mark.parametrize("run", [broken_flow, broken_search])
 def test_values_that_are_never_finite_name_the_site(run):

@@ -28,7 +28,8 @@ LAYERS = {
     "inference": 6,
     "diagnostics": 7,
     "design": 7,
-    "plots": 8,
+    "comparison": 8,
+    "plots": 9,
 }
 PYRO_SIDE = {"programs", "sites", "probes", "resolve", "simulate", "scoring"}
 TORCH_SIDE = {"densities", "summaries", "training"}

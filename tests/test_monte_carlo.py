@@ -116,14 +116,12 @@ def test_unrelated_controls_cost_next_to_nothing():
     assert mean.std().item() == pytest.approx(plain.std().item(), rel=0.1)
 
 
-@broken("a control that is constant, such as that of a Uniform prior, makes the system singular and all terms NaN")
 @pytest.mark.parametrize("num_controls", [1, 2])
 def test_controls_that_do_not_vary_leave_the_terms(num_controls):
     terms = torch.randn(1_000)
     torch.testing.assert_close(controlled_terms(terms, torch.zeros(1_000, num_controls)), terms)
 
 
-@broken("non-finite controls turn finite terms into NaN")
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 def test_controls_that_are_not_finite_leave_finite_terms_finite(bad):
     controls = torch.randn(1_000, 1)
@@ -217,16 +215,16 @@ def test_constant_terms_have_no_tail():
     assert pareto_k(torch.ones(500)) == -torch.inf
 
 
-@broken("ties: a fit of a continuous tail to a few atoms gives indices of 4 to 6 (or below -4)")
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.1, 0.5])
 def test_terms_of_two_values_have_no_heavy_tail(share):
     # Discrete targets and outcomes give terms of a few values, bounded, whose mean is safe.
     assert all(pareto_k((torch.rand(5_000) < share).double()) < 0.7 for _ in range(10))
-    terms = torch.tensor([-0.9, -0.3, 0.2, 0.4]).double()[torch.multinomial(torch.tensor([0.01, 0.4, 0.4, 0.19]), 5_000, True)]
+    terms = torch.tensor([-0.9, -0.3, 0.2, 0.4]).double()[
+        torch.multinomial(torch.tensor([0.01, 0.4, 0.4, 0.19]), 5_000, True)
+    ]
     assert pareto_k(terms) < 0.7
 
 
-@broken("with fewer than five terms the tail is empty: IndexError from deep inside")
 @pytest.mark.parametrize("num_samples", [2, 4])
 def test_few_terms_have_an_unknown_tail_rather_than_an_error(num_samples):
     assert pareto_k(torch.randn(num_samples)).shape == ()

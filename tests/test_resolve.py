@@ -357,7 +357,7 @@ MASK = "Independent adds the event dimension twice in probes._measured, so a mas
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=broken(MASK) if name == "mask at random" else ()) for name in REFUSED]
+    "name", [pytest.param(name) for name in REFUSED]
 )
 def test_what_is_refused_is_named_with_its_remedy(name):
     model, options, error, words = REFUSED[name]
@@ -709,7 +709,7 @@ def masked_by_distribution_in_a_plate():
 
 
 MASKED = [
-    pytest.param(masked_by_distribution, marks=broken(MASK)),
+    masked_by_distribution,
     masked_by_handler_in_a_plate,
     masked_by_distribution_in_a_plate,
 ]
@@ -771,7 +771,6 @@ def test_a_prior_that_depends_on_a_design_is_found():
     assert resolve(prior_moved_by_design, "y").design_dependent_targets == ("theta",)
 
 
-@broken("Sites.design_dependent_targets is found and used by nobody")
 def test_a_prior_that_depends_on_a_design_is_warned_of():
     with pytest.warns(UserWarning, match="theta.*design"):
         eig_flow(prior_moved_by_design, "y", num_steps=1, num_samples=10)
@@ -862,9 +861,7 @@ class OnlySamplesReals(OnlySamples):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(
-            OnlySamples, marks=broken("site_transform and _describe ask for a support that may not be stated")
-        ),
+        OnlySamples,
         OnlySamplesReals,
     ],
 )
@@ -946,7 +943,6 @@ def test_a_prior_guide_replaces_simulation_and_log_prior(name, vectorize):
     assert list(pyro.get_param_store().keys()) == store
 
 
-@broken("_log_prior adds the densities of all auxiliary sites of the guide, those of the nuisance too")
 @pytest.mark.parametrize("name", ["AutoNormal", "AutoMultivariateNormal"])
 def test_the_log_prior_of_a_target_subset_is_marginal_or_not_stated(name):
     guide = PRIORS[name][0]()
@@ -985,7 +981,6 @@ def test_a_prior_guide_over_a_plate():
     torch.testing.assert_close(sample.log_prior, expected.detach(), rtol=1e-4, atol=1e-4)
 
 
-@broken("_released asks the guide to draw deterministic targets and hides the model's")
 def test_a_prior_guide_with_a_deterministic_target():
     def model():
         theta = normal("theta")
@@ -999,7 +994,6 @@ def test_a_prior_guide_with_a_deterministic_target():
     assert (sample.theta - 25.0).abs().max() < 1.0
 
 
-@broken("a Delta site is packed with the bounds of one draw of the model's own prior")
 def test_a_prior_guide_of_deltas_with_dependent_bounds_is_right_or_refused():
     def model():
         a = pyro.sample("a", dist.Uniform(1.0, 3.0))

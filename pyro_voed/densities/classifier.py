@@ -61,7 +61,7 @@ class Classifier(nn.Module):
             _perceptron([max(1, dim), hidden_dim, hidden_dim, size]) for dim, size in zip(seen, self.sizes, strict=True)
         )
         for index, head in enumerate(self.heads):
-            last: Any = head[-1]
+            last: Any = list(head.children())[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
             if frequencies is not None:
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
             seen = torch.cat([seen, matches.to(seen.dtype)], -1)
         return total
 
-    def draw(self, context: Float[Tensor, "*batch context_dim"], batch_shape: torch.Size) -> Tensor:
+    def draw(self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]) -> Tensor:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         seen, entries = context.expand(*batch_shape, -1), []
         for index, head in enumerate(self.heads):
@@ -129,6 +129,7 @@ class MixedDensity(nn.Module):
 
     has_rsample = False
     is_discrete: Tensor
+    order: Tensor
 
     def __init__(self, classifier: Classifier, density: Any, is_discrete: Tensor) -> None:
         super().__init__()
@@ -163,14 +164,13 @@ class MixedDensity(nn.Module):
         given = torch.cat([context, self._encoded(discrete)], -1)
         return self.classifier.log_prob(discrete, context) + self.density.log_prob(continuous, given)
 
-    def draw(self, context: Float[Tensor, "*batch context_dim"], batch_shape: torch.Size) -> Tensor:
+    def draw(self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]) -> Tensor:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         context = context.expand(*batch_shape, -1)
         discrete = self.classifier.draw(context, batch_shape)
         given = torch.cat([context, self._encoded(discrete)], -1)
         joined = torch.cat([discrete, self.density.condition(given).sample()], -1)
-        order: Any = self.order
-        return joined[..., order]
+        return joined[..., self.order]
 
     def _encoded(self, discrete: Tensor) -> Tensor:
         matches = [self.classifier.one_hot(discrete, index) for index in range(self.classifier.theta_dim)]

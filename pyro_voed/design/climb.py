@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_known
 from pyro_voed.design.gradients import score_terms
-from pyro_voed.estimators.learning import EVALUATION_CHUNK, evaluate_terms, explain_terms, warn_constant
+from pyro_voed.estimators.learning import EVALUATION_CHUNK, check_pilot, evaluate_terms, explain_terms
 from pyro_voed.estimators.objective import Objective, batched_means
 from pyro_voed.estimators.posterior_bound import stated_prior
 from pyro_voed.monte_carlo import mean_and_standard_error
@@ -72,8 +72,10 @@ class Search:
         sites, objective = self.sites, self.objective
         leaves = {site.name: _nudged(site, start[site.name]).requires_grad_() for site in sites.designs}
         with torch.no_grad():
+            if self.projection is not None:
+                self._project(self.projection, leaves)
             pilot = self._draw(self._designs(leaves), 2 * RESCALE_SIZE)
-        warn_constant(sites, pilot)
+        check_pilot(sites, pilot)
         density = objective.build(self.density, pilot, sites, self.summary)
         ascent = Ascent(self._groups(density, leaves))
         path: dict[str, list[Tensor]] = {name: [] for name in leaves}
@@ -93,8 +95,8 @@ class Search:
 
         def record(step: int) -> None:
             path_steps.append(step)
-            for name, value in self._designs(leaves).items():
-                path[name].append(value.detach().clone())
+            for name, value in self._detached(leaves).items():
+                path[name].append(value)
 
         @torch.no_grad()
         def after_step(step: int) -> None:
@@ -173,16 +175,26 @@ class Search:
         return groups
 
     def _designs(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {site.name: site.transform(leaves[site.name]) for site in self.sites.designs}
+        values = {site.name: site.transform(leaves[site.name]) for site in self.sites.designs}
+        if self.projection is None or not torch.is_grad_enabled():
+            return values
+        # Through the projection, so that a step is not spent on a direction that projecting back would undo.
+        projected = {**values, **self.projection(dict(values))}
+        return {
+            name: projected[name] if projected[name].requires_grad else value + (projected[name] - value).detach()
+            for name, value in values.items()
+        }
 
+    @torch.no_grad()
     def _detached(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self._designs(leaves).items()}
+        # A design on the real line is its leaf, which later steps would change, so it is copied.
+        return {name: value.detach().clone() for name, value in self._designs(leaves).items()}
 
     def _project(
         self, projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], leaves: Mapping[str, Tensor]
     ) -> None:
         sites = {site.name: site for site in self.sites.designs}
-        values = self._designs(leaves)
+        values = self._designs(leaves)  # as they are: gradients are off between steps
         projected = projection(dict(values))
         check_known(projected, sites, "projection", "design")
         for name, value in projected.items():

@@ -61,7 +61,8 @@ def score_sites(sites: Sites) -> tuple[str, ...]:
     """
     scored: list[str] = []
     with torch.enable_grad():
-        designs = {site.name: site.value.clone().requires_grad_() for site in sites.designs}
+        # Off the start by chance, where a gradient that happens to vanish there does not.
+        designs = {name: value.detach().requires_grad_() for name, value in _designs(sites, moved=True).items()}
         run = run_rows(sites.program, PROBE_ROWS, sites.shapes, designs=designs)
         reached: set[str] = set()
         for name, node in sample_nodes(run.traces[0]).items():
@@ -105,8 +106,14 @@ def _designs(sites: Sites, moved: bool) -> Mapping[str, Tensor]:
 
 
 def _reached(value: Tensor, designs: dict[str, Tensor]) -> list[str]:
-    """Designs to which gradients of `value` flow."""
+    """Designs to which gradients of `value` flow; zeros, as of a rounded design, do not count."""
     if not value.requires_grad:
         return []
-    gradients = torch.autograd.grad(value.sum(), list(designs.values()), retain_graph=True, allow_unused=True)
-    return [name for name, gradient in zip(designs, gradients, strict=True) if gradient is not None]
+    # Random weights, so that gradients of different elements do not cancel.
+    weighted = (torch.rand_like(value) * value).sum()
+    gradients = torch.autograd.grad(weighted, list(designs.values()), retain_graph=True, allow_unused=True)
+    return [
+        name
+        for name, gradient in zip(designs, gradients, strict=True)
+        if gradient is not None and bool((gradient != 0).any())
+    ]

@@ -91,7 +91,8 @@ def optimise_design(
         num_starts: Number of starts. The first is the stored value, else the model's initial one; further ones add
             N(0, 1) in unconstrained coordinates.
         starts: Further starts of your own, `(num_further_starts, *shape)` for each design.
-        projection: Maps the designs (a dict, as in the model) to the nearest admissible ones; applied after each step.
+        projection: Maps the designs (a dict, as in the model) to the nearest admissible ones, in torch; designs stay
+            admissible at every step, and where it is differentiable the gradient is taken through it.
         initial_eig: Also estimate the expected information gain at the start (field `initial`).
         num_steps: Take exactly this many steps. Default: until the bound no longer rises by more than its noise,
             then cool down.
@@ -166,21 +167,25 @@ def optimise_design(
             progress=progress,
         )
         initial = None
-        budget = Budget(None, None, max_steps, batch_size, learning_rate, num_samples)
+        budget = Budget(None, num_steps, max_steps, batch_size, learning_rate, num_samples)
         if initial_eig:
             initial = flow_bound(
                 sites, sites.design_values, budget, density, summary, prior_entropy, progress, time.perf_counter()
             )
         climbs = [search.climb(start) for start in _starts(sites, num_starts, starts)]
-        selection = torch.stack([search.score(climb, SELECTION_SIZE)[0] for climb in climbs])
-        best = climbs[int(selection.argmax())]
+        # Which start wins is decided on other draws than the ones reported.
+        selection = None
+        best = climbs[0]
+        if len(climbs) > 1:
+            selection = torch.stack([search.score(climb, SELECTION_SIZE)[0] for climb in climbs])
+            best = climbs[int(selection.argmax())]
         result = _report(search, best, selection, num_samples, initial, started)
     _store(sites, result.designs)
     return result
 
 
 def _report(
-    search: Search, best: Climb, selection: Tensor, num_samples: int, initial: EIGResult | None, started: float
+    search: Search, best: Climb, selection: Tensor | None, num_samples: int, initial: EIGResult | None, started: float
 ) -> DesignResult:
     eig, standard_error, outcome_range = search.score(best, num_samples)
     sites, seconds = search.sites, time.perf_counter() - started
@@ -210,7 +215,7 @@ def _report(
         path=best.path,
         path_steps=best.path_steps,
         history=best.history,
-        start_eigs=selection,
+        start_eigs=eig.reshape(1) if selection is None else selection,
         num_simulations=sites.program.num_calls,
         seconds=seconds,
         initial=initial,

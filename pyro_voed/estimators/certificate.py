@@ -236,6 +236,7 @@ def _flow_terms(sites: Sites, designs: Mapping[str, Tensor], density: Any, num_s
             sample = sample_joint(sites, min(FLOW_CHUNK, num_samples - start), designs, controls=True)
             context = design_context(sites, designs, density, sample.y)
             terms.append(density.log_prob(sample.theta, context) - sample.log_prior)
+            assert sample.controls is not None  # asked for above
             controls.append(sample.controls)
     joined = controlled_terms(torch.cat(terms), torch.cat(controls))
     bad = int((~torch.isfinite(joined)).sum())

@@ -55,7 +55,7 @@ from torch import Tensor, nn
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
-from pyro_voed.estimators.learning import Budget, check_sizes, default_budget, explain_terms, warn_constant
+from pyro_voed.estimators.learning import Budget, check_pilot, check_sizes, default_budget, explain_terms
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
 from pyro_voed.resolve import resolve
@@ -295,7 +295,7 @@ def eig_critic(
         size = _evaluation_size(evaluation_batch_size, budget.num_samples)
         with torch.no_grad():
             pilot = _pilot(sites, budget, candidates)
-        warn_constant(sites, pilot)
+        check_pilot(sites, pilot)
         trained = build_critic(
             critic,
             pilot.theta.flatten(0, -2),

@@ -107,7 +107,8 @@ def eig_flow(
 
     Raises:
         ValueError: If labels, designs or sizes are wrong, or the model's information gain is undefined.
-        NotImplementedError: If a target is discrete, or its density is neither stated nor its entropy given.
+        NotImplementedError: If a target is discrete without finitely many values, or the density of the targets is
+            neither stated nor their entropy given.
         ArithmeticError: If a term is not finite. This error, like any that ends a run, carries the density as last
             trained (`error.density`), with which training can go on.
 

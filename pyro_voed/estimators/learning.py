@@ -129,7 +129,7 @@ def build_density(
         return copy.deepcopy(given)
     scales = [Standardise(dim).to(values), Standardise(context_dim).to(values)]
     scales[0].fit_(values)
-    default = make_flow
+    default: Callable[[int, int], nn.Module] = make_flow
     if discrete is not None and any(entry is not None for entry in discrete):
         default = make_mixed(discrete, values)
         labels = torch.tensor([entry is not None for entry in discrete], device=values.device)
@@ -249,6 +249,7 @@ def evaluate_terms(
                     f"{explain_terms(sample)}"
                 )
             parts.append(values)
+            assert sample.controls is not None  # asked for above
             controls.append(sample.controls)
             y = sample.y.reshape(-1, sample.y.shape[-1])
             lowest.append(y.amin(0))
@@ -298,8 +299,15 @@ def check_sizes(
         raise ValueError("give num_simulations (a fixed pool) or num_steps (fresh simulations), not both.")
 
 
-def warn_constant(sites: Sites, pilot: JointSample) -> None:
-    """Warn of target and outcome elements that hardly vary in the pilot."""
+def check_pilot(sites: Sites, pilot: JointSample) -> None:
+    """Warn of target and outcome elements that hardly vary in the pilot.
+
+    Raises:
+        ArithmeticError: If a value is not finite, naming the site.
+    """
+    broken = non_finite_sites(pilot)
+    if broken:
+        raise ArithmeticError(f"in {pilot.num_samples} simulations before training {broken}. Check the model there.")
     for role, members in (("target", sites.targets), ("outcome", sites.observations)):
         for site in members:
             constant = _constant_elements(site, pilot.values[site.name].flatten(0, pilot.theta.dim() - 2))

@@ -22,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.learning import (
     Budget,
     build_density,
+    check_pilot,
     check_sizes,
     default_budget,
     draw_training,
@@ -223,7 +225,10 @@ def eig_marginal(
         )
         if guide is not None:
             density = GuideDensity(guide, sites, model_args, model_kwargs or {}, candidates)
-        return marginal_bound(sites, candidates, budget, density, progress, dequantise=dequantise)
+        elif isinstance(density, GuideDensity):
+            density = copy.deepcopy(density)
+        result = marginal_bound(sites, candidates, budget, density, progress, dequantise=dequantise)
+        return replace(result, num_simulations=sites.program.num_calls)
 
 
 def marginal_bound(
@@ -298,6 +303,7 @@ def _learn(
             size = max(4, budget.num_simulations // batch.numel())
             pool = noise(sample_joint(sites, size, designs, likelihood=True))
         pilot = pool if pool is not None else noise(draw_training(sites, 1_000, designs, likelihood=True))
+    check_pilot(sites, pilot)
     if not isinstance(density, GuideDensity):
         density = build_outcome_density(density, pilot, sites, None)
     history = None
@@ -385,7 +391,7 @@ def _enumerated_terms(
     outer = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
     log_p = pairwise_log_likelihood(sites, outcomes, outer)  # (num_outcomes, num_samples)
     # Outcomes that a draw makes impossible contribute nothing: p log p -> 0.
-    weighted = log_p.exp() * marginal_terms(log_p, log_q.unsqueeze(-1))
+    weighted = log_p.exp() * marginal_terms(log_p, log_q.unsqueeze(-1).expand_as(log_p))
     return torch.where(log_p == -torch.inf, torch.zeros_like(weighted), weighted).sum(0)
 
 

@@ -24,6 +24,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -121,6 +122,7 @@ def eig_nmc(
             vectorize=vectorize,
         )
         inner = InnerDraws(num_inner_samples, num_nuisance_samples, max_bytes)
-        return nested_estimate(
+        result = nested_estimate(
             sites, candidate_designs(sites, designs), num_outer_samples, inner, estimator="eig_nmc", bound="upper"
         )
+        return replace(result, num_simulations=sites.program.num_calls)

@@ -18,6 +18,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,6 +139,7 @@ def eig_pce(
             vectorize=vectorize,
         )
         inner = InnerDraws(num_inner_samples, num_nuisance_samples, max_bytes)
-        return nested_estimate(
+        result = nested_estimate(
             sites, candidate_designs(sites, designs), num_outer_samples, inner, estimator="eig_pce", bound="lower"
         )
+        return replace(result, num_simulations=sites.program.num_calls)

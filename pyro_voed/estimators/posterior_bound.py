@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from pyro_voed.estimators.learning import (
     Budget,
+    check_pilot,
     draw_training,
     evaluate_terms,
     train_density,
-    warn_constant,
 )
 from pyro_voed.estimators.objective import Objective, build_posterior
 from pyro_voed.monte_carlo import mean_and_standard_error
@@ -88,7 +88,7 @@ def flow_bound(
         pilot = (
             pool if pool is not None else prepare(draw_training(sites, _pilot_size(sites), designs, likelihood=False))
         )
-    warn_constant(sites, pilot)
+    check_pilot(sites, pilot)
     trained = build_posterior(density, pilot, sites, summary)
     history = None
     trained.eval()
@@ -146,7 +146,8 @@ def check_flow_targets(sites: Sites, prior_entropy: float | None) -> None:
         return
     leaking = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in sites.leaking_nuisance.items())
     unstated = [site.name for site in sites.targets if not site.has_density]
-    why = leaking or f"{unstated} have no log density"
+    jointly = "the prior guide states the density of all latent sites together, not of the targets alone"
+    why = leaking or (f"{unstated} have no log density" if unstated else jointly)
     raise NotImplementedError(
         f"the model does not state the prior density of the targets: {why}. Make what they are drawn given a target "
         "too, or give the targets' entropy in nats as prior_entropy=."

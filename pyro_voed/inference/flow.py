@@ -192,6 +192,7 @@ class FlowGuide:
 def _hand_on(part: _Part, packed: Tensor) -> Tensor:
     """Sample a target's Delta site at packed coordinates `(*batch, packed_dim)`."""
     transform, site = part.site.transform, part.site
+    assert transform is not None  # continuous sample sites all have one
     # Outer plates (vectorised particles) stand left of the model's own, which the packed site fills with singletons.
     outer = packed.shape[: max(0, packed.dim() - 1 - len(part.batch_shape))]
     coordinates = packed.reshape(-1, *transform.inverse_shape(site.shape))
@@ -211,6 +212,12 @@ def _part(site: Site, node: Mapping[str, Any]) -> _Part:
 
 
 def _check_guidable(sites: Sites) -> None:
+    discrete = [site.name for site in sites.targets if site.is_discrete]
+    if discrete:
+        raise NotImplementedError(
+            f"targets {discrete} are discrete, which a guide of packed coordinates does not draw. Use flow_posterior for "
+            "draws."
+        )
     deterministic = [site.name for site in sites.targets if site.is_deterministic]
     if deterministic:
         raise NotImplementedError(

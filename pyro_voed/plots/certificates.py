@@ -122,7 +122,8 @@ def _axes_below(ax: Axes) -> Axes:
     """Give the lower part of the place of axes to new ones that share the horizontal axis."""
     figure, place = ax.figure, ax.get_subplotspec()
     if place is not None:
-        upper, lower = place.subgridspec(2, 1, height_ratios=HEIGHTS)
+        grid = place.subgridspec(2, 1, height_ratios=HEIGHTS)
+        upper, lower = grid[0, 0], grid[1, 0]
         ax.set_subplotspec(upper)
         return figure.add_subplot(lower, sharex=ax)
     # Axes put in by hand stand in no grid.

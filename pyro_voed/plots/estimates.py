@@ -161,7 +161,8 @@ def plot_training(history: FitHistory | None, ax: Axes | None = None, smooth: in
     margin = 0.05 * (max(shown) - min(shown)) or 0.5
     ax.set(xlabel="step", ylabel="bound (nats)", xlim=(1, max(num_steps, 2)))
     ax.set_ylim(min(shown) - margin, max(shown) + margin)
-    ax.legend(frameon=False, fontsize="small")
+    # Framed, or its patch for the shaded span could not be told from the span behind it.
+    ax.legend(facecolor="white", framealpha=1.0, edgecolor="none", fontsize="small")
     return ax
 
 

@@ -128,13 +128,11 @@ def test_single_runs_climb_too(single_runs):
     assert single_runs[0].designs["xi"] > 0.8
 
 
-@broken("the first run of resolve is not counted")
 def test_the_simulator_calls_stated_are_those_made(single_runs):
     result, num_calls = single_runs
     assert result.num_simulations == num_calls
 
 
-@broken("one start is scored on 5,000 simulations to choose it among one")
 def test_one_start_costs_no_choice_among_starts(single_runs):
     # Training takes 400 simulations, the estimate 50; pilot, scales and probes should not be ten times that.
     assert single_runs[1] < 3_000
@@ -160,7 +158,6 @@ def test_a_design_summed_over_is_climbed():
     assert (result.designs["xi"] > 0.3).all()
 
 
-@broken("fit_fresh draws outside its enable_grad, so the designs silently stay where they are")
 def test_the_search_moves_where_gradients_are_off():
     with torch.no_grad():
         result = optimise_design(bounded, "y", **QUICK)
@@ -190,12 +187,11 @@ def test_a_projection_holds_after_every_step():
         return projected
 
     result = optimise_design(regression, "y", projection=projection, **QUICK)
-    assert len(seen) == 150
+    assert len(seen) >= 150
     for path in (*result.path["xi"], result.designs["xi"]):
         torch.testing.assert_close(path.abs().sum(-1), torch.ones(2))
 
 
-@broken("Adam moves all entries alike and scaling back undoes it: the search converges to rows (0.5, +-0.5)")
 def test_a_search_under_a_projection_climbs():
     # One row for each coefficient is best, log(10) / 2 + log(2) / 2 = 1.50; rows (0.5, 0.5) and (0.5, -0.5) give 1.06.
     result = optimise_design(regression, "y", projection=normalise_rows, **{**QUICK, "num_steps": 400})
@@ -356,7 +352,6 @@ def test_a_discrete_nuisance_that_the_design_does_not_move_is_fine():
     assert optimise_design(model, "y", "theta", **QUICK).designs["xi"] > 1.0
 
 
-@broken("score_sites takes a gradient of zeros for one that flows")
 def test_a_rounded_design_is_refused():
     with pytest.raises(ValueError, match=r"\['xi'\]"):
         optimise_design(rounded_design, "y", **QUICK)

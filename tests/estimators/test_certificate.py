@@ -1,0 +1,341 @@
+"""Laws of the certified interval: it holds the exact value as often as it says, and says when it cannot.
+
+A single interval of the fast tests is asked for a confidence of 1 - 6.3e-5 (`SURE`), that of 4 standard errors, so that
+one of them misses with that probability at most; coverage itself is counted in the slow tests.
+"""
+
+import dataclasses
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from torch import nn
+
+from pyro_voed import certify, eig_flow, eig_marginal, eig_nmc, max_regret, optimise_design
+from pyro_voed.densities import SplineCouplingFlow
+from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
+
+SURE = 1 - 6.3e-5
+
+
+def broken(reason):
+    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+def small_flow(dim, context_dim):
+    return SplineCouplingFlow(dim, context_dim, num_transforms=1, hidden_dim=32)
+
+
+QUICK = {"density": small_flow, "num_steps": 150, "learning_rate": 1e-2, "num_samples": 500, "seed": 0}
+
+
+def scalar():
+    xi = pyro.param("xi", torch.tensor(1.5), constraint=constraints.positive)
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(xi * theta, 1.0))
+
+
+DESIGNS = torch.tensor([0.3, 0.8, 1.5, 2.5])
+
+
+def poisson():
+    """Gamma prior, Poisson outcome: the marginal is negative binomial."""
+    theta = pyro.sample("theta", dist.Gamma(3.0, 1.0))
+    pyro.sample("y", dist.Poisson(2.0 * theta))
+
+
+def poisson_eig():
+    theta = torch.linspace(1e-6, 40.0, 20_001).double()
+    density = dist.Gamma(torch.tensor(3.0).double(), 1.0).log_prob(theta).exp()
+    y = torch.arange(0.0, 200.0).double()
+    log_p = dist.Poisson(2.0 * theta[:, None]).log_prob(y)
+    conditional = torch.trapezoid(density[:, None] * log_p.exp() * log_p, theta, dim=0).sum()
+    marginal = dist.NegativeBinomial(torch.tensor(3.0).double(), torch.tensor(2 / 3).double()).log_prob(y)
+    return (conditional - (marginal.exp() * marginal).sum()).item()
+
+
+def start():
+    return michaelis_menten.michaelis_menten(michaelis_menten.START_DESIGNS)
+
+
+MODELS = {
+    "linear_gaussian": (linear_gaussian.linear_gaussian(), linear_gaussian.DEFAULT_EIG),
+    "michaelis_menten": (start(), michaelis_menten.START_EIG),
+    "Poisson": (poisson, poisson_eig()),
+}
+TRAINED = {}
+
+
+def trained(name):
+    """Train each flow once."""
+    if name not in TRAINED:
+        if name == "batch":
+            TRAINED[name] = eig_flow(scalar, "y", designs={"xi": DESIGNS}, **QUICK)
+        else:
+            TRAINED[name] = eig_flow(MODELS[name][0], "y", **QUICK)
+    return TRAINED[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_interval_holds_the_exact_value_at_the_width_asked_for(name):
+    result = certify(trained(name), confidence=SURE, width=0.1, seed=1)
+    low, high = result.interval.tolist()
+    assert low <= MODELS[name][1] <= high
+    assert high - low <= 0.1
+    certificate = result.certificate
+    assert result.certified is certificate.certified is certificate.width_reached is True
+    assert certificate.lower <= certificate.upper
+    assert certificate.pareto_k <= 0.7
+    assert result.confidence == certificate.confidence == SURE
+    assert torch.equal(result.interval, certificate.interval)
+    # All else is as it was, the cost added.
+    assert torch.equal(result.eig, trained(name).eig)
+    assert result.num_simulations == trained(name).num_simulations + certificate.num_simulations
+
+
+@pytest.mark.parametrize(("width", "confidence"), [(0.2, 0.95), (0.05, 0.95), (0.05, 0.8), (0.02, 0.95)])
+def test_smaller_widths_are_reached_at_greater_cost(width, confidence):
+    certificate = certify(trained("linear_gaussian"), width=width, confidence=confidence, seed=0).certificate
+    low, high = certificate.interval.tolist()
+    assert high - low <= width
+    assert certificate.width_reached
+
+
+def test_the_interval_is_the_bounds_and_their_errors():
+    for confidence, quantile in ((0.95, 1.959964), (0.5, 0.674490), (0.99, 2.575829)):
+        certificate = certify(trained("linear_gaussian"), confidence=confidence, seed=0).certificate
+        low, high = certificate.interval
+        assert low.item() == pytest.approx((certificate.lower - quantile * certificate.lower_standard_error).item())
+        assert high.item() == pytest.approx((certificate.upper + quantile * certificate.upper_standard_error).item())
+
+
+def test_intervals_of_a_batch_hold_together():
+    result = certify(trained("batch"), confidence=SURE, width=0.1, seed=1)
+    certificate = result.certificate
+    exact = 0.5 * torch.log1p(DESIGNS**2)
+    assert result.interval.shape == (2, 4)
+    assert (result.interval[0] <= exact).all()
+    assert (exact <= result.interval[1]).all()
+    assert certificate.pareto_k.shape == certificate.lower.shape == (4,)
+    assert len(certificate.num_outer_samples) == 4
+    # Bonferroni: the probability left over is shared among two sides of four designs.
+    quantile = dist.Normal(0.0, 1.0).icdf(torch.tensor(1 - 0.05 / 8))
+    certificate = certify(trained("batch"), seed=1).certificate
+    expected = certificate.lower - quantile * certificate.lower_standard_error
+    torch.testing.assert_close(certificate.interval[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_regret_is_bounded():
+    result = certify(trained("batch"), confidence=SURE, width=0.1, seed=1)
+    regret, chosen = max_regret(result)
+    exact = 0.5 * torch.log1p(DESIGNS**2)
+    assert chosen == 3
+    assert exact.max() - exact[chosen] <= regret <= 0.1
+    with pytest.raises(ValueError, match="no certified interval"):
+        max_regret(trained("batch"))
+
+
+def test_regret_counts_designs_that_could_be_better():
+    bare = trained("batch")
+    interval = torch.tensor([[0.1, 0.5, 0.4, 0.0], [0.2, 0.6, 0.9, 0.3]])
+    regret, chosen = max_regret(dataclasses.replace(bare, interval=interval))
+    assert (round(regret.item(), 5), chosen) == (0.4, 1)
+
+
+def test_eig_flow_certifies_itself():
+    result = eig_flow(scalar, "y", certify=True, width=0.1, confidence=SURE, **QUICK)
+    low, high = result.interval.tolist()
+    assert low <= 0.5 * math.log(1 + 1.5**2) <= high
+    assert high - low <= 0.1
+    assert result.num_simulations > result.certificate.num_simulations
+    assert "certified 100% interval" in str(result)
+    assert eig_flow(scalar, "y", **{**QUICK, "num_steps": 2}).certificate is None
+
+
+def test_the_design_found_is_certified():
+    best = optimise_design(scalar, "y", num_steps=60, num_samples=500, seed=0, density=small_flow, progress=False)
+    result = certify(best, confidence=SURE, width=0.2, seed=0)
+    exact = 0.5 * torch.log1p(best.designs["xi"] ** 2)
+    assert result.interval[0] <= exact <= result.interval[1]
+    assert torch.equal(result.designs["xi"], best.designs["xi"])
+
+
+def test_an_untrained_flow_still_gives_an_interval_that_holds():
+    untrained = eig_flow(MODELS["linear_gaussian"][0], "y", **{**QUICK, "num_steps": 0})
+    result = certify(untrained, confidence=SURE, width=0.3, max_simulations=400_000, seed=0)
+    assert result.interval[0] <= linear_gaussian.DEFAULT_EIG <= result.interval[1]
+
+
+# --- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_too_small_for_the_width_is_said():
+    certificate = certify(trained("linear_gaussian"), width=1e-3, max_simulations=100_000, seed=0).certificate
+    low, high = certificate.interval.tolist()
+    assert not certificate.width_reached
+    assert high - low > 1e-3
+    # Wider than asked for, and still an interval that holds (at 0.95; the seed is fixed).
+    assert low <= linear_gaussian.DEFAULT_EIG <= high
+
+
+@broken("the fewest outer draws (500) at up to 4,096 inner ones, and the pilot, do not count: 445,668 for 5,000")
+@pytest.mark.parametrize("budget", [5_000, 50_000])
+@pytest.mark.parametrize("width", [5e-4, 1e-2])
+def test_the_budget_is_kept(width, budget):
+    poor = eig_flow(MODELS["linear_gaussian"][0], "y", **{**QUICK, "num_steps": 30})
+    certificate = certify(poor, width=width, max_simulations=budget, seed=0).certificate
+    assert certificate.num_simulations <= budget
+
+
+# --- tails ----------------------------------------------------------------------------------------------------------
+
+
+class LightTailed(nn.Module):
+    """A posterior of `scalar` that is too narrow, squeezed by z = sign(w) log(1 + |w|): its density falls like
+    exp(-exp(2 |z|) / 2), so that its logarithm at draws of the model is heavier than any power allows."""
+
+    theta_dim = context_dim = 1
+
+    def condition(self, context):
+        return Squeezed(context)
+
+    def log_prob(self, theta, context):
+        mean, scale = place(context)
+        z = ((theta - mean) / scale).abs()
+        return (dist.Normal(0.0, 1.0).log_prob(z.expm1()) + z - math.log(scale)).squeeze(-1)
+
+
+class Squeezed:
+    def __init__(self, context):
+        self.context = context
+
+    def sample(self, shape):
+        mean, scale = place(self.context)
+        noise = torch.randn(*shape, *self.context.shape)
+        return mean + scale * noise.sign() * noise.abs().log1p()
+
+
+def place(context):
+    return 1.5 * context / 3.25, 0.5 * 3.25**-0.5
+
+
+def test_heavy_tailed_terms_are_not_certified():
+    result = dataclasses.replace(eig_flow(scalar, "y", **{**QUICK, "num_steps": 2}), density=LightTailed())
+    certified = certify(result, width=1.0, max_simulations=200_000, seed=0)
+    assert certified.pareto_k > 0.7
+    assert certified.certified is certified.certificate.certified is False
+    assert "uncertified 95% interval" in str(certified)
+
+
+def test_terms_of_a_few_values_have_no_heavy_tail():
+    result = eig_flow(finite.finite(), "y", **{**QUICK, "density": None})
+    for seed in range(5):
+        assert certify(result, seed=seed, width=0.1).certified
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+UNTRAINED = {**QUICK, "num_steps": 0}
+
+
+def test_models_without_the_densities_are_refused():
+    with pytest.raises(NotImplementedError, match=r"a certificate needs the density.*\['y'\]"):
+        certify(eig_flow(implicit_toy.implicit_toy(), "y", "theta", **UNTRAINED))
+
+    def noisy():
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(theta + u, 1.0))
+
+    with pytest.raises(NotImplementedError, match=r"a certificate needs.*\['u'\]"):
+        certify(eig_flow(noisy, "y", "theta", **UNTRAINED))
+    with pytest.raises(NotImplementedError, match=r"\['u'\]"):
+        eig_flow(noisy, "y", "theta", certify=True, **UNTRAINED)
+
+
+def test_results_without_a_flow_are_refused():
+    with pytest.raises(ValueError, match="no trained density"):
+        certify(eig_nmc(scalar, "y", num_outer_samples=20))
+    with pytest.raises(TypeError, match="EIGResult"):
+        certify(1.0)
+
+
+@broken("any density with `condition` is taken for one of the targets: a batch runs with the outcome's as proposal")
+@pytest.mark.parametrize("designs", [None, {"xi": DESIGNS}], ids=["one design", "a batch"])
+def test_a_density_of_outcomes_is_no_proposal(designs):
+    result = eig_marginal(scalar, "y", designs=designs, **UNTRAINED)
+    with pytest.raises(ValueError, match="no trained density of the targets"):
+        certify(result, seed=0, max_simulations=5_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("width", 0.0),
+        ("width", -1.0),
+        ("width", math.inf),
+        ("confidence", 0.4),
+        ("confidence", 1.0),
+        ("max_simulations", 100),
+    ],
+)
+def test_requests_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        certify(trained("linear_gaussian"), **{name: value})
+    if name != "max_simulations":
+        with pytest.raises(ValueError, match=name):
+            eig_flow(scalar, "y", certify=True, **{name: value})
+
+
+def test_the_callers_state_is_left_alone():
+    result = trained("linear_gaussian")
+    weights = [weight.clone() for weight in result.density.parameters()]
+    before = torch.get_rng_state()
+    first, second = certify(result, seed=3), certify(result, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.interval, second.interval)
+    assert list(pyro.get_param_store().keys()) == []
+    assert all(torch.equal(*pair) for pair in zip(weights, result.density.parameters(), strict=True))
+    assert result.interval is None
+    third, fourth = certify(result), certify(result)
+    assert not torch.equal(third.interval, fourth.interval)
+    with pytest.raises(NotImplementedError):
+        certify(eig_flow(implicit_toy.implicit_toy(), "y", "theta", **UNTRAINED), seed=0)
+    assert torch.is_grad_enabled()
+
+
+# --- coverage -------------------------------------------------------------------------------------------------------
+
+REPEATS, FEWEST = 200, 182
+"""An exact 95 % interval fails this 6 times in 1,000."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("width", [0.05, 0.2])
+@pytest.mark.parametrize("name", ["linear_gaussian", "Poisson"])
+def test_intervals_cover(name, width):
+    exact, hits, reached = MODELS[name][1], 0, 0
+    for seed in range(REPEATS):
+        result = certify(trained(name), width=width, seed=seed)
+        hits += bool(result.interval[0] <= exact <= result.interval[1])
+        reached += result.certificate.width_reached
+    assert hits >= FEWEST
+    assert reached >= FEWEST
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_bound_on_regret_is_valid():
+    exact = 0.5 * torch.log1p(DESIGNS**2)
+    hits = 0
+    for seed in range(REPEATS):
+        result = certify(trained("batch"), width=0.05, seed=seed)
+        regret, chosen = max_regret(result)
+        together = bool((result.interval[0] <= exact).all() and (exact <= result.interval[1]).all())
+        hits += together and bool(exact.max() - exact[chosen] <= regret)
+    assert hits >= FEWEST
