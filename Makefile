@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
@@ -19,7 +20,7 @@ demo: $(VENV)/stamp-package
 	$(BIN)/python tutorials/demo.py
 
 test: $(VENV)/stamp-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 slow: $(VENV)/stamp-test
 	$(BIN)/python -m pytest -m slow

@@ -135,7 +135,7 @@ class MixedDensity(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.theta_dim, self.context_dim = len(is_discrete), classifier.context_dim
-        self.density = as_density(
+        self.density: Any = as_density(
             density, self.theta_dim - classifier.theta_dim, self.context_dim + sum(classifier.sizes)
         )
         self.register_buffer("is_discrete", is_discrete.clone())

@@ -215,8 +215,8 @@ def _check_guidable(sites: Sites) -> None:
     discrete = [site.name for site in sites.targets if site.is_discrete]
     if discrete:
         raise NotImplementedError(
-            f"targets {discrete} are discrete, which a guide of packed coordinates does not draw. Use flow_posterior for "
-            "draws."
+            f"targets {discrete} are discrete, which a guide of packed coordinates does not draw. Use flow_posterior "
+            "for draws."
         )
     deterministic = [site.name for site in sites.targets if site.is_deterministic]
     if deterministic:

@@ -171,7 +171,7 @@ def test_sites_that_move_with_a_design_without_a_gradient_are_found(model, outco
 class SampleOnly(dist.TorchDistribution):
     """Normal draws without a density or a gradient."""
 
-    arg_constraints = {}
+    arg_constraints = {}  # noqa: RUF012 (torch's own convention)
     support = constraints.real
     has_rsample = False
 
