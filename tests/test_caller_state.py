@@ -21,11 +21,6 @@ ROOT = Path(__file__).parents[1]
 NUM_STEPS = 10
 
 
-def broken(reason):
-    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def model():
     xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
     gain = pyro.param("gain", torch.tensor(1.0), constraint=constraints.positive)

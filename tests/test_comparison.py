@@ -15,7 +15,6 @@ from pyro_voed import eig_nmc
 from pyro_voed.problems import finite, implicit_toy
 from pyro_voed.problems import linear_gaussian as lg
 
-
 EXACT = 0.5 * math.log(1 + 1.5**2)
 
 

@@ -17,11 +17,6 @@ REPEATS = 200
 SPREAD = MANY / math.sqrt(2 * REPEATS)
 
 
-def broken(reason):
-    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 # --- averages -------------------------------------------------------------------------------------------------------
 
 

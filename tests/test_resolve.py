@@ -21,11 +21,6 @@ Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""
 
 
-def broken(reason):
-    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def normal(name, loc=0.0, scale=1.0, **kwargs):
     return pyro.sample(name, dist.Normal(loc, scale), **kwargs)
 
@@ -353,12 +348,7 @@ REFUSED = {
 }
 
 
-MASK = "Independent adds the event dimension twice in probes._measured, so a mask inside to_event() crashes"
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name) for name in REFUSED]
-)
+@pytest.mark.parametrize("name", [pytest.param(name) for name in REFUSED])
 def test_what_is_refused_is_named_with_its_remedy(name):
     model, options, error, words = REFUSED[name]
     with pytest.raises(error) as caught:

@@ -20,11 +20,6 @@ Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""
 
 
-def broken(reason):
-    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def scalar_design():
     xi = pyro.param("xi", torch.tensor(0.7), constraint=constraints.interval(0.0, 2.0))
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))

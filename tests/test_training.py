@@ -13,11 +13,6 @@ from pyro_voed.training import Ascent, fit_fresh, fit_pool
 TARGET = torch.tensor([1.0, -2.0, 0.5])
 
 
-def broken(reason):
-    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def start():
     return nn.Parameter(torch.zeros(3))
 

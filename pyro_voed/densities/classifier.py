@@ -88,7 +88,8 @@ class Classifier(nn.Module):
         for index, head in enumerate(self.heads):
             matches = self.one_hot(theta, index)
             log_probs = torch.log_softmax(head(_not_empty(seen)), -1)
-            picked = (log_probs * matches).sum(-1)
+            # Not a product: a value of probability zero elsewhere would give 0 * -inf.
+            picked = torch.where(matches, log_probs, torch.zeros_like(log_probs)).sum(-1)
             total = total + torch.where(matches.any(-1), picked, torch.full_like(picked, -torch.inf))
             seen = torch.cat([seen, matches.to(seen.dtype)], -1)
         return total

@@ -39,7 +39,7 @@ from torch import Tensor
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.estimators.importance import DEFENSIVE_SHARE, HEAVY_TAIL, design_context, importance_terms
-from pyro_voed.estimators.nested import check_densities, check_no_nuisance
+from pyro_voed.estimators.nested import check_densities, check_no_nuisance, check_scores_targets
 from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error, pareto_k
 from pyro_voed.results import Certificate, DesignResult, EIGResult
 from pyro_voed.simulate import design_batch_shape, flat_designs, sample_joint
@@ -51,6 +51,7 @@ FEWEST_OUTER = 500
 MOST_INNER = 4_096
 FLOW_CHUNK = 8_192
 MOST_SIMULATIONS = 20_000_000
+FEWEST_SIMULATIONS = (PILOT_OUTER + FEWEST_OUTER) * (1 + PILOT_INNER) + FEWEST_OUTER
 
 
 def certify(
@@ -93,7 +94,10 @@ def certify(
         result = result.final
     if not isinstance(result, EIGResult):
         raise TypeError(f"result: expected an EIGResult or DesignResult, got {type(result).__name__}.")
-    if result.density is None or not hasattr(result.density, "condition"):
+    of_targets = result.estimator in ("eig_flow", "eig_ace", "eig_vnmc") or (
+        result.estimator == "optimise_design" and result.bound == "lower"
+    )
+    if not of_targets or not hasattr(result.density, "condition"):
         raise ValueError(
             "result: it holds no trained density of the targets to use as proposal. Use eig_flow's result."
         )
@@ -105,7 +109,7 @@ def certify(
 def check_request(width: float, confidence: float, max_simulations: int) -> None:
     """Raise where a certificate is asked for that cannot be given."""
     check_positive(width, "width")
-    check_count(max_simulations, "max_simulations", 10 * FEWEST_OUTER)
+    check_count(max_simulations, "max_simulations", FEWEST_SIMULATIONS)
     if not 0.5 <= confidence < 1.0:
         raise ValueError(f"confidence: expected a probability in [0.5, 1), got {confidence!r}.")
 
@@ -116,6 +120,7 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
     calls = sites.program.num_calls
     check_densities(sites, "a certificate")
     check_no_nuisance(sites, "a certificate")
+    check_scores_targets(sites, "a certificate")
     batch = design_batch_shape(sites, result.designs)
     members = flat_designs(sites, result.designs)
     miss = (1.0 - confidence) / (2 * batch.numel())
@@ -198,13 +203,16 @@ def _plan(
     scale = (math.sqrt(variance_flow * cost_flow) + math.sqrt(variance_added * cost_added)) / allowed
     num_flow = math.ceil(scale * math.sqrt(variance_flow / cost_flow))
     num_outer = max(FEWEST_OUTER, math.ceil(scale * math.sqrt(variance_added / cost_added)))
-    spent = num_flow * cost_flow + num_outer * cost_added
-    if spent > max_simulations:
-        shrink = max_simulations / spent
-        num_inner = max(PILOT_INNER, int(num_inner * shrink)) if num_outer == FEWEST_OUTER else num_inner
-        num_outer = max(FEWEST_OUTER, int(num_outer * shrink))
-        num_flow = int(num_flow * shrink)
-    return Plan(max(FEWEST_OUTER, num_flow), num_outer, num_inner)
+    num_flow = max(FEWEST_OUTER, num_flow)
+    left = max_simulations - PILOT_OUTER * (1 + PILOT_INNER)
+    spent = num_flow + num_outer * (1 + num_inner)
+    if spent > left:
+        # Fewer of all draws; where that would leave too few outer ones, fewer inner ones.
+        num_flow = max(FEWEST_OUTER, int(num_flow * left / spent))
+        num_outer = max(FEWEST_OUTER, int(num_outer * left / spent))
+        num_inner = min(num_inner, max(PILOT_INNER, (left - num_flow) // num_outer - 1))
+        num_flow = max(FEWEST_OUTER, min(num_flow, left - num_outer * (1 + num_inner)))
+    return Plan(num_flow, num_outer, num_inner)
 
 
 def _sides(sites: Sites, designs: Mapping[str, Tensor], density: Any, plan: Plan) -> Sides:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.learning import check_sizes, default_budget
-from pyro_voed.estimators.nested import PAIR_MEMORY, check_densities, check_no_nuisance
+from pyro_voed.estimators.nested import PAIR_MEMORY, check_densities, check_no_nuisance, check_scores_targets
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.posterior_bound import flow_bound
 from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
@@ -175,7 +175,8 @@ def eig_ace(
         The lower bound in nats with its standard error, the tail index of its terms and the trained proposal.
 
     Raises:
-        NotImplementedError: If the outcome has no density, there are nuisance sites, or a target is discrete.
+        NotImplementedError: If the outcome has no density, there are nuisance sites, or a replaced prior cannot score
+            targets that it did not draw.
         ArithmeticError: If a term is not finite.
 
     References:
@@ -266,7 +267,8 @@ def eig_vnmc(
         The upper bound in nats with its standard error, the tail index of its terms and the trained proposal.
 
     Raises:
-        NotImplementedError: If the outcome has no density, there are nuisance sites, or a target is discrete.
+        NotImplementedError: If the outcome has no density, there are nuisance sites, or a replaced prior cannot score
+            targets that it did not draw.
         ArithmeticError: If a term is not finite.
 
     References:
@@ -335,6 +337,7 @@ def _proposal(
     )
     check_densities(sites, "importance sampling")
     check_no_nuisance(sites, "importance sampling")
+    check_scores_targets(sites, "importance sampling")
     candidates = candidate_designs(sites, designs)
     budget = default_budget(sites, design_batch_shape(sites, candidates), **sizes)
     return flow_bound(sites, candidates, budget, density, summary, None, progress, started)

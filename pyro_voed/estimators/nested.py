@@ -127,6 +127,15 @@ def check_no_nuisance(sites: Sites, estimator: str) -> None:
         )
 
 
+def check_scores_targets(sites: Sites, estimator: str) -> None:
+    """Raise NotImplementedError where a replaced prior cannot score targets that it did not draw."""
+    if sites.has_auxiliary_density:
+        raise NotImplementedError(
+            f"{estimator} scores targets that the prior did not draw, and the prior guide states its density by "
+            "auxiliary sites. Use a guide that samples the model's sites from their own distributions, or eig_flow."
+        )
+
+
 def nested_terms(
     sites: Sites, designs: Mapping[str, Tensor], num_outer: int, inner: InnerDraws, *, upper: bool
 ) -> Tensor:
@@ -273,7 +282,13 @@ def _sizes(total: int, size: int) -> list[int]:
 
 
 def _check_finite(terms: Tensor, estimator: str) -> None:
-    infinite = int((~torch.isfinite(terms)).sum())
+    undefined = int(torch.isnan(terms).sum())
+    if undefined:
+        raise ArithmeticError(
+            f"{estimator}: {undefined} of {terms.numel()} terms are not a number. Look for 0 / 0 or log of negative "
+            "numbers in the model's parameters."
+        )
+    infinite = int(torch.isinf(terms).sum())
     if infinite:
         raise ArithmeticError(
             f"{estimator}: for {infinite} of {terms.numel()} outer draws no inner draw gives the outcome any density, "

@@ -24,11 +24,11 @@ FREQUENCIES = [torch.tensor([0.3, 0.7]), torch.tensor([0.2, 0.3, 0.5])]
 CONTEXT_DIM = 2
 
 
-def randomised(density):
+def randomised(density, size=0.5):
     """Away from its start, where the heads ignore what they are given."""
     with torch.no_grad():
         for weight in density.parameters():
-            weight.add_(0.5 * torch.randn_like(weight))
+            weight.add_(size * torch.randn_like(weight))
     return density
 
 
@@ -39,7 +39,8 @@ def classifier(context_dim=CONTEXT_DIM):
 def mixed(context_dim=CONTEXT_DIM):
     inner = SplineCouplingFlow(1, context_dim + 5, num_transforms=1, hidden_dim=8)
     # The continuous entry stands between the discrete ones.
-    return randomised(MixedDensity(classifier(context_dim), inner, torch.tensor([True, False, True])))
+    # Larger weights make peaks too narrow for a grid.
+    return randomised(MixedDensity(classifier(context_dim), inner, torch.tensor([True, False, True])), 0.2)
 
 
 CASES = {"classifier": classifier, "mixed": mixed}
@@ -56,13 +57,13 @@ def test_probabilities_sum_to_one(context_dim):
 
 @pytest.mark.parametrize("context_dim", [0, 2])
 def test_a_mixed_density_sums_and_integrates_to_one(context_dim):
-    density, context = mixed(context_dim).double(), torch.randn(3, context_dim).double()
-    grid = torch.linspace(-60.0, 60.0, 40_001).double()
+    density, context = mixed(context_dim).double(), torch.randn(2, context_dim).double()
+    grid = torch.linspace(-40.0, 40.0, 16_001).double()
     column = lambda value: value.double().expand(len(grid))  # noqa: E731
     theta = torch.stack([torch.stack([column(first), grid, column(last)], -1) for first, last in TABLE])
-    log_prob = density.log_prob(theta[:, :, None, :], context)  # (6, grid, 3)
+    log_prob = density.log_prob(theta[:, :, None, :], context)  # (6, grid, 2)
     total = torch.trapezoid(log_prob.exp(), grid, dim=1).sum(0)
-    torch.testing.assert_close(total, torch.ones(3).double(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(total, torch.ones(2).double(), atol=2e-3, rtol=0)
 
 
 def test_it_starts_at_the_frequencies_whatever_the_context():
@@ -166,7 +167,6 @@ def test_wrong_values_are_refused(values):
         Classifier(values, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="0 * -inf in Classifier.log_prob is NaN at the other values")
 def test_a_value_of_frequency_zero_is_impossible_rather_than_undefined():
     density = Classifier([torch.tensor([0.0, 1.0])], 1, frequencies=[torch.tensor([0.0, 1.0])])
     log_prob = density.log_prob(torch.tensor([[0.0], [1.0]]), torch.zeros(1))

@@ -20,11 +20,6 @@ SIDE = 4.0
 """Standard errors on the wrong side that pass: an exact estimate exceeds them with probability 3.2e-5."""
 
 
-def broken(reason):
-    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def small_flow(theta_dim, context_dim):
     return AffineCouplingFlow(theta_dim, context_dim, num_transforms=1, hidden_dim=16)
 

@@ -28,11 +28,6 @@ STEPS = 150
 """Enough, at five times the default rate, for a small spline flow to come within 0.15 nats on every case here."""
 
 
-def broken(reason):
-    """Mark a law that the library does not keep yet; the test fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 # --- cases with exact answers ---------------------------------------------------------------------------------------
 
 
@@ -270,7 +265,6 @@ class _nothing:
 
 
 ENUMERATED = {(case, "marginal") for case in ("finite", "finite at 0.01", "finite at 0.99")}
-BROADCAST = "marginal._enumerated_terms passes shapes to marginal_terms that only broadcast, against its annotation"
 
 
 @pytest.mark.parametrize(
@@ -495,9 +489,6 @@ def two_labels():
     places = pyro.param("places", torch.tensor([1.0, 0.0]))
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(gain.unsqueeze(-1) * theta.unsqueeze(-1) * places, 1.0).to_event(1))
-
-
-LAYOUT = "a label without candidates has no layout: KeyError in programs._lay_out_design"
 
 
 @pytest.mark.parametrize(

@@ -284,10 +284,10 @@ def scalar():
 
 @pytest.mark.parametrize("function", [eig_nmc, eig_pce])
 def test_differences_between_designs_have_small_errors(function):
-    # Twenty repeats: the ratio of two spreads is known to a factor of 1.4, and the law asks for one of 3.
+    # Twelve repeats: the ratio of two spreads is known to a factor of 1.6, and the law asks for one of 3.
     pair = torch.tensor([1.5, 1.6])
     together, apart = [], []
-    for seed in range(20):
+    for seed in range(12):
         batch = function(scalar, "y", designs={"xi": pair}, num_outer_samples=200, seed=seed).eig
         other = function(scalar, "y", designs={"xi": pair[1]}, num_outer_samples=200, seed=1_000 + seed).eig
         together.append(batch[1] - batch[0])
@@ -295,7 +295,7 @@ def test_differences_between_designs_have_small_errors(function):
     together, apart = torch.stack(together), torch.stack(apart)
     assert together.std() < apart.std() / 3
     exact = 0.5 * (torch.log1p(pair[1] ** 2) - torch.log1p(pair[0] ** 2))
-    assert abs(together.mean() - exact) <= SIDE * together.std() / math.sqrt(20) + 0.005
+    assert abs(together.mean() - exact) <= SIDE * together.std() / math.sqrt(12) + 0.005
 
 
 def test_a_batch_keeps_its_shape_and_the_order_of_its_members():
