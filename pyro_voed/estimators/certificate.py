@@ -51,7 +51,10 @@ FEWEST_OUTER = 500
 MOST_INNER = 4_096
 FLOW_CHUNK = 8_192
 MOST_SIMULATIONS = 20_000_000
-FEWEST_SIMULATIONS = (PILOT_OUTER + FEWEST_OUTER) * (1 + PILOT_INNER) + FEWEST_OUTER
+INNER_COST = 1.0 + 1.3 * DEFENSIVE_SHARE
+"""Simulations for one inner draw: a draw from the prior's share takes one more, and their number is random."""
+
+FEWEST_SIMULATIONS = math.ceil((PILOT_OUTER + FEWEST_OUTER) * (1 + INNER_COST * PILOT_INNER) + FEWEST_OUTER)
 
 
 def certify(
@@ -198,20 +201,20 @@ def _plan(
     variance_added = torch.maximum((lower - flow).double().var(), (upper - flow).double().var()).item()
     # A fifth is kept in hand, because the pilot's variances are estimates.
     allowed = (0.8 * (2.0 / 3.0) * width / (2.0 * quantile)) ** 2
-    cost_flow, cost_added = 1.0, 1.0 + num_inner
+    cost_flow, cost_added = 1.0, 1.0 + INNER_COST * num_inner
     # Lagrange: draws in proportion to sqrt(variance / cost), scaled until the variances add up to what is allowed.
     scale = (math.sqrt(variance_flow * cost_flow) + math.sqrt(variance_added * cost_added)) / allowed
     num_flow = math.ceil(scale * math.sqrt(variance_flow / cost_flow))
     num_outer = max(FEWEST_OUTER, math.ceil(scale * math.sqrt(variance_added / cost_added)))
     num_flow = max(FEWEST_OUTER, num_flow)
-    left = max_simulations - PILOT_OUTER * (1 + PILOT_INNER)
-    spent = num_flow + num_outer * (1 + num_inner)
+    left = max_simulations - PILOT_OUTER * (1 + INNER_COST * PILOT_INNER)
+    spent = num_flow + num_outer * (1 + INNER_COST * num_inner)
     if spent > left:
         # Fewer of all draws; where that would leave too few outer ones, fewer inner ones.
         num_flow = max(FEWEST_OUTER, int(num_flow * left / spent))
         num_outer = max(FEWEST_OUTER, int(num_outer * left / spent))
-        num_inner = min(num_inner, max(PILOT_INNER, (left - num_flow) // num_outer - 1))
-        num_flow = max(FEWEST_OUTER, min(num_flow, left - num_outer * (1 + num_inner)))
+        num_inner = min(num_inner, max(PILOT_INNER, int(((left - num_flow) / num_outer - 1) / INNER_COST)))
+        num_flow = max(FEWEST_OUTER, min(num_flow, int(left - num_outer * (1 + INNER_COST * num_inner))))
     return Plan(num_flow, num_outer, num_inner)
 
 
