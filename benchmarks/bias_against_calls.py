@@ -10,11 +10,8 @@ stream as they are done, then the table; it and a figure of bias against calls a
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pyro_voed.comparison import ESTIMATORS, compare_estimators, plot_comparison
 from pyro_voed.problems.nonlinear import exact_eig, nonlinear

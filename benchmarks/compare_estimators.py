@@ -14,11 +14,8 @@ import importlib
 import math
 import sys
 import warnings
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pyro_voed.comparison import ESTIMATORS, compare_estimators
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
