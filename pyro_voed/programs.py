@@ -219,7 +219,8 @@ class ProgramRun:
                 return None
             try:
                 control = node["fn"].log_prob(node["value"]) + node["fn"].entropy()
-            except NotImplementedError:
+            except (NotImplementedError, AttributeError):
+                # AttributeError: an expanded multinomial of torch 2.13 has lost what its entropy needs.
                 return None
             parts.append(self._row_sum(control))
         return torch.cat(parts)
