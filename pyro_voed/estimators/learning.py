@@ -142,9 +142,15 @@ def build_density(
     inner_dim = context_dim
     if summary is not None:
         inner_dim = _summary_dim(summary, context[:2, : context_dim - num_designs]) + num_designs
-    is_density = hasattr(given, "condition") or isinstance(given, nn.Module)
+    is_density = not isinstance(given, type) and (hasattr(given, "condition") or isinstance(given, nn.Module))
     made = copy.deepcopy(given) if is_density else (given or default)(dim, inner_dim)
     density = as_density(made, dim, inner_dim)
+    if default is not make_flow and not isinstance(density, Classifier | MixedDensity):
+        # A density on the real line could rise without limit at the atoms, and its "bound" with it.
+        raise NotImplementedError(
+            f"density: some targets are discrete, and {type(made).__name__} is a density of continuous ones. Leave it "
+            "out, or give a Classifier or MixedDensity of pyro_voed.densities."
+        )
     num_bypass = 0 if summary is None else num_designs
     return StandardisedDensity(density, scales[0], scales[1], summary, num_bypass=num_bypass).to(values)
 

@@ -246,15 +246,17 @@ def log_marginal(
     elements = sum(site.shape.numel() for site in sites.observations)
     # A log density makes about six temporaries of the size of its pairs.
     chunk = max(1, max_bytes // (6 * 8 * num_inner * elements))
-    parts, start = [], 0
-    for rows in split_rows(outcomes, chunk):
-        count = next(iter(rows.values())).shape[0]
+    total = next(iter(outcomes.values())).shape[0]
+    # Written into one tensor: small results kept between large temporaries would pin the heap and let it grow.
+    sums = torch.empty(total, dtype=sites.dtype, device=sites.device)
+    for start in range(0, total, chunk):
+        rows = {name: value[start : start + chunk] for name, value in outcomes.items()}
         pairs = _pairs(sites, designs, rows, inner, num_inner)
         if own == "omitted":
-            pairs[torch.arange(count), torch.arange(start, start + count)] = -torch.inf
-        parts.append(pairs.logsumexp(-1))
-        start += count
-    return torch.cat(parts) - math.log(num_inner - (own == "omitted"))
+            index = torch.arange(pairs.shape[0], device=pairs.device)
+            pairs[index, start + index] = -torch.inf
+        sums[start : start + chunk] = pairs.logsumexp(-1)
+    return sums - math.log(num_inner - (own == "omitted"))
 
 
 def _pairs(
