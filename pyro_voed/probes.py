@@ -81,9 +81,11 @@ def probe(
                 stacklevel=5,
             )
         outcomes = {site.name for site in observations}
-        linked = any(
-            outcomes & set(dependence.influenced([site.name])) for site in observations if not site.is_deterministic
-        )
+        followers = {
+            name for site in observations if not site.is_deterministic for name in dependence.influenced([site.name])
+        }
+        linked = bool(outcomes & followers)
+        redrawable = _redrawable(described, followers)
         _warn_unreached(dependence, targets, observations)
     floating = [node["value"] for node in nodes.values() if node["value"].dtype.is_floating_point]
     reference = floating[0] if floating else torch.empty(())
@@ -97,6 +99,7 @@ def probe(
         leaking_nuisance=leaking,
         design_dependent_targets=design_dependent,
         linked_outcomes=linked,
+        redrawable=redrawable,
         unchecked=unchecked,
         bytes_per_row=sum(node["value"].numel() * node["value"].element_size() for node in nodes.values()),
         dtype=dtype,
@@ -404,6 +407,22 @@ def _check_supports(
                     f"the support of target '{site.name}' depends on '{parent}', which is not a target: its bounds "
                     f"would tell the posterior what was not observed. Add '{parent}' to the targets."
                 )
+
+
+def _redrawable(described: Mapping[str, Site], followers: set[str]) -> bool:
+    """Whether outcomes can be drawn anew, given everything before them, without running the model again.
+
+    Nothing that is learnt or observed may follow from an outcome, and a site that states no density hides from the
+    intervention whether it does.
+    """
+    random = [site for site in described.values() if not site.is_deterministic and site.role != "history"]
+    outcomes = [site for site in described.values() if site.role == "observation"]
+    matter = {site.name for site in random} | {site.name for site in described.values() if site.role == "target"}
+    return (
+        all(not site.is_deterministic for site in outcomes)
+        and all(site.has_density for site in random)
+        and not matter & followers
+    )
 
 
 def _design_dependent(

@@ -190,6 +190,21 @@ class ProgramRun:
             [to_rows(t.nodes[name]["value"], self.rows_per_trace, self.shapes[name], name) for t in self.traces]
         )
 
+    def redrawn(self, names: Sequence[str]) -> ProgramRun:
+        """Return the same run with new values at the named sites, drawn from the distributions it made there.
+
+        The model is not run: `poutine.replay` would call its forward map once more for the same distributions. Right
+        only where nothing else follows from the values (`Sites.redrawable`).
+        """
+        traces = []
+        for trace in self.traces:
+            fresh = trace.copy()
+            for name in names:
+                node = trace.nodes[name]
+                fresh.nodes[name] = {**node, "value": node["fn"].sample()}
+            traces.append(fresh)
+        return ProgramRun(tuple(traces), self.rows_per_trace, self.shapes)
+
     def flat_value(self, name: str) -> Tensor:
         """Return the site's values with their dimensions joined, `(num_rows, size)`."""
         value = self.value(name)

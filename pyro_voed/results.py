@@ -116,6 +116,7 @@ class EIGResult:
         effective_sample_size: Effective number of draws behind an exponential average, where the estimator has one.
         pareto_k: Tail index of the terms, `(*design_batch)`: above 0.7 a mean's standard error cannot be trusted.
         certificate: What the interval rests on.
+        learning_rate: The rate chosen, at each design of an ensemble, where several were given.
     """
 
     eig: Float[Tensor, "*design_batch"]
@@ -141,6 +142,7 @@ class EIGResult:
     effective_sample_size: float | None = None
     pareto_k: Tensor | None = None
     certificate: Certificate | None = field(default=None, repr=False)
+    learning_rate: Tensor | None = None
 
     def __str__(self) -> str:
         lines = [_estimate_line(self)]

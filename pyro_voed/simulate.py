@@ -22,7 +22,7 @@ from pyro_voed.programs import (
     base_distribution,
     run_rows,
 )
-from pyro_voed.sites import Site, Sites, check_designs, given_designs
+from pyro_voed.sites import DesignSite, Site, Sites, check_designs, given_designs
 
 DEFAULT_MEMORY = 2**28
 """Bytes that one chunk of simulations may take, by the size of its site values and as much again for workings."""
@@ -44,7 +44,9 @@ class JointSample:
             asked for.
         log_joint: Scores other targets at these outcomes: from packed targets `(num_samples, num_inner, theta_dim)` to
             their log prior and log likelihood, `(num_samples, num_inner)` each; None where not asked for.
-        designs: Designs shared by all experiments, or one a member of the batch, packed `(*design_batch, design_dim)`.
+        designs: What densities see of the designs, one a member of the batch, packed `(*design_batch, design_dim)`.
+        redraw: Gives the same experiments with their outcomes drawn anew, the model not run again; None where not
+            asked for.
         values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
     """
 
@@ -58,6 +60,7 @@ class JointSample:
     controls: Float[Tensor, "num_samples *design_batch num_controls"] | None = None
     log_joint: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     designs: Float[Tensor, "*design_batch design_dim"] | None = None
+    redraw: Callable[[], JointSample] | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -84,6 +87,7 @@ def sample_joint(
     likelihood: bool = False,
     score: Sequence[str] = (),
     controls: bool = False,
+    redraw: bool = False,
     max_bytes: int = DEFAULT_MEMORY,
 ) -> JointSample:
     """Simulate experiments from prior and model.
@@ -96,6 +100,7 @@ def sample_joint(
         likelihood: Also return the log density of the outcomes given the latents.
         score: Sites whose log density is wanted for score-function gradients.
         controls: Also return controls for `monte_carlo.controlled_mean`.
+        redraw: Keep what is needed to draw the outcomes anew (`JointSample.redraw`).
         max_bytes: Without gradients, simulations run in chunks of about this much memory.
 
     Returns:
@@ -113,7 +118,7 @@ def sample_joint(
     """
     designs = {**sites.design_values, **(designs or {})}
     batch = design_batch_shape(sites, designs)
-    pack = partial(pack_run, sites, likelihood=likelihood, score=score, controls=controls)
+    pack = partial(pack_run, sites, likelihood=likelihood, score=score, controls=controls, redraw=redraw)
     if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
         return _sample_chunk(sites, num_samples, designs, batch, pack)
     # Site values are what is known; workings of the model are guessed to take seven times as much.
@@ -146,14 +151,51 @@ def flat_designs(sites: Sites, designs: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
-    """Return designs side by side in unconstrained coordinates, `(*design_batch, design_dim)`."""
+    """Return what densities see of designs, side by side, `(*design_batch, design_dim)`.
+
+    Values in an interval come as their place `u` in [0, 1] and as the angle `arcsin(2 u - 1)`, which resolves what
+    happens near the ends; an unconstrained coordinate would be infinite there. Other designs come in unconstrained
+    coordinates.
+    """
     batch = design_batch_shape(sites, designs)
     packed = []
     for site in sites.designs:
         value = designs[site.name].expand(batch + site.value.shape)
-        coordinates = site.transform.inv(value)
-        packed.append(coordinates.reshape(*batch, -1))
+        ends = interval_ends(site)
+        if ends is None:
+            packed.append(site.transform.inv(value).reshape(*batch, -1))
+        else:
+            place = ((value - ends[0]) / (ends[1] - ends[0])).expand(value.shape).reshape(*batch, -1)
+            packed += [place, torch.asin((2.0 * place - 1.0).clamp(-1.0, 1.0))]
     return torch.cat(packed, dim=-1).to(sites.dtype)
+
+
+def unpack_designs(sites: Sites, packed: Float[Tensor, "num_members design_dim"]) -> dict[str, Tensor]:
+    """Return design values `(num_members, *shape)` from what `pack_designs` made of them."""
+    sizes = [
+        site.transform.inv(site.value).numel() * (1 if interval_ends(site) is None else 2) for site in sites.designs
+    ]
+    values = {}
+    for site, piece in zip(sites.designs, packed.split(sizes, -1), strict=True):
+        ends = interval_ends(site)
+        if ends is None:
+            shape = site.transform.inv(site.value).shape
+            values[site.name] = site.transform(piece.reshape(-1, *shape))
+        else:
+            place = piece[:, : piece.shape[-1] // 2].reshape(-1, *site.value.shape)
+            values[site.name] = ends[0] + (ends[1] - ends[0]) * place
+    return values
+
+
+def interval_ends(site: DesignSite) -> tuple[Tensor, Tensor] | None:
+    """Return the ends of the interval that a design's values lie in, None where its constraint is another."""
+    constraint: Any = site.constraint
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if not (hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound")):
+        return None
+    lower, upper = (torch.as_tensor(end).to(site.value) for end in (constraint.lower_bound, constraint.upper_bound))
+    return (lower, upper) if bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()) else None
 
 
 def _sample_chunk(
@@ -184,6 +226,7 @@ def pack_run(
     designs: Tensor | None = None,
     score: Sequence[str] = (),
     controls: bool = False,
+    redraw: bool = False,
 ) -> JointSample:
     """Pack the rows of a run into a joint sample of leading shape `leading`."""
     theta, log_det = _pack_targets(sites, run)
@@ -192,6 +235,9 @@ def pack_run(
     observed = [site.name for site in sites.observations]
     log_likelihood = _sum_log_prob(run, observed, outcome_log_det) if likelihood else None
     own_score = _sum_log_prob(run, score, torch.zeros_like(log_det)) if score else None
+
+    def drawn_again() -> JointSample:
+        return pack_run(sites, run.redrawn(observed), leading, likelihood, designs=designs, controls=controls)
 
     def shaped(rows: Tensor) -> Tensor:
         return rows.reshape(*leading, *rows.shape[1:])
@@ -206,6 +252,7 @@ def pack_run(
         score=None if own_score is None else shaped(own_score),
         controls=shaped(run_controls(sites, run)) if controls else None,
         designs=designs,
+        redraw=drawn_again if redraw else None,
         values={site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
     )
 
@@ -272,6 +319,7 @@ def _combine(
     parts: list[JointSample], combine: Callable[[list[Tensor]], Tensor], designs: Tensor | None
 ) -> JointSample:
     """Combine the tensors of samples field by field; what is None in one is None in all."""
+    redraws = [part.redraw for part in parts]
 
     def optional(tensors: list[Tensor | None]) -> Tensor | None:
         return None if tensors[0] is None else combine([tensor for tensor in tensors if tensor is not None])
@@ -286,6 +334,9 @@ def _combine(
         score=optional([part.score for part in parts]),
         controls=optional([part.controls for part in parts]),
         designs=designs,
+        redraw=None
+        if any(draw is None for draw in redraws)
+        else lambda: _combine([draw() for draw in redraws if draw], combine, designs),
         values={name: combine([part.values[name] for part in parts]) for name in parts[0].values},
     )
 

@@ -101,6 +101,8 @@ class Sites:
         leaking_nuisance: For each target whose distribution depends on nuisance sites: one of the nuisance sites.
         design_dependent_targets: Targets whose distribution depends on a design.
         linked_outcomes: Whether an outcome site's distribution depends on another outcome's value.
+        redrawable: Whether outcomes can be drawn anew given all else without running the model again: they are a
+            forward map plus explicit noise.
         unchecked: Sites without density or determinism, whose vectorisation could not be checked.
         bytes_per_row: Memory of all site values of one experiment.
         dtype: Floating type of the packed vectors.
@@ -115,6 +117,7 @@ class Sites:
     leaking_nuisance: Mapping[str, str]
     design_dependent_targets: tuple[str, ...]
     linked_outcomes: bool
+    redrawable: bool
     unchecked: tuple[str, ...]
     bytes_per_row: int
     dtype: torch.dtype

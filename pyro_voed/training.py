@@ -30,6 +30,9 @@ from tqdm.auto import tqdm
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import FitHistory, StopReason
 
+VALIDATION_COPIES = 8
+"""Sets of outcomes for the forward runs of the validation part, where outcomes can be drawn anew."""
+
 Batch = TypeVar("Batch")
 
 
@@ -50,8 +53,11 @@ class Ascent:
     """Adam on groups of parameters, gradients taken for those alone.
 
     Args:
-        groups: Parameter groups as `torch.optim` takes them, each with its `lr`.
-        clip_norm: Largest norm of each group's gradient; larger ones are scaled down to it.
+        groups: Parameter groups as `torch.optim` takes them, each with its `lr`. A group whose tensors stack the
+            parameters of independent members also has `members`, their number: then each member is clipped by itself
+            and climbs its own mean, not its share of the mean over all; and it may have `factors`, one factor on the
+            rate for each member.
+        clip_norm: Largest norm of each group's (each member's) gradient; larger ones are scaled down to it.
     """
 
     groups: Sequence[dict[str, Any]]
@@ -59,7 +65,9 @@ class Ascent:
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimiser = torch.optim.Adam([dict(group) for group in self.groups], fused=True)
+        plain = [{key: group[key] for key in group if key not in ("members", "factors")} for group in self.groups]
+        self.optimiser = torch.optim.Adam(plain, fused=True)
+        self._stacks = [(group.get("members", 1), group.get("factors")) for group in self.groups]
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
         self._members = [group["params"] for group in self.optimiser.param_groups]
         self._parameters = [parameter for members in self._members for parameter in members]
@@ -75,13 +83,46 @@ class Ascent:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             # Clipping writes in place, which an expanded gradient does not allow.
             parameter.grad = None if gradient is None else gradient.contiguous()
-        norms = [torch.nn.utils.clip_grad_norm_(members, self.clip_norm) for members in self._members]
+        norms = [
+            torch.nn.utils.clip_grad_norm_(group, self.clip_norm)
+            if members == 1
+            else _clip_members(group, members, self.clip_norm)
+            for group, (members, _) in zip(self._members, self._stacks, strict=True)
+        ]
         finite = bool(torch.isfinite(torch.stack(norms)).all())
         if finite:
+            before = [
+                None if factors is None else [parameter.detach().clone() for parameter in group]
+                for group, (_, factors) in zip(self._members, self._stacks, strict=True)
+            ]
             self.optimiser.step()
+            for group, old, (_, factors) in zip(self._members, before, self._stacks, strict=True):
+                if old is not None and factors is not None:
+                    _scale_steps(group, old, factors)
         for parameter in self._parameters:
             parameter.grad = None
         return finite
+
+
+def _clip_members(parameters: Sequence[Tensor], members: int, clip_norm: float) -> Tensor:
+    """Make gradients of the mean over members those of each member's own mean, clip each, return the largest norm."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    torch._foreach_mul_(gradients, members)
+    squares = [gradient.reshape(members, -1).square().sum(-1) for gradient in gradients]
+    norms = torch.stack(squares).sum(0).sqrt()
+    factor = (clip_norm / (norms + 1e-6)).clamp_max(1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.reshape(-1, *(1,) * (gradient.dim() - 1)))
+    return norms.max()
+
+
+@torch.no_grad()
+def _scale_steps(parameters: Sequence[Tensor], before: Sequence[Tensor], factors: Tensor) -> None:
+    """Shorten the step just taken by each member's own factor: Adam's step is proportional to its rate."""
+    for parameter, old in zip(parameters, before, strict=True):
+        parameter.copy_(torch.lerp(old, parameter, factors.reshape(-1, *(1,) * (parameter.dim() - 1)).to(old)))
 
 
 def fit_fresh(
@@ -161,6 +202,7 @@ def fit_pool(
     validation_fraction: float = 0.1,
     patience: int = 20,
     max_epochs: int = 1_000,
+    refresh: Callable[[Any], Any] | None = None,
     explain: Callable[[Any], str] = lambda batch: "",
     progress: bool | None = None,
     description: str = "fit",
@@ -178,6 +220,8 @@ def fit_pool(
         validation_fraction: Part of the pool that is kept for validation.
         patience: Epochs without a better validation bound before the rate drops, then before training stops.
         max_epochs: Most passes over the training part.
+        refresh: Gives a part of the pool with new outcomes for the same forward runs, or that part itself. Then
+            every pass sees new outcomes, and the validation bound is a mean over `VALIDATION_COPIES` of them.
         explain: Says what in a batch is not finite, for the error.
         progress: Show a bar; None shows it on a terminal only.
         description: Word in front of the bar.
@@ -191,6 +235,7 @@ def fit_pool(
     """
     started = time.perf_counter()
     training, validation = _split(pool, validation_fraction)
+    copies = [validation] if refresh is None else [refresh(validation) for _ in range(VALIDATION_COPIES)]
     best = _Best([parameter for group in ascent.optimiser.param_groups for parameter in group["params"]])
     bounds: list[float] = []
     factors: list[float] = []
@@ -200,11 +245,14 @@ def fit_pool(
     with _interruptible() as interrupted, tqdm(total=max_epochs, desc=description, disable=_hidden(progress)) as bar:
         for _ in range(max_epochs):
             ascent.scale_rates(factor)
+            if refresh is not None:
+                training = refresh(training)
             for rows in torch.randperm(training.num_samples).split(batch_size):
                 bounds.append(_one_step(training[rows], terms, ascent, explain, len(bounds)))
                 factors.append(factor)
             with torch.no_grad():
-                scores.append(_finite_mean(validation, terms, explain, len(bounds)))
+                means = [_finite_mean(copy, terms, explain, len(bounds)) for copy in copies]
+            scores.append(sum(means) / len(means))
             stale = 0 if best.offer(scores[-1]) else stale + 1
             bar.update()
             bar.set_postfix_str(f"validation bound {scores[-1]:.4f}")

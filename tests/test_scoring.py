@@ -9,9 +9,10 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal
 
 from pyro_voed import resolve, sample_joint
+from pyro_voed.estimators import nested
 from pyro_voed.problems import finite, linear_gaussian, michaelis_menten
 from pyro_voed.programs import run_rows
-from pyro_voed.scoring import log_joint, outcome_log_likelihood, pairwise_log_likelihood
+from pyro_voed.scoring import log_joint, normal_pairs, outcome_log_likelihood, pairwise_log_likelihood
 from pyro_voed.simulate import pack_run
 
 
@@ -91,6 +92,13 @@ def linked():
     pyro.sample("z", dist.Normal(theta + 0.8 * first, 1.0))
 
 
+def own_scales():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    theta = pyro.sample("theta", dist.Normal(torch.tensor([5.0, -2.0]), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(theta, scale.unsqueeze(-1) * torch.tensor([1.0, 0.1])).to_event(1))
+    pyro.sample("z", dist.Normal(theta[..., 0], 2.0))
+
+
 CASES = {
     "linear_gaussian": (linear_gaussian.linear_gaussian(), "y"),
     "michaelis_menten": (michaelis_menten.michaelis_menten(), "y"),
@@ -107,6 +115,7 @@ CASES = {
     "correlated": (correlated, "y"),
     "two kinds of outcome": (two_kinds, ["y", "z"]),
     "moving support": (moving_support, "y"),
+    "normals of many scales": (own_scales, ["y", "z"]),
     "linked outcomes": (linked, ["y", "z"]),
 }
 
@@ -157,6 +166,45 @@ def test_the_diagonal_of_the_pairs_is_the_run_itself(name):
     outcomes = {site.name: run.value(site.name) for site in sites.observations}
     diagonal = pairwise_log_likelihood(sites, outcomes, run).diagonal()
     torch.testing.assert_close(diagonal, outcome_log_likelihood(run, sites), **CLOSE)
+
+
+NORMAL = ["linear_gaussian", "michaelis_menten", "plates", "nested plates", "simplex", "dependent support"]
+NORMAL += ["discrete target", "normals of many scales"]
+
+
+@pytest.mark.parametrize("own", ["omitted", "counted", "foreign"])
+@pytest.mark.parametrize("name", NORMAL)
+def test_normal_pairs_sum_in_blocks_as_one_by_one(name, own, monkeypatch):
+    monkeypatch.setattr(nested, "NORMAL_PAIRS", (3, 5))
+    sites = resolve(*CASES[name])
+    run = run_rows(sites.program, 11, sites.shapes, designs=sites.design_values)
+    outcomes = {site.name: run.value(site.name) for site in sites.observations}
+    assert normal_pairs(sites, run) is not None
+    pairs = pairwise_log_likelihood(sites, outcomes, run).double()
+    if own == "omitted":
+        pairs.fill_diagonal_(-math.inf)
+    expected = pairs.logsumexp(-1) - math.log(10 if own == "omitted" else 11)
+    total = nested.log_marginal(sites, sites.design_values, outcomes, run, own=own)
+    torch.testing.assert_close(total, expected.float(), **CLOSE)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(NORMAL)))
+def test_only_plain_normals_are_normal_pairs(name):
+    sites = resolve(*CASES[name])
+    assert normal_pairs(sites, run_rows(sites.program, 4, sites.shapes, designs=sites.design_values)) is None
+
+
+def test_normal_pairs_keep_their_digits_far_from_zero():
+    def model():
+        theta = pyro.sample("theta", dist.Normal(1e4, 1e3))
+        pyro.sample("y", dist.Normal(theta, 0.1))
+
+    sites = resolve(model, "y")
+    run = run_rows(sites.program, 50, sites.shapes)
+    outcomes = {"y": run.value("y")}
+    exact = dist.Normal(run.value("theta").double(), 0.1).log_prob(outcomes["y"].double()[:, None])
+    total = nested.log_marginal(sites, {}, outcomes, run)
+    torch.testing.assert_close(total.double(), exact.logsumexp(-1) - math.log(50), rtol=1e-4, atol=1e-4)
 
 
 def test_the_closed_form_of_a_gaussian():

@@ -14,7 +14,7 @@ from pyro_voed import resolve, sample_joint
 from pyro_voed.problems import implicit_toy, linear_gaussian, michaelis_menten
 from pyro_voed.programs import run_rows, sample_nodes
 from pyro_voed.scoring import pairwise_log_likelihood
-from pyro_voed.simulate import non_finite_sites, pack_run, unpack_targets
+from pyro_voed.simulate import non_finite_sites, pack_designs, pack_run, unpack_designs, unpack_targets
 
 Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""
@@ -46,6 +46,14 @@ def scalar_design_beside_a_plate():
     with pyro.plate("points", 3):
         theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         return pyro.sample("y", dist.Normal(xi * theta, 0.5))
+
+
+def several_kinds_of_design():
+    share = pyro.param("share", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
+    dose = pyro.param("dose", torch.tensor(0.7), constraint=constraints.positive)
+    shift = pyro.param("shift", torch.zeros(2))
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(share * dose * theta + shift.sum(-1), 0.5))
 
 
 def several_designs():
@@ -298,7 +306,22 @@ def test_chunks_of_a_design_batch_keep_its_shape():
     sites = resolve(event_design, "y", designs=designs)
     sample = sample_joint(sites, 11, designs, max_bytes=1)
     assert sample.y.shape == (11, 2, 3, 3)
-    assert sample.designs.shape == (2, 3, 3)
+    # Each of the three values in an interval comes as its place and as its angle.
+    assert sample.designs.shape == (2, 3, 6)
+
+
+def test_densities_see_designs_finite_at_the_ends_of_an_interval_and_get_them_back():
+    sites = resolve(several_kinds_of_design, "y")
+    designs = {
+        "share": torch.tensor([0.0, 0.3, 2.0]),
+        "dose": torch.tensor([0.5, 1.0, 4.0]),
+        "shift": torch.zeros(3, 2),
+    }
+    packed = pack_designs(sites, designs)
+    assert packed.shape == (3, 2 + 1 + 2)
+    assert torch.isfinite(packed).all()
+    for name, value in unpack_designs(sites, packed).items():
+        torch.testing.assert_close(value, designs[name])
 
 
 def test_the_number_of_simulator_calls_is_what_it_was():

@@ -2,7 +2,7 @@
 
 In the order in which a theta meets them: `standardise` scales it, `gaussian` whitens it, `coupling` bends its
 `halves` through the maps of `elementwise` and `spline`; `distribution` makes the result a Pyro distribution and
-`contract` lets foreign densities in.
+`contract` lets foreign densities in. `stacked` trains many of one structure at once.
 """
 
 from pyro_voed.densities.classifier import Classifier, MixedDensity
@@ -10,6 +10,7 @@ from pyro_voed.densities.contract import ConditionalDensity, as_density
 from pyro_voed.densities.coupling import AffineCouplingFlow, SplineCouplingFlow
 from pyro_voed.densities.distribution import FlowDistribution
 from pyro_voed.densities.spline import rational_quadratic_spline
+from pyro_voed.densities.stacked import StackedDensity
 from pyro_voed.densities.standardise import Standardise, StandardisedDensity
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "FlowDistribution",
     "MixedDensity",
     "SplineCouplingFlow",
+    "StackedDensity",
     "Standardise",
     "StandardisedDensity",
     "as_density",

@@ -16,7 +16,7 @@ Every layer ends in weights that start at zero, so a flow starts at N(0, I) what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -42,6 +42,8 @@ class CouplingFlow(nn.Module):
         num_transforms: Number of transforms, each of both halves.
         hidden_dim: Width of the hidden layers.
         num_hidden: Number of hidden layers of the trunk; each conditioner adds one.
+        activation: Makes the activations of the trunk. Rectifiers follow kinks in the context, such as a threshold in
+            a design; smooth ones follow smooth dependence with fewer units.
     """
 
     has_rsample = True
@@ -55,6 +57,7 @@ class CouplingFlow(nn.Module):
         num_transforms: int,
         hidden_dim: int,
         num_hidden: int,
+        activation: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
         self.theta_dim = check_count(theta_dim, "theta_dim")
@@ -65,7 +68,7 @@ class CouplingFlow(nn.Module):
         self.elementwise = elementwise
         # Without a context the trunk sees the constant one, so that it learns plain numbers.
         widths = [max(context_dim, 1)] + [hidden_dim] * num_hidden
-        self.trunk = nn.Sequential(*(layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.SiLU())))
+        self.trunk = nn.Sequential(*(layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())))
         self.gaussian = ConditionalGaussian(theta_dim, hidden_dim)
         sizes = (theta_dim // 2, theta_dim - theta_dim // 2)
         # One coordinate: the first half is empty and only the second moves.
@@ -158,6 +161,8 @@ class AffineCouplingFlow(CouplingFlow):
         num_transforms: Number of transforms, each of both halves.
         hidden_dim: Width of the hidden layers.
         num_hidden: Number of hidden layers of the trunk; each conditioner adds one.
+        activation: Makes the activations of the trunk. Rectifiers follow kinks in the context, such as a threshold in
+            a design; smooth ones follow smooth dependence with fewer units.
 
     References:
         Dinh, Sohl-Dickstein and Bengio (2017), "Density estimation using Real NVP".
@@ -169,7 +174,14 @@ class AffineCouplingFlow(CouplingFlow):
     """
 
     def __init__(
-        self, theta_dim: int, context_dim: int, *, num_transforms: int = 4, hidden_dim: int = 64, num_hidden: int = 2
+        self,
+        theta_dim: int,
+        context_dim: int,
+        *,
+        num_transforms: int = 4,
+        hidden_dim: int = 64,
+        num_hidden: int = 2,
+        activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__(
             theta_dim,
@@ -178,6 +190,7 @@ class AffineCouplingFlow(CouplingFlow):
             num_transforms=num_transforms,
             hidden_dim=hidden_dim,
             num_hidden=num_hidden,
+            activation=activation,
         )
 
 
@@ -190,6 +203,8 @@ class SplineCouplingFlow(CouplingFlow):
         num_transforms: Number of transforms, each of both halves.
         hidden_dim: Width of the hidden layers.
         num_hidden: Number of hidden layers of the trunk; each conditioner adds one.
+        activation: Makes the activations of the trunk. Rectifiers follow kinks in the context, such as a threshold in
+            a design; smooth ones follow smooth dependence with fewer units.
         num_bins: Number of bins of each spline.
         bound: Where the splines end and linear tails begin, in standardised units.
 
@@ -210,6 +225,7 @@ class SplineCouplingFlow(CouplingFlow):
         num_transforms: int = 4,
         hidden_dim: int = 64,
         num_hidden: int = 2,
+        activation: Callable[[], nn.Module] = nn.SiLU,
         num_bins: int = 8,
         bound: float = 5.0,
     ) -> None:
@@ -220,6 +236,7 @@ class SplineCouplingFlow(CouplingFlow):
             num_transforms=num_transforms,
             hidden_dim=hidden_dim,
             num_hidden=num_hidden,
+            activation=activation,
         )
 
 

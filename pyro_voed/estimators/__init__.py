@@ -13,8 +13,10 @@ from pyro_voed.estimators.nmc import eig_nmc, nmc_terms
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.pce import eig_pce, pce_terms, prior_contrastive
 from pyro_voed.estimators.posterior_bound import ba_terms, barber_agakov
+from pyro_voed.estimators.proposals import LaplaceProposal, laplace_proposal
 
 __all__ = [
+    "LaplaceProposal",
     "Objective",
     "ace_terms",
     "adaptive_contrastive",
@@ -35,6 +37,7 @@ __all__ = [
     "eig_pce",
     "eig_vnmc",
     "info_nce",
+    "laplace_proposal",
     "marginal_saddle",
     "marginal_terms",
     "max_regret",

@@ -39,6 +39,7 @@ from pyro_voed.estimators.learning import (
     Budget,
     check_sizes,
     default_budget,
+    draw_pool,
     evaluate_terms,
     train_density,
 )
@@ -46,7 +47,7 @@ from pyro_voed.estimators.posterior_bound import ba_terms, stated_prior
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, sample_joint
+from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape
 from pyro_voed.sites import Sites
 from pyro_voed.training import kept_on_error
 
@@ -182,7 +183,7 @@ def _guide_bound(
                 designs,
                 likelihood=False,
                 prepare=prepare,
-                pool=_pool(sites, budget, designs, prepare),
+                pool=draw_pool(sites, budget, designs, likelihood=False, prepare=prepare),
                 progress=progress,
                 description="eig_ba",
             )
@@ -212,19 +213,6 @@ def _guide_bound(
         sites=sites,
         observation_range=outcome_range,
     )
-
-
-def _pool(
-    sites: Sites,
-    budget: Budget,
-    designs: Mapping[str, Tensor],
-    prepare: Callable[[JointSample], JointSample],
-) -> JointSample | None:
-    if budget.num_simulations is None:
-        return None
-    size = max(4, budget.num_simulations // design_batch_shape(sites, designs).numel())
-    with torch.no_grad():
-        return prepare(sample_joint(sites, size, designs))
 
 
 def _posterior_density(

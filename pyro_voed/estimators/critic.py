@@ -55,7 +55,15 @@ from torch import Tensor, nn
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
-from pyro_voed.estimators.learning import Budget, check_pilot, check_sizes, default_budget, explain_terms
+from pyro_voed.estimators.learning import (
+    Budget,
+    check_pilot,
+    check_sizes,
+    default_budget,
+    draw_pool,
+    explain_terms,
+    refresher,
+)
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
 from pyro_voed.resolve import resolve
@@ -360,9 +368,10 @@ def _evaluation_size(given: int | None, num_samples: int) -> int:
 
 def _pilot(sites: Sites, budget: Budget, designs: Mapping[str, Tensor]) -> JointSample:
     """Simulate what the scales are taken from: the pool, where there is one."""
+    pool = draw_pool(sites, budget, designs, likelihood=False, fewest=40)
+    if pool is not None:
+        return pool
     num_designs = design_batch_shape(sites, designs).numel()
-    if budget.num_simulations is not None and budget.num_steps != 0:
-        return sample_joint(sites, max(40, budget.num_simulations // num_designs), designs)
     return sample_joint(sites, max(8, (1_000 if sites.program.vectorised else 200) // num_designs), designs)
 
 
@@ -399,6 +408,7 @@ def _train(
                 ascent,
                 batch_size=rows,
                 validation_fraction=VALIDATION_FRACTION,
+                refresh=refresher(pool),
                 **common,
             )
     critic.eval()

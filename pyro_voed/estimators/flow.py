@@ -7,7 +7,9 @@ For any conditional density q, Barber and Agakov's bound
     \;\ge\; \mathbb{E}_{p(\theta, y \mid \xi)}\big[\log q(\theta \mid y, \xi) - \log p(\theta)\big]
 
 is off by the expected Kullback-Leibler divergence from the posterior to q. With q a conditional normalising flow it
-can be made tight (vOED-NFs). It needs simulations only, no outcome density.
+can be made tight (vOED-NFs). It needs simulations only, no outcome density. Of the targets it needs the prior density,
+or their entropy; with neither a density of them is learned too, whose divergence from the prior is added, upwards, and
+no side is left (`learned_prior`).
 
 References:
     Barber and Agakov (2003), "The IM algorithm: a variational approach to information maximization".
@@ -25,7 +27,7 @@ from typing import Any
 from torch import nn
 
 from pyro_voed.caller_state import isolated
-from pyro_voed.checks import Labels
+from pyro_voed.checks import Labels, check_positive
 from pyro_voed.estimators.certificate import MOST_SIMULATIONS, certified, check_request
 from pyro_voed.estimators.learning import check_sizes, default_budget
 from pyro_voed.estimators.marginal import marginal_bound
@@ -49,6 +51,7 @@ def eig_flow(
     model_kwargs: Mapping[str, Any] | None = None,
     prior: Callable[..., Any] | None = None,
     prior_entropy: float | None = None,
+    learn_prior: bool = False,
     density: Any = None,
     summary: nn.Module | None = None,
     marginal: bool = False,
@@ -57,10 +60,12 @@ def eig_flow(
     width: float = 0.05,
     confidence: float = 0.95,
     num_simulations: int | None = None,
+    redraw_outcomes: bool = True,
+    ensemble: bool = False,
     num_steps: int | None = None,
     max_steps: int = 10_000,
     batch_size: int | None = None,
-    learning_rate: float = 2e-3,
+    learning_rate: float | Sequence[float] = 2e-3,
     num_samples: int | None = None,
     vectorize: bool = True,
     seed: int | None = None,
@@ -81,6 +86,9 @@ def eig_flow(
         prior: A Pyro guide over the latent sites that replaces the model's prior.
         prior_entropy: Differential entropy of the targets in nats, for targets whose density the model does not
             state (deterministic ones, or ones drawn given a nuisance site).
+        learn_prior: For such targets, learn their density first, from as many simulations again (or the same pool).
+            Its divergence from the prior is added to the estimate, which then has no side (`bound` is "neither").
+            Without effect where the model states the density.
         density: A factory `(theta_dim, context_dim) -> density`, or a density; the density of an earlier result is
             trained further (or used as it is, with `num_steps=0`). Default: a spline coupling flow.
         summary: A module from standardised outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`.
@@ -91,11 +99,17 @@ def eig_flow(
         confidence: Probability with which the interval holds the truth.
         num_simulations: Train on a fixed pool of this many simulations, part of it kept for validation. Default:
             fresh simulations every step, or a pool of 10,000 where experiments are run one by one.
+        redraw_outcomes: Where outcomes are a forward map plus explicit noise, run that map once for each experiment
+            of the pool and draw its outcomes anew for every pass; False keeps each experiment's one outcome.
+        ensemble: Over a batch of designs, train one density for each design, all stacked, rather than one that takes
+            the design as context.
         num_steps: Train for exactly this many steps. Default: until the bound no longer rises by more than its
             noise, then cool down.
         max_steps: Most steps on fresh simulations.
         batch_size: Experiments a step; default from the dimensions.
-        learning_rate: Peak learning rate.
+        learning_rate: Peak learning rate; or several, of which the best is chosen (in an ensemble for each design):
+            trained side by side on the same fresh simulations, or one after the other on the same pool, compared on
+            validation draws, and reported on others.
         num_samples: Fresh experiments at each design behind the reported number; default 20,000 shared among the
             designs (at least 2,000 each), 2,000 where experiments are run one by one.
         vectorize: Run experiments together; False runs any model one by one.
@@ -103,12 +117,14 @@ def eig_flow(
         progress: Show progress bars; None shows them on a terminal only.
 
     Returns:
-        The lower bound in nats with its standard error, of the shape of the design batch.
+        The lower bound in nats with its standard error, of the shape of the design batch; with a learned prior density
+        an estimate that may err to either side.
 
     Raises:
-        ValueError: If labels, designs or sizes are wrong, or the model's information gain is undefined.
+        ValueError: If labels, designs or sizes are wrong, or the model's information gain is undefined; if a prior
+            density is to be learned and the entropy is given, or nothing is to be trained.
         NotImplementedError: If a target is discrete without finitely many values, or the density of the targets is
-            neither stated nor their entropy given.
+            neither stated nor learned, nor their entropy given.
         ArithmeticError: If a term is not finite. This error, like any that ends a run, carries the density as last
             trained (`error.density`), with which training can go on.
 
@@ -121,7 +137,13 @@ def eig_flow(
         >>> result.bound, bool(0.9 < result.eig < 1.25)  # exact: 1.199
         ('lower', True)
     """
-    check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
+    rates = _rates(learning_rate)
+    check_sizes(num_simulations, num_steps, max_steps, batch_size, max(rates), num_samples)
+    if learn_prior and (prior_entropy is not None or num_steps == 0):
+        raise ValueError(
+            "learn_prior: give either prior_entropy= or learn_prior=True, which needs steps to train. With num_steps=0 "
+            "there is no density of the targets to use as it is."
+        )
     if certify:
         check_request(width, confidence, MOST_SIMULATIONS)
     with isolated(seed):
@@ -145,10 +167,23 @@ def eig_flow(
             num_steps=num_steps,
             max_steps=max_steps,
             batch_size=batch_size,
-            learning_rate=learning_rate,
+            learning_rate=rates if len(rates) > 1 else rates[0],
             num_samples=num_samples,
+            ensemble=ensemble,
         )
-        result = flow_bound(sites, candidates, budget, density, summary, prior_entropy, progress, started)
+        budget = replace(budget, redraw_outcomes=redraw_outcomes)
+        result = flow_bound(
+            sites,
+            candidates,
+            budget,
+            density,
+            summary,
+            prior_entropy,
+            progress,
+            started,
+            learn_prior=learn_prior,
+            ensemble=ensemble,
+        )
         if marginal:
             result = replace(result, marginal=marginal_bound(sites, candidates, budget, None, progress))
         if nmc:
@@ -159,3 +194,10 @@ def eig_flow(
         if certify:
             result = certified(result, width, confidence, MOST_SIMULATIONS)
         return replace(result, num_simulations=sites.program.num_calls, seconds=time.perf_counter() - started)
+
+
+def _rates(learning_rate: Any) -> tuple[float, ...]:
+    given = tuple(learning_rate) if isinstance(learning_rate, Sequence) else (learning_rate,)
+    if not given:
+        raise ValueError("learning_rate: expected a positive number or several, got none.")
+    return tuple(float(check_positive(rate, "learning_rate")) for rate in given)

@@ -43,7 +43,7 @@ from pyro_voed.programs import (
     sample_nodes,
     support_transform,
 )
-from pyro_voed.simulate import JointSample, pack_run
+from pyro_voed.simulate import JointSample, pack_run, unpack_designs
 from pyro_voed.sites import Site, Sites
 
 CHECK_SIZE = 3
@@ -139,6 +139,17 @@ class GuideDensity(torch.nn.Module):
             log_prob = self._score_in_turn(rows, sample.designs, leading)
         log_det = sample.log_det if self.of_targets else sample.outcome_log_det
         return log_prob.reshape(leading) + log_det
+
+    def draw(self, observations: Mapping[str, Tensor], designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return one draw of every target given each outcome, `(num_rows, *shape)` each, without gradients."""
+        with torch.no_grad():
+            run = self._run(observations, designs, {})
+            return {site.name: run.value(site.name) for site in self.scored}
+
+    def score(self, rows: Mapping[str, Tensor], designs: Mapping[str, Tensor]) -> Tensor:
+        """Return log densities of given values, nats, `(num_rows,)`, -inf outside the guide's support."""
+        run = self._run(rows, designs, {})
+        return torch.stack([run.log_prob(site.name, on_support=True) for site in self.scored]).sum(0)
 
     def condition_on(
         self, observations: Tensor | Mapping[str, Any], designs: Mapping[str, Tensor] | None = None
@@ -263,9 +274,9 @@ class GuideDensity(torch.nn.Module):
         self, rows: Mapping[str, Tensor], designs: Mapping[str, Tensor], row_designs: Mapping[str, Tensor]
     ) -> ProgramRun:
         num_rows = next(iter(rows.values())).shape[0]
-        values = {site.name: rows[site.name] for site in self.scored}
+        values = {site.name: rows[site.name] for site in self.scored if site.name in rows}
         given = {site.name: _seen(site, rows[site.name]) for site in self.sites.observations}
-        shapes = {name: self.sites.shapes[name] for name in values}
+        shapes = {site.name: site.shape for site in self.scored}
         constants = self.values()
         if self.program.vectorised:
             ones = (1,) * self.further_plates
@@ -292,13 +303,7 @@ class GuideDensity(torch.nn.Module):
         return torch.stack(scores, -1)
 
     def _unpack_designs(self, packed: Tensor) -> dict[str, Tensor]:
-        coordinates = [site.transform.inv(site.value) for site in self.sites.designs]
-        pieces = packed.split([own.numel() for own in coordinates], -1)
-        return {
-            site.name: site.transform(piece.reshape(-1, *own.shape))
-            for site, piece, own in zip(self.sites.designs, pieces, coordinates, strict=True)
-            if site.name in self.designs
-        }
+        return {name: value for name, value in unpack_designs(self.sites, packed).items() if name in self.designs}
 
     def _check_rows(self, sample: JointSample, designs: Mapping[str, Tensor]) -> None:
         """Raise where scoring rows together and one by one differ; warn of weights that nobody trains."""

@@ -13,7 +13,8 @@ draws of a proposal q. With :math:`\theta_0` the draw that made y and
 Both are exact for any L when q is the posterior, and close as L grows whatever q is, at a few draws where nested Monte
 Carlo, whose proposal is the prior, needs thousands. The proposal is mixed with the prior,
 :math:`q_\alpha = (1 - \alpha) q + \alpha p`, which bounds the weights by :math:`p(y \mid \theta) / \alpha`; it does not
-cure heavy tails of the terms themselves.
+cure heavy tails of the terms themselves. What may serve as q is in `proposals`: besides a flow that is trained here,
+Laplace's Gaussian (`laplace_proposal`) and the guide that `eig_ba` fitted, which are used as they are.
 
 References:
     Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
@@ -28,7 +29,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -37,20 +38,21 @@ from torch import Tensor, nn
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
+from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.learning import check_sizes, default_budget
 from pyro_voed.estimators.nested import PAIR_MEMORY, check_densities, check_no_nuisance, check_scores_targets
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.posterior_bound import flow_bound
+from pyro_voed.estimators.proposals import Proposal, as_proposal, proposal_at
 from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
 from pyro_voed.resolve import resolve
-from pyro_voed.results import Bound, EIGResult
+from pyro_voed.results import EIGResult
 from pyro_voed.scoring import log_joint
 from pyro_voed.simulate import (
     JointSample,
     candidate_designs,
     design_batch_shape,
     flat_designs,
-    pack_designs,
     sample_joint,
 )
 from pyro_voed.sites import Sites
@@ -158,7 +160,8 @@ def eig_ace(
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
         prior: A Pyro guide over the latent sites that replaces the model's prior.
-        density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result.
+        density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result. Or one
+            used as it is: `laplace_proposal()`, or the guide density of an `eig_ba` result.
         summary: A module from standardised outcomes to learned statistics.
         num_inner_samples: Proposal draws L for each outer draw.
         num_simulations: Train on a fixed pool of this many simulations.
@@ -191,7 +194,7 @@ def eig_ace(
     check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
     check_count(num_inner_samples, "num_inner_samples")
     with isolated(seed):
-        proposal = _proposal(
+        return _estimate(
             model,
             observation_labels,
             target_labels,
@@ -209,11 +212,13 @@ def eig_ace(
                 "max_steps": max_steps,
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
-                "num_samples": 2,
             },
             progress,
+            num_samples,
+            num_inner_samples,
+            "eig_ace",
+            "lower",
         )
-        return _evaluate(proposal, num_samples, num_inner_samples, "eig_ace", "lower")
 
 
 def eig_vnmc(
@@ -250,7 +255,8 @@ def eig_vnmc(
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
         prior: A Pyro guide over the latent sites that replaces the model's prior.
-        density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result.
+        density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result. Or one
+            used as it is: `laplace_proposal()`, or the guide density of an `eig_ba` result.
         summary: A module from standardised outcomes to learned statistics.
         num_inner_samples: Proposal draws L for each outer draw.
         num_simulations: Train on a fixed pool of this many simulations.
@@ -283,7 +289,7 @@ def eig_vnmc(
     check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
     check_count(num_inner_samples, "num_inner_samples")
     with isolated(seed):
-        proposal = _proposal(
+        return _estimate(
             model,
             observation_labels,
             target_labels,
@@ -301,14 +307,16 @@ def eig_vnmc(
                 "max_steps": max_steps,
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
-                "num_samples": 2,
             },
             progress,
+            num_samples,
+            num_inner_samples,
+            "eig_vnmc",
+            "upper",
         )
-        return _evaluate(proposal, num_samples, num_inner_samples, "eig_vnmc", "upper")
 
 
-def _proposal(
+def _estimate(
     model: Callable[..., Any],
     observation_labels: Labels,
     target_labels: Labels,
@@ -322,6 +330,10 @@ def _proposal(
     summary: nn.Module | None,
     sizes: dict[str, Any],
     progress: bool | None,
+    num_samples: int,
+    num_inner: int,
+    estimator: str,
+    bound: Literal["lower", "upper"],
 ) -> EIGResult:
     started = time.perf_counter()
     sites = resolve(
@@ -335,35 +347,77 @@ def _proposal(
         prior=prior,
         vectorize=vectorize,
     )
-    check_densities(sites, "importance sampling")
-    check_no_nuisance(sites, "importance sampling")
-    check_scores_targets(sites, "importance sampling")
+    check_importance(sites, "importance sampling")
     candidates = candidate_designs(sites, designs)
-    budget = default_budget(sites, design_batch_shape(sites, candidates), **sizes)
-    return flow_bound(sites, candidates, budget, density, summary, None, progress, started)
+    if isinstance(density, Proposal | GuideDensity):
+        return importance_estimate(
+            sites,
+            candidates,
+            as_proposal(density, sites, model_args, model_kwargs or {}, candidates),
+            num_samples,
+            num_inner,
+            estimator=estimator,
+            bound=bound,
+            started=started,
+        )
+    budget = default_budget(sites, design_batch_shape(sites, candidates), num_samples=2, **sizes)
+    trained = flow_bound(sites, candidates, budget, density, summary, None, progress, started)
+    estimate = importance_estimate(
+        sites,
+        candidates,
+        trained.density,
+        num_samples,
+        num_inner,
+        estimator=estimator,
+        bound=bound,
+        started=started,
+    )
+    return replace(estimate, history=trained.history, observation_range=trained.observation_range)
 
 
-def _evaluate(proposal: EIGResult, num_samples: int, num_inner: int, estimator: str, bound: Bound) -> EIGResult:
-    started = time.perf_counter()
-    sites, batch = proposal.sites, design_batch_shape(proposal.sites, proposal.designs)
-    members = flat_designs(sites, proposal.designs)
+def check_importance(sites: Sites, estimator: str) -> None:
+    """Raise NotImplementedError where targets from a proposal cannot be weighed."""
+    check_densities(sites, estimator)
+    check_no_nuisance(sites, estimator)
+    check_scores_targets(sites, estimator)
+
+
+def importance_estimate(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    proposal: Any,
+    num_samples: int,
+    num_inner: int,
+    *,
+    estimator: str,
+    bound: Literal["lower", "upper"],
+    started: float,
+    max_bytes: int = PAIR_MEMORY,
+) -> EIGResult:
+    """Average ACE or VNMC terms at each design with a proposal as it stands, inside `isolated`."""
+    batch = design_batch_shape(sites, designs)
+    members = flat_designs(sites, designs)
     terms = []
     for member in range(batch.numel()):
         own = {name: value[member] for name, value in members.items()}
-        lower, upper, _ = importance_terms(sites, own, proposal.density, num_samples, num_inner)
+        lower, upper, _ = importance_terms(sites, own, proposal, num_samples, num_inner, max_bytes=max_bytes)
         terms.append(lower if bound == "lower" else upper)
     stacked = torch.stack(terms, -1).reshape(-1, *batch)
     eig, standard_error = mean_and_standard_error(stacked)
     tail = pareto_k(stacked)
-    return replace(
-        proposal,
+    return EIGResult(
         eig=eig,
         standard_error=standard_error,
         bound=bound,
         estimator=estimator,
         num_samples=num_samples,
         num_simulations=sites.program.num_calls,
-        seconds=proposal.seconds + time.perf_counter() - started,
+        seconds=time.perf_counter() - started,
+        designs=designs,
+        target_labels=sites.target_labels,
+        observation_labels=sites.observation_labels,
+        density=proposal,
+        sites=sites,
         pareto_k=tail,
         certified=bool((tail <= HEAVY_TAIL).all()),
     )
@@ -384,7 +438,7 @@ def importance_terms(
     Args:
         sites: A resolved explicit model without nuisance sites.
         designs: The one design.
-        density: The proposal, a conditional density of packed targets.
+        density: The proposal: a conditional density of packed targets, or a `Proposal`.
         num_samples: Outer draws.
         num_inner: Proposal draws for each.
         defensive: Share of the prior in the proposal.
@@ -423,16 +477,15 @@ def _log_weights(
     defensive: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log weights of the own draws `(n,)`, of the inner draws `(n, num_inner)`, and log q of the own draws."""
-    context = design_context(sites, designs, density, sample.y)
-    num = context.shape[0]
-    theta = density.condition(context).sample((num_inner,)).transpose(0, 1)  # (num, num_inner, theta_dim)
+    posterior, num = proposal_at(density, sites, designs, sample), sample.num_samples
+    theta = posterior.sample((num_inner,)).transpose(0, 1)  # (num, num_inner, theta_dim)
     from_prior = torch.rand(num, num_inner, device=theta.device) < defensive
     count = int(from_prior.sum())
     if count:
         # Drawn one by one into random places, so that all inner draws are identically distributed.
         theta = theta.masked_scatter(from_prior.unsqueeze(-1), sample_joint(sites, count, designs).theta)
-    log_q = density.log_prob(theta, context.unsqueeze(1))
-    own_log_q = density.log_prob(sample.theta, context)
+    log_q = posterior.log_prob(theta.transpose(0, 1)).T
+    own_log_q = posterior.log_prob(sample.theta)
     repeated = {name: value.repeat_interleave(num_inner, 0) for name, value in sample.values.items()}
     log_prior, log_likelihood = log_joint(sites, theta.flatten(0, 1), repeated, designs)
     log_prior, log_likelihood = log_prior.reshape(num, num_inner), log_likelihood.reshape(num, num_inner)
@@ -447,10 +500,3 @@ def _mixed(log_q: Tensor, log_prior: Tensor, defensive: float) -> Tensor:
     if defensive == 0.0:
         return log_q
     return torch.logaddexp(log_q + math.log1p(-defensive), log_prior + math.log(defensive))
-
-
-def design_context(sites: Sites, designs: Mapping[str, Tensor], density: Any, y: Tensor) -> Tensor:
-    """Return the context of outcomes at one design; a density trained over several takes the packed design too."""
-    if density.context_dim == y.shape[-1]:
-        return y
-    return torch.cat([y, pack_designs(sites, designs).expand(*y.shape[:-1], -1)], -1)

@@ -197,7 +197,7 @@ def eig_laplace(
             prior=prior,
             vectorize=vectorize,
         )
-        _check_targets(sites)
+        check_laplace_targets(sites, "eig_laplace")
         candidates = candidate_designs(sites, designs)
         if num_samples is None:
             num_samples = 5_000 if sites.program.vectorised else 200
@@ -225,9 +225,10 @@ def eig_laplace(
         )
 
 
-def _check_targets(sites: Sites) -> None:
-    check_densities(sites, "eig_laplace")
-    check_no_nuisance(sites, "eig_laplace")
+def check_laplace_targets(sites: Sites, estimator: str) -> None:
+    """Raise NotImplementedError where the targets have no curvature."""
+    check_densities(sites, estimator)
+    check_no_nuisance(sites, estimator)
     discrete = [site.name for site in sites.targets if site.is_discrete]
     if discrete:
         raise NotImplementedError(
@@ -237,7 +238,7 @@ def _check_targets(sites: Sites) -> None:
     if not sites.has_log_prior:
         unstated = [site.name for site in sites.targets if not site.has_density]
         raise NotImplementedError(
-            f"eig_laplace needs the prior density of the targets, and {unstated} state none. Name the sites that they "
+            f"{estimator} needs the prior density of the targets, and {unstated} state none. Name the sites that they "
             "are computed from as targets."
         )
 
@@ -248,7 +249,7 @@ def _member_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int,
     for start in range(0, num_samples, EVALUATION_CHUNK):
         with torch.no_grad():
             sample = sample_joint(sites, min(EVALUATION_CHUNK, num_samples - start), designs)
-        _check_differentiable(sites, sample, designs)
+        check_differentiable(sites, sample, designs, "eig_laplace")
 
         def log_density(theta: Tensor, sample: JointSample = sample) -> Tensor:
             log_prior, log_likelihood = log_joint(sites, theta, sample.values, designs)
@@ -256,7 +257,7 @@ def _member_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int,
 
         theta = newton_modes(log_density, sample.theta, num_steps)
         value, gradient, precision = curvature(log_density, theta)
-        _check_finite(value, gradient, precision)
+        check_curvature(value, gradient, precision, "eig_laplace")
         assert sample.log_prior is not None  # checked at the door
         terms.append(laplace_terms(sample.log_prior, precision))
         deviations.append(_deviation(log_density, theta, value, gradient, precision))
@@ -266,29 +267,31 @@ def _member_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int,
     return torch.cat(terms)[exists]
 
 
-def _check_differentiable(sites: Sites, sample: JointSample, designs: Mapping[str, Tensor]) -> None:
+def check_differentiable(sites: Sites, sample: JointSample, designs: Mapping[str, Tensor], estimator: str) -> None:
+    """Raise NotImplementedError where no gradient flows from the log joint density to the targets."""
     with torch.enable_grad():
         log_prior, log_likelihood = log_joint(
             sites, sample.theta.detach().clone().requires_grad_(), sample.values, designs
         )
     if not log_likelihood.requires_grad:
         raise NotImplementedError(
-            "eig_laplace needs an outcome density that is differentiable in the targets; this model cuts gradients off "
-            "(detach, NumPy or an integer in between). Use eig_flow or eig_nmc."
+            f"{estimator} needs an outcome density that is differentiable in the targets; this model cuts gradients "
+            "off (detach, NumPy or an integer in between). Use eig_flow or eig_nmc."
         )
     assert sample.log_prior is not None  # checked at the door
     if not torch.allclose(log_prior.detach(), sample.log_prior, rtol=1e-2, atol=1e-2):
         raise NotImplementedError(
-            "eig_laplace needs a prior whose sites state their densities; this one hands on draws made elsewhere "
+            f"{estimator} needs a prior whose sites state their densities; this one hands on draws made elsewhere "
             "(Delta sites, as automatic guides have). Use eig_flow, or a prior of plain sample sites."
         )
 
 
-def _check_finite(value: Tensor, gradient: Tensor, precision: Tensor) -> None:
+def check_curvature(value: Tensor, gradient: Tensor, precision: Tensor, estimator: str) -> None:
+    """Raise ArithmeticError where a log joint density or its derivatives are not finite."""
     finite = torch.isfinite(torch.cat([value.unsqueeze(-1), gradient, precision.flatten(1)], -1)).all(-1)
     if not finite.all():
         raise ArithmeticError(
-            f"eig_laplace: {int((~finite).sum())} of {len(finite)} log joint densities, or their derivatives, are not "
+            f"{estimator}: {int((~finite).sum())} of {len(finite)} log joint densities, or their derivatives, are not "
             "finite. Look for square roots and logarithms at 0, and for outcomes on the edge of their support."
         )
 

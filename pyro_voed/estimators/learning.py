@@ -10,7 +10,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -22,6 +22,7 @@ from pyro_voed.densities import (
     Classifier,
     MixedDensity,
     SplineCouplingFlow,
+    StackedDensity,
     Standardise,
     StandardisedDensity,
     as_density,
@@ -36,6 +37,10 @@ Terms = Callable[[JointSample, Any], Tensor]
 """An objective: terms of shape `(num_samples, *design_batch)` from a sample and a density."""
 
 EVALUATION_CHUNK = 8_192
+ROWS_OF_A_MEMBER = 64
+"""Experiments a step for each member of an ensemble: stacked, larger batches cost in proportion."""
+POOL_VERSIONS = 8
+"""Sets of outcomes kept for a pool whose experiments were run one by one."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,18 @@ class Budget:
             density as it is.
         max_steps: Most steps on fresh simulations.
         batch_size: Experiments a step.
-        learning_rate: Peak learning rate of the density.
+        learning_rate: Peak learning rate of the density, or several to choose from.
         num_samples: Fresh experiments (at each design) behind the reported number.
+        redraw_outcomes: Draw the outcomes of a pool's forward runs anew for every pass, where that is right.
     """
 
     num_simulations: int | None
     num_steps: int | None
     max_steps: int
     batch_size: int
-    learning_rate: float
+    learning_rate: float | tuple[float, ...]
     num_samples: int
+    redraw_outcomes: bool = True
 
 
 def discrete_values(sites: Sites) -> list[Tensor | None]:
@@ -167,6 +174,48 @@ def _summary_dim(summary: nn.Module, context: Tensor) -> int:
     return shape[1]
 
 
+def draw_pool(
+    sites: Sites,
+    budget: Budget,
+    designs: Mapping[str, Tensor],
+    *,
+    likelihood: bool,
+    prepare: Callable[[JointSample], JointSample] = lambda sample: sample,
+    fewest: int = 4,
+) -> JointSample | None:
+    """Simulate the fixed pool that the budget asks for, None where it asks for fresh simulations or no training.
+
+    Where outcomes are a forward map plus explicit noise the pool can draw its outcomes anew (`refreshed`).
+    """
+    if budget.num_simulations is None or budget.num_steps == 0:
+        return None
+    size = max(fewest, budget.num_simulations // design_batch_shape(sites, designs).numel())
+    redraw = budget.redraw_outcomes and sites.redrawable
+    with torch.no_grad():
+        pool = sample_joint(sites, size, designs, likelihood=likelihood, redraw=redraw)
+        if pool.redraw is not None and not sites.program.vectorised:
+            # A trace for every experiment is slow to draw from: a few whole versions, then their traces can go.
+            versions = [pool.redraw() for _ in range(POOL_VERSIONS)]
+            pool = replace(pool, redraw=lambda: versions[int(torch.randint(len(versions), ()))])
+        return prepare(pool)
+
+
+def refresher(
+    pool: JointSample, prepare: Callable[[JointSample], JointSample] = lambda sample: sample
+) -> Callable[[JointSample], JointSample] | None:
+    """Return what gives a part of the pool new outcomes, None where the pool cannot draw them."""
+    if pool.redraw is None:
+        return None
+
+    def refresh(part: JointSample) -> JointSample:
+        assert part.redraw is not None  # the pool has it, and a part keeps it
+        with torch.no_grad():
+            # The part's own way of drawing is kept for the next pass.
+            return replace(prepare(part.redraw()), redraw=part.redraw)
+
+    return refresh
+
+
 def train_density(
     sites: Sites,
     density: nn.Module,
@@ -177,29 +226,44 @@ def train_density(
     likelihood: bool,
     prepare: Callable[[JointSample], JointSample] = lambda sample: sample,
     pool: JointSample | None = None,
+    draw: Callable[[], JointSample] | None = None,
     progress: bool | None,
     description: str,
 ) -> FitHistory:
     """Train a density on fresh simulations or on the pool; with validation of distributions off, as it is costly."""
-    ascent = Ascent([{"params": [p for p in density.parameters() if p.requires_grad], "lr": budget.learning_rate}])
+    ascent = Ascent([weights_group(density, budget.learning_rate)])
     objective = lambda sample: terms(sample, density)  # noqa: E731
     common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": description}
     density.train()
     with pyro.validation_enabled(False):
         if pool is not None:
             rows = max(1, budget.batch_size // math.prod(pool.theta.shape[1:-1]))
-            history = fit_pool(pool, objective, ascent, batch_size=rows, **common)
+            history = fit_pool(pool, objective, ascent, batch_size=rows, refresh=refresher(pool, prepare), **common)
         else:
+            plain = draw or (lambda: draw_training(sites, budget.batch_size, designs, likelihood=likelihood))
 
-            def draw() -> JointSample:
+            def prepared() -> JointSample:
                 with torch.no_grad():
-                    return prepare(draw_training(sites, budget.batch_size, designs, likelihood=likelihood))
+                    return prepare(plain())
 
             history = fit_fresh(
-                draw, objective, ascent, num_steps=budget.num_steps, max_steps=budget.max_steps, **common
+                prepared, objective, ascent, num_steps=budget.num_steps, max_steps=budget.max_steps, **common
             )
     density.eval()
     return history
+
+
+def weights_group(density: nn.Module, learning_rate: float | tuple[float, ...]) -> dict[str, Any]:
+    """Return the parameter group of a density for `Ascent`; rates of a stack are those of its members in turn."""
+    weights = [parameter for parameter in density.parameters() if parameter.requires_grad]
+    rates = (learning_rate,) if isinstance(learning_rate, float | int) else learning_rate
+    group: dict[str, Any] = {"params": weights, "lr": max(rates)}
+    if isinstance(density, StackedDensity):
+        group["members"] = density.num_members
+        if len(rates) > 1:
+            factors = torch.tensor(rates).repeat_interleave(density.num_members // len(rates)) / max(rates)
+            group["factors"] = factors
+    return group
 
 
 def explain_terms(sample: JointSample) -> str:
@@ -272,13 +336,16 @@ def default_budget(
     num_steps: int | None,
     max_steps: int,
     batch_size: int | None,
-    learning_rate: float,
+    learning_rate: float | tuple[float, ...],
     num_samples: int | None,
+    ensemble: bool = False,
 ) -> Budget:
     """Fill in what was left open from the model's dimensions and the way it runs."""
     single_runs = not sites.program.vectorised
     if num_simulations is None and num_steps is None and single_runs:
         num_simulations = 10_000
+    if batch_size is None and ensemble:
+        batch_size = ROWS_OF_A_MEMBER * batch.numel()
     if batch_size is None:
         batch_size = 256 if not batch or num_simulations is not None else min(2_048, max(256, 16 * batch.numel()))
     if num_samples is None:

@@ -8,6 +8,15 @@ For any density q of the outcome,
 
 off by the Kullback-Leibler divergence from p(y) to q. It needs the outcome's density given the targets.
 
+*The design gradient* at a fixed density, with outcomes written as :math:`y = g(\theta, \varepsilon, \xi)`, is
+
+.. math::
+    \nabla_\xi U(\xi, q) = \mathbb{E}_{\theta, \varepsilon}\big[\nabla_\xi \log p(g \mid \theta, \xi)
+    - \nabla_\xi \log q(g)\big]
+
+(Eq. 17), where outcomes that are not reparametrised add the terms times the gradient of log p(y | theta). At the best
+density it is the gradient of the tightest bound too, by the envelope theorem (Eq. 16: `marginal_saddle`).
+
 *Discrete outcomes.* Where the outcomes seen are few, q is a mass function: the average of p(y | theta') over draws of
 its own, which is exact in the limit and an upper bound before; where the model enumerates its outcomes they are summed
 over rather than drawn. Where they are many, uniform noise makes them
@@ -16,8 +25,8 @@ continuous: with :math:`q(y) = \int_0^1 q(y + u) du`, Jensen's inequality gives
 
 References:
     Foster, Jankowiak, Bingham, Horsfall, Teh, Rainforth and Goodman (2019), "Variational Bayesian optimal experimental
-    design", Eq. 6. Dong et al. (2025). Theis, van den Oord and Bethge (2016), "A note on the evaluation of generative
-    models" (dequantisation).
+    design", Eq. 6. Dong et al. (2025), Eqs. 13 to 17. Theis, van den Oord and Bethge (2016), "A note on the evaluation
+    of generative models" (dequantisation).
 """
 
 from __future__ import annotations
@@ -43,6 +52,7 @@ from pyro_voed.estimators.learning import (
     check_pilot,
     check_sizes,
     default_budget,
+    draw_pool,
     draw_training,
     evaluate_terms,
     train_density,
@@ -296,12 +306,8 @@ def _learn(
     noise: Callable[[JointSample], JointSample],
     progress: bool | None,
 ) -> tuple[Any, FitHistory | None, Tensor]:
-    batch = design_batch_shape(sites, designs)
     with torch.no_grad():
-        pool = None
-        if budget.num_simulations is not None and budget.num_steps != 0:
-            size = max(4, budget.num_simulations // batch.numel())
-            pool = noise(sample_joint(sites, size, designs, likelihood=True))
+        pool = draw_pool(sites, budget, designs, likelihood=True, prepare=noise)
         pilot = pool if pool is not None else noise(draw_training(sites, 1_000, designs, likelihood=True))
     check_pilot(sites, pilot)
     if not isinstance(density, GuideDensity):

@@ -38,6 +38,7 @@ from pyro_voed.estimators.learning import (
     build_density,
     check_sizes,
     default_budget,
+    draw_pool,
     draw_training,
     evaluate_terms,
     train_density,
@@ -46,7 +47,7 @@ from pyro_voed.estimators.marginal import dequantiser
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, sample_joint
+from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape
 from pyro_voed.sites import Sites
 from pyro_voed.training import kept_on_error
 
@@ -198,11 +199,8 @@ def _estimate(
 ) -> EIGResult:
     """Train and evaluate on a resolved model, inside `isolated`."""
     noise = dequantiser(sites)
-    batch = design_batch_shape(sites, designs)
     with torch.no_grad():
-        pool = None
-        if budget.num_simulations is not None and budget.num_steps != 0:
-            pool = noise(sample_joint(sites, max(4, budget.num_simulations // batch.numel()), designs))
+        pool = draw_pool(sites, budget, designs, likelihood=False, prepare=noise)
         size = 1_000 if sites.program.vectorised else 200
         pilot = pool if pool is not None else noise(draw_training(sites, size, designs, likelihood=False))
     densities = _build(pilot, *given)

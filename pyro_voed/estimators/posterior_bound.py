@@ -20,27 +20,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_voed.densities import StackedDensity
+from pyro_voed.estimators.ensemble import Ensemble
+from pyro_voed.estimators.learned_prior import learn_prior_density, with_prior_density
 from pyro_voed.estimators.learning import (
     Budget,
+    Terms,
     check_pilot,
+    draw_pool,
     draw_training,
     evaluate_terms,
     train_density,
 )
 from pyro_voed.estimators.objective import Objective, build_posterior
 from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.results import EIGResult
+from pyro_voed.results import EIGResult, FitHistory
 from pyro_voed.simulate import JointSample, design_batch_shape, sample_joint
 from pyro_voed.sites import Sites
 from pyro_voed.training import kept_on_error
 
 PILOT_SIZE = 1_000
+SELECTION_SIZE = 10_000
 
 
 def ba_terms(log_q: Float[Tensor, "*batch"], log_prior: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -76,39 +84,65 @@ def flow_bound(
     prior_entropy: float | None,
     progress: bool | None,
     started: float,
+    *,
+    learn_prior: bool = False,
+    ensemble: bool = False,
 ) -> EIGResult:
     """Train and evaluate the flow bound on a resolved model, inside `isolated`."""
-    check_flow_targets(sites, prior_entropy)
+    learn_prior = learn_prior and not sites.has_log_prior
+    check_flow_targets(sites, prior_entropy, learn_prior=learn_prior)
     prepare = stated_prior(prior_entropy)
-    batch = design_batch_shape(sites, designs)
+    pool = draw_pool(sites, budget, designs, likelihood=False)
+    if learn_prior:
+        prepare = with_prior_density(learn_prior_density(sites, designs, budget, pool=pool, progress=progress))
     with torch.no_grad():
-        pool = None
-        if budget.num_simulations is not None and budget.num_steps != 0:
-            pool = prepare(sample_joint(sites, max(4, budget.num_simulations // batch.numel()), designs))
-        pilot = (
-            pool if pool is not None else prepare(draw_training(sites, _pilot_size(sites), designs, likelihood=False))
-        )
+        pool = None if pool is None else prepare(pool)
+        pilot = pool
+        if pilot is None and ensemble:
+            pilot = prepare(sample_joint(sites, _pilot_size(sites) // 4, designs))
+        if pilot is None:
+            pilot = prepare(draw_training(sites, _pilot_size(sites), designs, likelihood=False))
     check_pilot(sites, pilot)
-    trained = build_posterior(density, pilot, sites, summary)
-    history = None
+    rates = budget.learning_rate if isinstance(budget.learning_rate, tuple) else (budget.learning_rate,)
+    batch = design_batch_shape(sites, designs) if ensemble else torch.Size()
+    stack = Ensemble(len(rates), batch) if batch or len(rates) > 1 else None
+    trained: Any = (build_posterior if stack is None else stack.build)(density, pilot, sites, summary)
+    history = chosen = None
+    histories: list[FitHistory] = []
     trained.eval()
+    train = partial(
+        train_density,
+        sites,
+        designs=designs,
+        likelihood=False,
+        prepare=prepare,
+        pool=pool,
+        draw=partial(sample_joint, sites, max(2, budget.batch_size // batch.numel()), designs) if batch else None,
+        progress=progress,
+        description="eig_flow",
+    )
     with kept_on_error(lambda: {"density": trained}):
-        if budget.num_steps != 0:
-            history = train_density(
-                sites,
-                trained,
-                barber_agakov,
-                budget,
-                designs,
-                likelihood=False,
-                prepare=prepare,
-                pool=pool,
-                progress=progress,
-                description="eig_flow",
-            )
+        if budget.num_steps != 0 and pool is not None and len(rates) > 1:
+            # Each rate on its own: which pass over the pool was the best differs from one to the next.
+            alone = Ensemble(1, batch)
+            parts = [alone.build(density, pilot, sites, summary) for _ in rates]
+            histories = [
+                train(part, alone.terms, replace(budget, learning_rate=rate))
+                for part, rate in zip(parts, rates, strict=True)
+            ]
+            trained = StackedDensity([part.member(index) for part in parts for index in range(part.num_members)])
+            history = histories[0]
+        elif budget.num_steps != 0:
+            history = train(trained, barber_agakov if stack is None else stack.terms, budget)
+        if stack is not None and len(rates) > 1:
+            trained, winner = stack.best(trained, _scores(sites, designs, stack, trained, prepare))
+            chosen = torch.tensor(rates)[winner.cpu()]
+            if len(histories) > 1 and not batch:
+                history = histories[int(winner)]
+        objective: Terms = Ensemble(1, batch).single if batch else barber_agakov
         terms, outcome_range = evaluate_terms(
             sites,
-            lambda sample: barber_agakov(prepare(sample), trained),
+            lambda sample: objective(prepare(sample), trained),
             budget.num_samples,
             designs,
             likelihood=False,
@@ -118,7 +152,7 @@ def flow_bound(
     return EIGResult(
         eig=eig,
         standard_error=standard_error,
-        bound="lower",
+        bound="neither" if learn_prior else "lower",
         estimator="eig_flow",
         num_simulations=sites.program.num_calls,
         num_samples=budget.num_samples,
@@ -131,10 +165,24 @@ def flow_bound(
         density=trained,
         sites=sites,
         observation_range=outcome_range,
+        learning_rate=chosen,
     )
 
 
-def check_flow_targets(sites: Sites, prior_entropy: float | None) -> None:
+def _scores(
+    sites: Sites,
+    designs: Mapping[str, Tensor],
+    stack: Ensemble,
+    density: Any,
+    prepare: Callable[[JointSample], JointSample],
+) -> Float[Tensor, "num_rates *design_batch"]:
+    """Return the bound of every candidate on simulations that take no other part."""
+    size = max(500, SELECTION_SIZE // design_batch_shape(sites, designs).numel())
+    with torch.no_grad(), pyro.validation_enabled(False):
+        return stack.terms(prepare(sample_joint(sites, size, designs)), density).mean(0)
+
+
+def check_flow_targets(sites: Sites, prior_entropy: float | None, *, learn_prior: bool = False) -> None:
     """Raise NotImplementedError where a flow over the targets gives no bound."""
     endless = [site.name for site in sites.targets if site.is_discrete and site.support_values is None]
     if endless:
@@ -142,7 +190,7 @@ def check_flow_targets(sites: Sites, prior_entropy: float | None) -> None:
             f"targets {endless} are discrete without finitely many values of their own, so no classifier can stand for "
             "their posterior. Use eig_nmc or eig_marginal, which only need the outcome's density, or other targets."
         )
-    if sites.has_log_prior or prior_entropy is not None:
+    if sites.has_log_prior or prior_entropy is not None or learn_prior:
         return
     leaking = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in sites.leaking_nuisance.items())
     unstated = [site.name for site in sites.targets if not site.has_density]
@@ -150,7 +198,8 @@ def check_flow_targets(sites: Sites, prior_entropy: float | None) -> None:
     why = leaking or (f"{unstated} have no log density" if unstated else jointly)
     raise NotImplementedError(
         f"the model does not state the prior density of the targets: {why}. Make what they are drawn given a target "
-        "too, or give the targets' entropy in nats as prior_entropy=."
+        "too, give the targets' entropy in nats as prior_entropy=, or let eig_flow learn their density "
+        "(learn_prior=True), which gives up the side of the bound."
     )
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count
+from pyro_voed.densities import StackedDensity
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names, to_inference_data
 from pyro_voed.programs import sample_nodes, trace_program
 from pyro_voed.results import DesignResult, EIGResult, PosteriorSample
@@ -258,8 +259,13 @@ def _case(
     observed = check_outcome(sites, observations)
     y = pack_outcome(sites, observed, designs)
     _warn_outside(sites, y, estimate.observation_range)
+    density = estimate.density
+    if isinstance(density, StackedDensity):
+        batch = design_batch_shape(sites, estimate.designs)
+        index = torch.arange(batch.numel()).reshape(batch)[design_index]
+        density, packed_design = density.member(int(index)), None
     context = y if packed_design is None else torch.cat([y, packed_design])
-    return _Case(estimate.density, sites, context, observed, designs)
+    return _Case(density, sites, context, observed, designs)
 
 
 def _check_density(estimate: EIGResult) -> None:
@@ -268,7 +274,7 @@ def _check_density(estimate: EIGResult) -> None:
     if density is None or sites is None:
         raise ValueError(f"result: {estimate.estimator} learns no posterior density. {advice}")
     num_designs = 0
-    if design_batch_shape(sites, estimate.designs):
+    if design_batch_shape(sites, estimate.designs) and not isinstance(density, StackedDensity):
         num_designs = pack_designs(sites, estimate.designs).shape[-1]
     expected = (sites.theta_dim, sites.y_dim + num_designs)
     found = (getattr(density, "theta_dim", None), getattr(density, "context_dim", None))

@@ -9,6 +9,6 @@ Every module makes its model with a function of the module's own name and comput
 0.125804
 """
 
-from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
+from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear, regression
 
-__all__ = ["finite", "implicit_toy", "linear_gaussian", "michaelis_menten", "nonlinear"]
+__all__ = ["finite", "implicit_toy", "linear_gaussian", "michaelis_menten", "nonlinear", "regression"]

@@ -225,6 +225,32 @@ def test_heavy_tailed_terms_are_not_certified():
     assert "uncertified 95% interval" in str(certified)
 
 
+class RarelyWrong(nn.Module):
+    """The posterior of `scalar`, but off by six standard deviations at the 3 % outermost outcomes."""
+
+    theta_dim = context_dim = 1
+
+    def condition(self, context):
+        far = context.abs() > 2.17 * math.sqrt(3.25)
+        return dist.Normal(1.5 * context / 3.25 + 6 * 3.25**-0.5 * far, 3.25**-0.5).to_event(1)
+
+    def log_prob(self, theta, context):
+        return self.condition(context).log_prob(theta)
+
+
+def test_rare_far_draws_are_told_from_a_heavy_tail_where_the_budget_allows():
+    result = dataclasses.replace(eig_flow(scalar, "y", **{**QUICK, "num_steps": 0}), density=RarelyWrong())
+    exact = 0.5 * math.log(1 + 1.5**2)
+    short = certify(result, width=1.0, confidence=SURE, max_simulations=40_000, seed=0)
+    enough = certify(result, width=1.0, confidence=SURE, seed=0)
+    assert short.pareto_k > 0.7 >= enough.pareto_k
+    assert (short.certified, enough.certified) == (False, True)
+    assert short.certificate.num_simulations <= 40_000
+    assert enough.certificate.num_outer_samples == (20_000,)
+    for found in (short, enough):
+        assert found.interval[0] <= exact <= found.interval[1]
+
+
 def test_terms_of_a_few_values_have_no_heavy_tail():
     result = eig_flow(finite.finite(), "y", **{**QUICK, "density": None})
     for seed in range(5):

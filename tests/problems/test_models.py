@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
+from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, regression
 
 MODELS = {
     "linear_gaussian": linear_gaussian.linear_gaussian,
@@ -14,6 +14,7 @@ MODELS = {
     "implicit_toy": implicit_toy.implicit_toy,
     "implicit_pair": implicit_toy.implicit_pair,
     "michaelis_menten": michaelis_menten.michaelis_menten,
+    "regression": regression.regression,
 }
 WITH_DESIGN = [name for name in MODELS if name != "dependent_nuisance"]
 

@@ -1,0 +1,147 @@
+"""Densities of equal structure with their weights stacked: trained together, each as if it were alone.
+
+On a CPU a training step of a small flow is mostly the overhead of its many small operations. Stacked, all members go
+through each operation at once (`torch.func.vmap`). Members share nothing but the time: no weight, no scaling, no
+gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from pyro_voed.densities.distribution import FlowDistribution
+from pyro_voed.densities.standardise import StandardisedDensity
+
+
+class StackedDensity(nn.Module):
+    """Hold densities of equal structure as one module, whose members are the last batch dimension of its arguments.
+
+    Args:
+        members: At least one density, of equal structure, dtype and device.
+
+    Raises:
+        ValueError: If the members' weights or buffers differ in name or shape.
+
+    Example:
+        >>> from pyro_voed.densities import SplineCouplingFlow, Standardise
+        >>> made = [StandardisedDensity(SplineCouplingFlow(2, 3), Standardise(2), Standardise(3)) for _ in range(4)]
+        >>> stacked = StackedDensity(made)
+        >>> stacked.log_prob(torch.zeros(100, 4, 2), torch.zeros(100, 4, 3)).shape
+        torch.Size([100, 4])
+    """
+
+    def __init__(self, members: Sequence[StandardisedDensity]) -> None:
+        super().__init__()
+        _check_alike(members)
+        self.num_members = len(members)
+        self.theta_dim, self.context_dim = members[0].theta_dim, members[0].context_dim
+        self.has_rsample = members[0].has_rsample
+        weights, buffers = stack_module_state(list(members))
+        travelling = members[0].state_dict().keys()
+        # A module's own names contain dots, which those of parameters and buffers may not.
+        self._weight_names = {name.replace(".", "/"): name for name in weights}
+        self._buffer_names = {name.replace(".", "/"): name for name in buffers}
+        self.weights = nn.ParameterDict(
+            {key: nn.Parameter(weights[name].detach()) for key, name in self._weight_names.items()}
+        )
+        # Buffers that do not travel with the state are constants, equal in all members: they are not stacked.
+        self._buffer_dims = {name: 0 if name in travelling else None for name in buffers}
+        own = dict(members[0].named_buffers())
+        for key, name in self._buffer_names.items():
+            if name in travelling:
+                self.register_buffer(key, buffers[name])
+            else:
+                self.register_buffer(key, own[name], persistent=False)
+        # In a list, so that the pattern's own weights are not among those of this module.
+        self._pattern = [copy.deepcopy(members[0])]
+
+    def log_prob(
+        self, theta: Float[Tensor, "*batch members theta_dim"], context: Float[Tensor, "*batch members context_dim"]
+    ) -> Float[Tensor, "*batch members"]:
+        """Return each member's log-density of its own theta given its own context, nats."""
+        return self._each(lambda member, own, given: member(own, given), theta, context)
+
+    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
+        return self.log_prob(theta, context)
+
+    def condition(self, context: Float[Tensor, "*batch members context_dim"]) -> FlowDistribution:
+        """Return the distribution of each member's theta given its own context."""
+        return FlowDistribution(self, context)
+
+    def draw(
+        self, context: Float[Tensor, "*batch members context_dim"], batch_shape: Sequence[int]
+    ) -> Float[Tensor, "... members theta_dim"]:
+        """Return one draw of its member for each entry of `batch_shape`, whose last dimension is the members."""
+        members = [self.member(index) for index in range(self.num_members)]
+        own = context.expand(*batch_shape, self.context_dim).unbind(-2)
+        return torch.stack([one.draw(given, given.shape[:-1]) for one, given in zip(members, own, strict=True)], -2)
+
+    def member(self, index: int) -> StandardisedDensity:
+        """Return one member as a density of its own, its weights copied."""
+        alone = copy.deepcopy(self._pattern[0])
+        state = {name: self.weights[key][index] for key, name in self._weight_names.items()}
+        state |= {
+            name: self.get_buffer(key)[index]
+            for key, name in self._buffer_names.items()
+            if self._buffer_dims[name] is not None
+        }
+        alone.to(next(iter(state.values()))).load_state_dict(state)
+        return alone.train(self.training)
+
+    @torch.no_grad()
+    def select(self, members: Sequence[int]) -> StackedDensity:
+        """Return some of the members, stacked."""
+        return StackedDensity([self.member(index) for index in members])
+
+    @torch.no_grad()
+    def rescale_context_(self, context: Float[Tensor, "num members context_dim"]) -> None:
+        """Take the context scaling of each member from its own simulations, in place and without gradient."""
+        for index, own in enumerate(context.unbind(-2)):
+            scaling = copy.deepcopy(self._pattern[0].context_scaling).to(own).fit_(own)
+            self.get_buffer("context_scaling/mean")[index] = scaling.mean
+            self.get_buffer("context_scaling/scale")[index] = scaling.scale
+
+    def _each(self, apply: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+        """Apply each member to its own arguments, whose members are the last but one dimension."""
+        weights = {name: self.weights[key] for key, name in self._weight_names.items()}
+        buffers = {name: self.get_buffer(key) for key, name in self._buffer_names.items()}
+        pattern = self._pattern[0]
+
+        def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], *own: Tensor) -> Any:
+            return functional_call(pattern, (own_weights, own_buffers), own)
+
+        dims = tuple(tensor.dim() - 2 for tensor in arguments)
+        return vmap(one, in_dims=(0, self._buffer_dims, *dims), out_dims=-1, randomness="different")(
+            weights, buffers, *arguments
+        )
+
+
+def member_density(density: Any, index: int) -> Any:
+    """Return the density at one member of a design batch: its own in an ensemble, else the one they share.
+
+    Example:
+        >>> member_density("shared", 3)
+        'shared'
+    """
+    return density.member(index) if isinstance(density, StackedDensity) else density
+
+
+def _check_alike(members: Sequence[StandardisedDensity]) -> None:
+    if not members:
+        raise ValueError("members: expected at least one density, got none.")
+    shapes = [{name: value.shape for name, value in (*m.named_parameters(), *m.named_buffers())} for m in members]
+    for index, own in enumerate(shapes):
+        if own != shapes[0]:
+            differing = sorted(set(own.items()) ^ set(shapes[0].items()))[0][0]
+            raise ValueError(
+                f"members: expected densities of equal structure, but number {index} differs from the first at "
+                f"'{differing}'. Build them alike."
+            )

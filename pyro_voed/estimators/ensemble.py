@@ -1,0 +1,114 @@
+"""Many densities trained at once: one for each candidate design, or one for each learning rate.
+
+An *ensemble* gives every design a density of its own, none of whose capacity is spent on other designs. *Candidate
+rates* are trained side by side on the same simulations, the best is chosen on draws of its own, and the reported
+number is made on fresh ones (the protocol of Dong et al. 2025). Either way the weights are stacked, so that members
+cost little more than one (`StackedDensity`), and no member's training touches another's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_voed.densities import StackedDensity, StandardisedDensity
+from pyro_voed.estimators.objective import build_posterior
+from pyro_voed.simulate import JointSample
+from pyro_voed.sites import Sites
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """How joint samples meet the members of a stacked density.
+
+    Attributes:
+        num_rates: Candidate learning rates.
+        batch: The design batch whose members have densities of their own; `()` where one density takes the design as
+            context, or there is one design.
+    """
+
+    num_rates: int
+    batch: torch.Size
+
+    @property
+    def num_members(self) -> int:
+        """Densities in all."""
+        return self.num_rates * self.batch.numel()
+
+    def build(self, given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> StackedDensity:
+        """Return the stacked density to train, each member's scales taken from its own part of the pilot.
+
+        Raises:
+            ValueError: If a stacked density from an earlier result has another number of members.
+        """
+        if isinstance(given, StackedDensity):
+            if given.num_members != self.batch.numel():
+                raise ValueError(
+                    f"density: expected an ensemble of {self.batch.numel()} members, one for each design, got "
+                    f"{given.num_members}. It was trained for another design batch."
+                )
+            own = [given.member(index) for index in range(given.num_members)]
+        elif not self.batch:
+            own = [build_posterior(given, pilot, sites, summary)]
+        else:
+            parts = [_at(pilot, index, self.batch) for index in range(self.batch.numel())]
+            own = [build_posterior(given, part, sites, summary) for part in parts]
+        return StackedDensity(own * self.num_rates)
+
+    def log_q(
+        self, sample: JointSample, density: StackedDensity
+    ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
+        """Return log-densities of the sample's targets under every member that is of their design."""
+        if self.batch:
+            num = sample.num_samples
+            alone = replace(sample, designs=None)
+            theta, context = (self._to_members(v.reshape(num, -1, v.shape[-1])) for v in (alone.theta, alone.context()))
+            return density.log_prob(theta, context).reshape(num, self.num_rates, *self.batch)
+        leading = sample.theta.shape[:-1]
+        theta, context = (self._to_members(v.reshape(-1, 1, v.shape[-1])) for v in (sample.theta, sample.context()))
+        return density.log_prob(theta, context).reshape(*leading, self.num_rates).movedim(-1, 1)
+
+    def _to_members(self, values: Float[Tensor, "rows designs dim"]) -> Float[Tensor, "rows members dim"]:
+        return values.unsqueeze(1).expand(-1, self.num_rates, -1, -1).flatten(1, 2)
+
+    def terms(
+        self, sample: JointSample, density: StackedDensity
+    ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
+        """Return Barber-Agakov terms of every member."""
+        assert sample.log_prior is not None  # checked at the door
+        return self.log_q(sample, density) - sample.log_prior.unsqueeze(1)
+
+    def single(self, sample: JointSample, density: StackedDensity) -> Float[Tensor, "num_samples *design_batch"]:
+        """Return Barber-Agakov terms where there is one rate."""
+        return self.terms(sample, density).squeeze(1)
+
+    def best(
+        self, density: StackedDensity, scores: Float[Tensor, "num_rates *design_batch"]
+    ) -> tuple[StackedDensity | StandardisedDensity, Tensor]:
+        """Return what won on validation scores, and the number of the rate that won (at each design)."""
+        if not self.batch:
+            winner = scores.reshape(self.num_rates, -1).mean(-1).argmax()
+            return density.member(int(winner)), winner
+        winners = scores.reshape(self.num_rates, -1).argmax(0)
+        count = self.batch.numel()
+        chosen = [int(rate) * count + index for index, rate in enumerate(winners.tolist())]
+        return density.select(chosen), winners.reshape(self.batch)
+
+
+def _at(pilot: JointSample, index: int, batch: torch.Size) -> JointSample:
+    """Return a pilot's simulations at one member of the design batch."""
+
+    def own(values: Tensor) -> Tensor:
+        return values.reshape(values.shape[0], batch.numel(), *values.shape[1 + len(batch) :])[:, index]
+
+    return JointSample(
+        theta=own(pilot.theta),
+        y=own(pilot.y),
+        log_det=own(pilot.log_det),
+        outcome_log_det=own(pilot.outcome_log_det),
+        values={name: own(value) for name, value in pilot.values.items()},
+    )
