@@ -7,16 +7,20 @@ The modules in the order in which data flow through them:
 * `densities`: conditional flows; `training`: the one loop that fits them;
 * `estimators`: expected information gain, one chapter an estimator;
 * `design`: search for the best design;
+* `comparison`: estimators side by side at equal budgets;
 * `inference`: posteriors of one outcome, by NUTS or by the trained flow;
 * `diagnostics`: do two posteriors agree?
 * `results`, `plots`: what comes back, and pictures of it;
 * `problems`: ready models with known answers.
 """
 
+from pyro_voed.comparison import compare_estimators
 from pyro_voed.design import optimise_design
 from pyro_voed.estimators import (
+    AmortisedEIG,
     Objective,
     adaptive_contrastive,
+    amortise_eig,
     barber_agakov,
     certify,
     critic_objective,
@@ -47,6 +51,7 @@ from pyro_voed.sites import Sites
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortisedEIG",
     "Certificate",
     "DesignResult",
     "EIGResult",
@@ -56,8 +61,10 @@ __all__ = [
     "PosteriorSample",
     "Sites",
     "adaptive_contrastive",
+    "amortise_eig",
     "barber_agakov",
     "certify",
+    "compare_estimators",
     "critic_objective",
     "eig_ace",
     "eig_ba",

@@ -70,11 +70,10 @@ class Search:
     def climb(self, start: Mapping[str, Tensor]) -> Climb:
         """Ascend from one start."""
         sites, objective = self.sites, self.objective
-        leaves = {site.name: _nudged(site, start[site.name]).requires_grad_() for site in sites.designs}
+        leaves = {site.name: nudged(site, start[site.name]).requires_grad_() for site in sites.designs}
         with torch.no_grad():
-            if self.projection is not None:
-                self._project(self.projection, leaves)
-            pilot = self._draw(self._designs(leaves), 2 * RESCALE_SIZE)
+            self.project(leaves)
+            pilot = self.draw(self.designs_of(leaves), 2 * RESCALE_SIZE)
         check_pilot(sites, pilot)
         density = objective.build(self.density, pilot, sites, self.summary)
         ascent = Ascent(self._groups(density, leaves))
@@ -86,8 +85,8 @@ class Search:
         def draw() -> JointSample:
             # At a saddle point the design stands still while the density follows it.
             still = len(steps) % (objective.inner_steps + 1) != objective.inner_steps
-            designs = self._designs(leaves)
-            return self._draw({n: v.detach() for n, v in designs.items()} if still else designs, self.batch_size)
+            designs = self.designs_of(leaves)
+            return self.draw({n: v.detach() for n, v in designs.items()} if still else designs, self.batch_size)
 
         def terms(sample: JointSample) -> Tensor:
             plain = objective(sample, density)
@@ -101,12 +100,11 @@ class Search:
         @torch.no_grad()
         def after_step(step: int) -> None:
             steps.append(step)
-            if self.projection is not None:
-                self._project(self.projection, leaves)
+            self.project(leaves)
             if step % RECORD_EVERY == 0:
                 record(step)
             if not cooling and step % RESCALE_EVERY == 0:
-                objective.rescale(density, sample_joint(sites, RESCALE_SIZE, self._designs(leaves)))
+                objective.rescale(density, sample_joint(sites, RESCALE_SIZE, self.designs_of(leaves)))
 
         def learnt() -> dict[str, Any]:
             return {"density": density, "designs": self._detached(leaves)}
@@ -147,7 +145,8 @@ class Search:
         )
         return *mean_and_standard_error(terms if size is None else batched_means(terms, size)), outcome_range
 
-    def _draw(self, designs: Mapping[str, Tensor], num_samples: int) -> JointSample:
+    def draw(self, designs: Mapping[str, Tensor], num_samples: int) -> JointSample:
+        """Simulate experiments with what the objective needs."""
         scored = self.scored if any(value.requires_grad for value in designs.values()) else ()
         sample = sample_joint(
             self.sites, num_samples, designs, likelihood=self.objective.needs_likelihood, score=scored
@@ -174,7 +173,8 @@ class Search:
             groups.append({"params": weights, "lr": self.learning_rate})
         return groups
 
-    def _designs(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def designs_of(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return one start's designs from its unconstrained coordinates, through the projection."""
         values = {site.name: site.transform(leaves[site.name]) for site in self.sites.designs}
         if self.projection is None or not torch.is_grad_enabled():
             return values
@@ -188,14 +188,15 @@ class Search:
     @torch.no_grad()
     def _detached(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # A design on the real line is its leaf, which later steps would change, so it is copied.
-        return {name: value.detach().clone() for name, value in self._designs(leaves).items()}
+        return {name: value.detach().clone() for name, value in self.designs_of(leaves).items()}
 
-    def _project(
-        self, projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], leaves: Mapping[str, Tensor]
-    ) -> None:
+    def project(self, leaves: Mapping[str, Tensor]) -> None:
+        """Move one start's coordinates to where the projection puts its designs."""
+        if self.projection is None:
+            return
         sites = {site.name: site for site in self.sites.designs}
-        values = self._designs(leaves)  # as they are: gradients are off between steps
-        projected = projection(dict(values))
+        values = self.designs_of(leaves)  # as they are: gradients are off between steps
+        projected = self.projection(dict(values))
         check_known(projected, sites, "projection", "design")
         for name, value in projected.items():
             if value.shape != values[name].shape:
@@ -210,7 +211,7 @@ def unconstrained(site: DesignSite, value: Tensor) -> Tensor:
     return site.transform.inv(value).detach().clone()
 
 
-def _nudged(site: DesignSite, value: Tensor) -> Tensor:
+def nudged(site: DesignSite, value: Tensor) -> Tensor:
     """Return unconstrained coordinates, moved inside where the constraint's map is flat."""
     coordinates = unconstrained(site, value)
     probe = coordinates.clone().requires_grad_()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -30,6 +31,7 @@ from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count, check_known, check_positive
 from pyro_voed.design.climb import Climb, Search, unconstrained
 from pyro_voed.design.gradients import score_sites
+from pyro_voed.design.together import can_climb_together, climb_together
 from pyro_voed.estimators.learning import Budget, check_sizes
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance
 from pyro_voed.estimators.objective import Objective, as_objective
@@ -138,7 +140,8 @@ def optimise_design(
         check_callable(projection, "projection")
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        resolved = partial(
+            resolve,
             model,
             observation_labels,
             target_labels,
@@ -148,9 +151,14 @@ def optimise_design(
             prior=prior,
             vectorize=vectorize,
         )
+        sites = resolved()
         if not sites.designs:
             raise ValueError("the model has no design: mark what the experimenter sets with pyro.param.")
         _check_needs(sites, objective, prior_entropy)
+        started_at = _starts(sites, num_starts, starts)
+        if len(started_at) > 1 and objective.stackable:
+            # Again with several designs, so that their layout is probed.
+            sites = resolved(designs={name: torch.stack([s[name] for s in started_at]) for name in sites.design_labels})
         search = Search(
             sites=sites,
             objective=objective,
@@ -172,7 +180,10 @@ def optimise_design(
             initial = flow_bound(
                 sites, sites.design_values, budget, density, summary, prior_entropy, progress, time.perf_counter()
             )
-        climbs = [search.climb(start) for start in _starts(sites, num_starts, starts)]
+        if len(started_at) > 1 and can_climb_together(search):
+            climbs = climb_together(search, started_at)
+        else:
+            climbs = [search.climb(start) for start in started_at]
         # Which start wins is decided on other draws than the ones reported.
         selection = None
         best = climbs[0]

@@ -1,5 +1,6 @@
 """Estimators of the expected information gain: one family, one chapter each."""
 
+from pyro_voed.estimators.amortised import AmortisedEIG, amortise_eig
 from pyro_voed.estimators.ba import eig_ba
 from pyro_voed.estimators.certificate import certify, max_regret
 from pyro_voed.estimators.critic import critic_objective, donsker_varadhan, eig_critic, info_nce, nwj, tuba
@@ -16,10 +17,12 @@ from pyro_voed.estimators.posterior_bound import ba_terms, barber_agakov
 from pyro_voed.estimators.proposals import LaplaceProposal, laplace_proposal
 
 __all__ = [
+    "AmortisedEIG",
     "LaplaceProposal",
     "Objective",
     "ace_terms",
     "adaptive_contrastive",
+    "amortise_eig",
     "ba_terms",
     "barber_agakov",
     "certify",

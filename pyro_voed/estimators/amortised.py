@@ -10,8 +10,8 @@ space,
 At every design the bound of Barber and Agakov holds, trained there or not; the standard error is that of the bound,
 and how far the bound is from the truth shows in a certificate (`certify`), where the outcome has a density.
 
-Designs in an interval are drawn half uniformly and half with a uniform angle, which puts draws at the ends, where
-information often changes fastest and uniform draws hardly ever fall.
+Designs in an interval are drawn uniformly, with a uniform angle, or right at the ends, in shares of 0.42, 0.5 and 0.08:
+near the ends information often changes fastest, and uniform draws hardly ever fall there.
 
 References:
     Barber and Agakov (2003); Foster, Ivanova, Malik and Rainforth (2021), "Deep adaptive design", on amortisation;
@@ -51,6 +51,8 @@ from pyro_voed.sites import DesignSite, Sites, given_designs
 PILOT_SIZE = 2_000
 EVALUATION_ROWS = 100_000
 FEWEST_ROWS, MOST_ROWS = 100, 20_000
+AT_THE_ENDS = 0.08
+"""Share of the default proposal whose entries all lie at an end of their interval."""
 DESIGNS_AT_ONCE = 8
 """Designs in a step where rows cannot have designs of their own, so that every further one costs a run."""
 
@@ -280,8 +282,10 @@ def _spread(site: DesignSite, num_designs: int) -> Tensor:
         )
     places = torch.rand(num_designs, *site.value.shape, dtype=site.value.dtype, device=site.value.device)
     with_angle = 0.5 - 0.5 * torch.cos(math.pi * places)
-    uniform = torch.rand(num_designs, *(1,) * site.value.dim(), device=site.value.device) < 0.5
-    return ends[0] + (ends[1] - ends[0]) * torch.where(uniform, places, with_angle)
+    kind = torch.rand(num_designs, *(1,) * site.value.dim(), device=site.value.device)
+    drawn = torch.where(kind < 0.5, places, with_angle)
+    drawn = torch.where(kind < AT_THE_ENDS, places.round(), drawn)
+    return ends[0] + (ends[1] - ends[0]) * drawn
 
 
 def _checked(sites: Sites, proposal: Proposal, num_designs: int) -> dict[str, Tensor]:

@@ -9,15 +9,17 @@ what ACE and VNMC add to them is small where the flow is good, and hardly varies
     + \underbrace{\mathbb{E}[\mathrm{ACE} - \mathrm{BA}]}_{N_2 \text{ draws, } L \text{ inner}}, \qquad
     \mathrm{EIG} \le \mathbb{E}[\mathrm{BA}] + \mathbb{E}[\mathrm{VNMC} - \mathrm{BA}].
 
-A pilot chooses N_1, N_2 and L for the width asked for, within a budget of simulations; the interval
-:math:`[\mathrm{lower} - z\,\mathrm{se},\ \mathrm{upper} + z\,\mathrm{se}]` is then made from fresh draws. Each side
-misses with half the probability left over by the confidence; over several designs that is shared among them
-(Bonferroni), so the intervals hold simultaneously, and with them the decision: whatever design is chosen,
+The first level is freed of what the draws' own place explains of it by controls of expectation zero: those of stated
+entropies, and the prior's score (`score_controls`). A pilot chooses N_1, N_2 and L for the width asked for, within a
+budget of simulations; the interval :math:`[\mathrm{lower} - z\,\mathrm{se},\ \mathrm{upper} + z\,\mathrm{se}]` is then
+made from fresh draws. Each side misses with half the probability left over by the confidence; over several designs
+that is shared among them (Bonferroni), so the intervals hold simultaneously, and with them the decision: whatever
+design is chosen,
 
 .. math::  \text{regret} \le \max_{\xi} \mathrm{upper}(\xi) - \mathrm{lower}(\xi_{\text{chosen}}).
 
 A standard error is trusted where the tails of the terms allow it: with a Pareto k above 0.7 the interval is made anew
-from more outer draws, as far as the budget goes, and where these are as heavy it is returned "uncertified".
+from more draws, as far as the budget goes, and where these are as heavy it is returned "uncertified".
 
 References:
     Foster et al. (2019, 2020) as in `importance`; Giles (2015), "Multilevel Monte Carlo methods"; Vehtari et al.
@@ -272,8 +274,8 @@ def _longer(plan: Plan, left: int) -> Plan | None:
     A tail that is heavy stays so.
     """
     room = min(left, MOST_SIMULATIONS_FOR_TAIL)
-    # The flow's own terms, a simulation each, have the same rare draws.
-    num_flow = max(plan.num_flow, min(MOST_OUTER_FOR_TAIL, room // 4))
+    # The flow's own terms have the same rare draws, at a simulation each.
+    num_flow = max(plan.num_flow, min(5 * MOST_OUTER_FOR_TAIL, room // 4))
     num_outer = min(MOST_OUTER_FOR_TAIL, int((room - num_flow) / (1 + INNER_COST * plan.num_inner)))
     return Plan(num_flow, num_outer, plan.num_inner) if num_outer >= 2 * plan.num_outer else None
 

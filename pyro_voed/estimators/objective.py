@@ -59,6 +59,8 @@ class Objective:
             are averaged in the end.
         inner_steps: Steps that the density alone takes between two steps of the design (a saddle point), 0 where both
             climb together.
+        stackable: Terms of one experiment depend on that experiment and a density of its targets alone, so that several
+            starts can climb with stacked densities.
 
     Example:
         >>> import torch
@@ -76,6 +78,7 @@ class Objective:
     rescale: Callable[[Any, JointSample], None] = rescale_context
     evaluation_size: int | None = None
     inner_steps: int = 0
+    stackable: bool = False
 
     def __call__(self, sample: Any, density: Any) -> Tensor:
         """Return the terms."""

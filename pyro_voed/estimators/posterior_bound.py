@@ -71,7 +71,7 @@ def _terms(sample: JointSample, density: Any) -> Float[Tensor, "num_samples *des
     return ba_terms(density.log_prob(sample.theta, sample.context()), sample.log_prior)
 
 
-barber_agakov = Objective(_terms, bound="lower")
+barber_agakov = Objective(_terms, bound="lower", stackable=True)
 """The Barber-Agakov objective: terms from a joint sample and a conditional density of the targets."""
 
 

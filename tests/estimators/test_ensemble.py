@@ -1,0 +1,199 @@
+"""Laws of ensembles, candidate learning rates and densities amortised over designs."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+
+from pyro_voed import amortise_eig, certify, eig_flow, flow_posterior, optimise_design
+from pyro_voed.densities import StackedDensity
+from pyro_voed.problems import implicit_toy, linear_gaussian
+
+Z = 4.0
+"""A right bound exceeds the exact value by more than this many standard errors with probability 3e-5."""
+
+DESIGNS = torch.tensor([0.0, 0.6, 1.2, 2.0])
+EXACT = 0.5 * torch.log1p(DESIGNS**2)
+
+
+def scaled():
+    xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    return pyro.sample("y", dist.Normal(xi * theta, 1.0))
+
+
+def kinds_of_design():
+    dose = pyro.param("dose", torch.tensor(1.0), constraint=constraints.positive)
+    place = pyro.param("place", torch.tensor([0.5, 0.5]), constraint=constraints.unit_interval)
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    return pyro.sample("y", dist.Normal(dose * place.sum(-1) * theta, 1.0))
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return eig_flow(scaled, "y", designs={"xi": DESIGNS}, ensemble=True, num_steps=400, seed=0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def amortised():
+    return amortise_eig(scaled, "y", num_steps=500, batch_size=256, seed=0, progress=False)
+
+
+def test_every_member_of_an_ensemble_bounds_its_own_design(ensemble):
+    assert isinstance(ensemble.density, StackedDensity)
+    assert ensemble.eig.shape == (4,)
+    assert (ensemble.eig - Z * ensemble.standard_error < EXACT).all()
+    # Conjugate, so the flow's first layer can be exact: what is left is training.
+    assert (EXACT - ensemble.eig < 0.05 + Z * ensemble.standard_error).all()
+
+
+def test_an_ensemble_keeps_a_design_batch_of_two_dimensions():
+    grid = {"xi": DESIGNS.reshape(2, 2)}
+    result = eig_flow(scaled, "y", designs=grid, ensemble=True, num_steps=200, seed=0, progress=False)
+    assert result.eig.shape == result.standard_error.shape == (2, 2)
+    assert (result.eig - Z * result.standard_error < EXACT.reshape(2, 2)).all()
+    assert (result.eig - EXACT.reshape(2, 2)).abs().max() < 0.15
+
+
+def test_an_ensemble_can_be_certified_asked_for_posteriors_and_trained_further(ensemble):
+    sure = certify(ensemble, width=0.2, seed=0)
+    assert sure.interval.shape == (2, 4)
+    assert (sure.interval[0] < EXACT).all()
+    assert (EXACT < sure.interval[1]).all()
+    posterior = flow_posterior(ensemble, torch.tensor(2.0), 4_000, design_index=3, seed=0)
+    draws = posterior.flat("theta")
+    # Posterior of theta given y = 2 at xi = 2: N(0.8, 0.2); the density is learnt, so 0.05 is left for its own error.
+    assert abs(draws.mean() - 0.8) < 0.05 + Z * 0.2**0.5 / 4_000**0.5
+    again = eig_flow(scaled, "y", designs={"xi": DESIGNS}, ensemble=True, density=ensemble.density, num_steps=0, seed=1)
+    assert (again.eig - ensemble.eig).abs().max() < Z * (2 * ensemble.standard_error.max() ** 2).sqrt()
+    with pytest.raises(ValueError, match="expected an ensemble of 2 members, one for each design, got 4"):
+        eig_flow(scaled, "y", designs={"xi": DESIGNS[:2]}, ensemble=True, density=ensemble.density, num_steps=0)
+
+
+@pytest.mark.slow
+def test_an_ensemble_learns_from_a_pool():
+    result = eig_flow(
+        scaled, "y", designs={"xi": DESIGNS}, ensemble=True, num_simulations=4_000, seed=0, progress=False
+    )
+    assert (result.eig - Z * result.standard_error < EXACT).all()
+    assert (EXACT - result.eig < 0.1 + Z * result.standard_error).all()
+
+
+def test_the_best_rate_is_chosen_and_reported_on_other_draws():
+    rates = [1e-6, 5e-3]
+    common = {"num_steps": 200, "seed": 0, "progress": False}
+    single = eig_flow(scaled, "y", learning_rate=rates, **common)
+    assert single.learning_rate.item() == pytest.approx(5e-3)
+    assert single.eig - Z * single.standard_error < 0.5 * torch.log1p(torch.tensor(0.25))
+    shared = eig_flow(scaled, "y", designs={"xi": DESIGNS}, learning_rate=rates, **common)
+    assert shared.learning_rate.item() == pytest.approx(5e-3)
+    own = eig_flow(scaled, "y", designs={"xi": DESIGNS[1:]}, learning_rate=rates, ensemble=True, **common)
+    assert own.learning_rate.shape == (3,)
+    assert own.learning_rate[-1].item() == pytest.approx(5e-3)
+
+
+@pytest.mark.slow
+def test_rates_are_tried_in_turn_on_a_pool():
+    rates = [1e-5, 5e-3]
+    pooled = eig_flow(scaled, "y", learning_rate=rates, num_simulations=500, seed=0, progress=False)
+    assert pooled.learning_rate.item() == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("rates", [[], [1e-3, 0.0], -1.0])
+def test_rates_out_of_range_are_refused(rates):
+    with pytest.raises(ValueError, match="learning_rate"):
+        eig_flow(scaled, "y", learning_rate=rates)
+
+
+def test_an_amortised_density_bounds_every_design(amortised):
+    curve = amortised.at({"xi": DESIGNS}, seed=0)
+    assert (curve.eig - Z * curve.standard_error < EXACT).all()
+    assert (EXACT - curve.eig < 0.05 + Z * curve.standard_error).all()
+    assert curve.num_simulations == 4 * curve.num_samples
+
+
+def test_an_amortised_result_answers_like_any_other(amortised):
+    one = amortised.at({"xi": torch.tensor(1.0)}, num_samples=500, seed=0)
+    assert one.eig.shape == ()
+    assert abs(one.eig - 0.5 * torch.log(torch.tensor(2.0))) < 0.05 + Z * one.standard_error
+    assert amortised.at(num_samples=100).eig.shape == ()
+    curve = amortised.at({"xi": DESIGNS}, num_samples=200)
+    sure = certify(curve, width=0.2, seed=0)
+    assert (sure.interval[0] < EXACT).all()
+    assert (EXACT < sure.interval[1]).all()
+    assert flow_posterior(curve, torch.tensor(0.3), 10, design_index=1).flat("theta").shape == (10,)
+    with pytest.raises(ValueError, match="xi"):
+        amortised.at({"xi": torch.tensor([3.0])})
+
+
+def test_a_thousand_designs_take_a_thousand_small_batches(amortised):
+    curve = amortised.at({"xi": torch.linspace(0.0, 2.0, 1_000)}, seed=0)
+    exact = 0.5 * torch.log1p(torch.linspace(0.0, 2.0, 1_000) ** 2)
+    assert curve.num_samples == 100
+    standardised = (curve.eig - exact) / curve.standard_error
+    # The mean of a thousand standardised errors: the bound's own gap, and 1 / sqrt(1000) of chance.
+    assert -1.0 < standardised.mean() < Z / 1_000**0.5
+
+
+def test_a_proposal_is_needed_where_there_is_no_interval_and_checked():
+    with pytest.raises(ValueError, match=r"design 'dose' has the constraint .*, which is no interval"):
+        amortise_eig(kinds_of_design, "y")
+
+    def proposal(number):
+        return {"dose": 0.5 + torch.rand(number), "place": torch.rand(number, 2)}
+
+    amortised = amortise_eig(kinds_of_design, "y", proposal=proposal, num_steps=300, batch_size=256, seed=0)
+    designs = {"dose": torch.tensor([0.6, 1.4]), "place": torch.tensor([[0.2, 0.3], [0.9, 0.9]])}
+    curve = amortised.at(designs, seed=0)
+    exact = 0.5 * torch.log1p((designs["dose"] * designs["place"].sum(-1)) ** 2)
+    assert (curve.eig - Z * curve.standard_error < exact).all()
+    assert (exact - curve.eig < 0.1 + Z * curve.standard_error).all()
+    with pytest.raises(ValueError, match=r"proposal: expected designs .* got none of \['place'\]"):
+        amortise_eig(kinds_of_design, "y", proposal=lambda number: {"dose": torch.rand(number)})
+    with pytest.raises(ValueError, match="proposal: expected 'dose' of shape"):
+        amortise_eig(kinds_of_design, "y", proposal=lambda number: proposal(number + 1))
+
+
+def test_an_implicit_model_is_amortised_too():
+    amortised = amortise_eig(implicit_toy.implicit_toy(), "y", "theta", num_steps=400, batch_size=256, seed=0)
+    label = amortised.sites.design_labels[0]
+    designs = torch.tensor([0.2, 0.8])
+    curve = amortised.at({label: designs}, seed=0)
+    assert (curve.eig - Z * curve.standard_error < implicit_toy.exact_eig(designs)).all()
+
+
+def test_a_model_without_design_is_refused():
+    def model():
+        pyro.sample("y", dist.Normal(pyro.sample("theta", dist.Normal(0.0, 1.0)), 1.0))
+
+    with pytest.raises(ValueError, match="has no design"):
+        amortise_eig(model, "y")
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_starts_climb_together_each_to_its_own_end(projected):
+    projection = (lambda designs: {"xi": designs["xi"].clamp(0.1, 1.5)}) if projected else None
+    best = optimise_design(
+        scaled,
+        "y",
+        starts={"xi": torch.tensor([0.2, 1.0])},
+        projection=projection,
+        num_steps=300,
+        seed=0,
+        progress=False,
+    )
+    assert best.start_eigs.shape == (3,)
+    assert best.history.bound.shape == (300,)
+    assert best.path["xi"].shape == best.path_steps.shape
+    assert best.designs["xi"] > (1.45 if projected else 1.6)
+    exact = 0.5 * torch.log1p(best.designs["xi"] ** 2)
+    assert best.eig - Z * best.standard_error < exact
+    assert exact - best.eig < 0.05 + Z * best.standard_error
+    assert pyro.param("xi").item() == pytest.approx(best.designs["xi"].item())
+
+
+def test_a_single_design_needs_no_ensemble():
+    result = eig_flow(linear_gaussian.linear_gaussian(), "y", "theta", ensemble=True, num_steps=100, seed=0)
+    assert result.eig.shape == ()
+    assert not isinstance(result.density, StackedDensity)
