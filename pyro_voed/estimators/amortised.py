@@ -161,6 +161,7 @@ def amortise_eig(
     max_steps: int = 20_000,
     batch_size: int = 1_024,
     learning_rate: float = 2e-3,
+    compile: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -186,6 +187,7 @@ def amortise_eig(
         max_steps: Most steps.
         batch_size: Experiments a step, each at a design of its own where the model allows.
         learning_rate: Peak learning rate.
+        compile: Compile the density for training with `torch.compile`, as in `eig_flow`.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show a progress bar; None shows it on a terminal only.
@@ -244,7 +246,7 @@ def amortise_eig(
             sites,
             trained,
             barber_agakov,
-            Budget(None, num_steps, max_steps, batch_size, learning_rate, 2),
+            Budget(None, num_steps, max_steps, batch_size, learning_rate, 2, compile=compile),
             None,
             likelihood=False,
             prepare=prepare,

@@ -67,6 +67,7 @@ def eig_flow(
     batch_size: int | None = None,
     learning_rate: float | Sequence[float] = 2e-3,
     num_samples: int | None = None,
+    compile: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -112,6 +113,8 @@ def eig_flow(
             validation draws, and reported on others.
         num_samples: Fresh experiments at each design behind the reported number; default 20,000 shared among the
             designs (at least 2,000 each), 2,000 where experiments are run one by one.
+        compile: Compile the density for training with `torch.compile`: steps are up to twice as fast, after most of a
+            minute at the start. Where it cannot be compiled, training runs as usual, with a warning.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator. Equal seeds give equal results.
         progress: Show progress bars; None shows them on a terminal only.
@@ -171,7 +174,7 @@ def eig_flow(
             num_samples=num_samples,
             ensemble=ensemble,
         )
-        budget = replace(budget, redraw_outcomes=redraw_outcomes)
+        budget = replace(budget, redraw_outcomes=redraw_outcomes, compile=compile)
         result = flow_bound(
             sites,
             candidates,

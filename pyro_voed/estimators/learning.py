@@ -27,6 +27,7 @@ from pyro_voed.densities import (
     StandardisedDensity,
     as_density,
 )
+from pyro_voed.densities.compiled import CompiledDensity
 from pyro_voed.monte_carlo import controlled_terms
 from pyro_voed.results import FitHistory, element_names
 from pyro_voed.simulate import JointSample, design_batch_shape, flat_designs, non_finite_sites, sample_joint
@@ -55,6 +56,7 @@ class Budget:
         batch_size: Experiments a step.
         learning_rate: Peak learning rate of the density, or several to choose from.
         num_samples: Fresh experiments (at each design) behind the reported number.
+        compile: Compile the density's log-density for training.
         redraw_outcomes: Draw the outcomes of a pool's forward runs anew for every pass, where that is right.
     """
 
@@ -65,6 +67,7 @@ class Budget:
     learning_rate: float | tuple[float, ...]
     num_samples: int
     redraw_outcomes: bool = True
+    compile: bool = False
 
 
 def discrete_values(sites: Sites) -> list[Tensor | None]:
@@ -232,7 +235,8 @@ def train_density(
 ) -> FitHistory:
     """Train a density on fresh simulations or on the pool; with validation of distributions off, as it is costly."""
     ascent = Ascent([weights_group(density, budget.learning_rate)])
-    objective = lambda sample: terms(sample, density)  # noqa: E731
+    trained: Any = CompiledDensity(density) if budget.compile else density
+    objective = lambda sample: terms(sample, trained)  # noqa: E731
     common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": description}
     density.train()
     with pyro.validation_enabled(False):
