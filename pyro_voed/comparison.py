@@ -129,7 +129,7 @@ class Comparison:
 
     def to_data_frame(self) -> Any:
         """Return the rows as a pandas data frame; `estimates` is a column of tuples."""
-        import pandas as pd  # type: ignore[import-untyped]
+        import pandas as pd
 
         return pd.DataFrame([asdict(row) | {"mean_standard_error": row.mean_standard_error} for row in self.rows])
 

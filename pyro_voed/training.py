@@ -89,7 +89,8 @@ class Ascent:
             else _clip_members(group, members, self.clip_norm)
             for group, (members, _) in zip(self._members, self._stacks, strict=True)
         ]
-        finite = bool(torch.isfinite(torch.stack(norms)).all())
+        # The norm of a group without gradients is a zero on the CPU, wherever the group itself is.
+        finite = bool(torch.isfinite(torch.stack([norm.to(bound.device) for norm in norms])).all())
         if finite:
             before = [
                 None if factors is None else [parameter.detach().clone() for parameter in group]

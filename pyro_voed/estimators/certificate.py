@@ -43,6 +43,7 @@ from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities.stacked import member_density
 from pyro_voed.estimators.importance import DEFENSIVE_SHARE, HEAVY_TAIL, importance_terms
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance, check_scores_targets
+from pyro_voed.estimators.nested_certificate import nested_sides
 from pyro_voed.estimators.proposals import design_context
 from pyro_voed.estimators.score_controls import NUM_PROBES, score_controls
 from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error, pareto_k
@@ -79,11 +80,12 @@ def certify(
     max_simulations: int = MOST_SIMULATIONS,
     seed: int | None = None,
 ) -> EIGResult:
-    """Put a certified interval around the result of a trained flow.
+    """Put a certified interval around a result: by its trained flow, or by prior draws where nothing was trained.
 
     Args:
-        result: What `eig_flow` or `optimise_design` returned, for a model whose outcome has a density and whose
-            targets are all its latents.
+        result: What `eig_flow`, `optimise_design`, `amortise_eig(...).at` or, without training, `eig_nmc` or `eig_pce`
+            returned, for a model whose outcome has a density and whose targets are all its latents. Prior draws do
+            where the information is modest (`nested_certificate`).
         width: Width asked for, nats.
         confidence: Probability with which the interval (over a batch of designs: all intervals together) holds the
             truth.
@@ -95,7 +97,7 @@ def certify(
 
     Raises:
         TypeError: If the result is of another kind.
-        ValueError: If it holds no trained density, or width, confidence or budget are out of range.
+        ValueError: If the result is of an estimator with neither, or width, confidence or budget are out of range.
         NotImplementedError: If the outcome has no density, or there are nuisance sites.
         ArithmeticError: If a term is not finite.
 
@@ -114,9 +116,11 @@ def certify(
     of_targets = result.estimator in ("eig_flow", "eig_ace", "eig_vnmc") or (
         result.estimator == "optimise_design" and result.bound == "lower"
     )
-    if not of_targets or not hasattr(result.density, "condition"):
+    by_prior = result.estimator in ("eig_nmc", "eig_pce") and result.density is None
+    if not by_prior and (not of_targets or not hasattr(result.density, "condition")):
         raise ValueError(
-            "result: it holds no trained density of the targets to use as proposal. Use eig_flow's result."
+            "result: it holds no trained density of the targets to use as proposal. Use eig_flow's result, or that of "
+            "eig_nmc or eig_pce, for which prior draws are the proposal."
         )
     check_request(width, confidence, max_simulations)
     with isolated(seed):
@@ -137,7 +141,8 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
     calls = sites.program.num_calls
     check_densities(sites, "a certificate")
     check_no_nuisance(sites, "a certificate")
-    check_scores_targets(sites, "a certificate")
+    if result.density is not None:
+        check_scores_targets(sites, "a certificate")
     batch = design_batch_shape(sites, result.designs)
     members = flat_designs(sites, result.designs)
     miss = (1.0 - confidence) / (2 * batch.numel())
@@ -149,6 +154,9 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
         own = {name: value[member] for name, value in members.items()}
         pyro.set_rng_seed(seed)
         before = sites.program.num_calls
+        if result.density is None:
+            sides.append(_from_prior(sites, own, width, quantile, max_simulations))
+            continue
         density = member_density(result.density, member)
         controls = score_controls(sites, own)
         left = max_simulations - (sites.program.num_calls - before)
@@ -209,6 +217,14 @@ class Sides:
     upper_error: float
     tail: float
     plan: Plan
+
+
+def _from_prior(
+    sites: Sites, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
+) -> Sides:
+    found = nested_sides(sites, designs, width, quantile, max_simulations)
+    plan = Plan(0, found.num_outer, found.num_inner)
+    return Sides(found.lower, found.lower_error, found.upper, found.upper_error, found.tail, plan)
 
 
 def _plan(
