@@ -129,7 +129,8 @@ class MixedDensity(nn.Module):
     """
 
     has_rsample = False
-    is_discrete: Tensor
+    discrete: Tensor
+    continuous: Tensor
     order: Tensor
 
     def __init__(self, classifier: Classifier, density: Any, is_discrete: Tensor) -> None:
@@ -139,10 +140,14 @@ class MixedDensity(nn.Module):
         self.density: Any = as_density(
             density, self.theta_dim - classifier.theta_dim, self.context_dim + sum(classifier.sizes)
         )
-        self.register_buffer("is_discrete", is_discrete.clone())
+        # Places rather than a mask: a mask gives shapes that depend on values, which stacking does not allow.
+        self.register_buffer("discrete", is_discrete.nonzero().squeeze(-1), persistent=False)
+        self.register_buffer("continuous", (~is_discrete).nonzero().squeeze(-1), persistent=False)
         # Where each entry of (discrete, continuous) goes in the vector.
         self.register_buffer(
-            "order", torch.cat([is_discrete.nonzero(), (~is_discrete).nonzero()]).squeeze(-1).argsort()
+            "order",
+            torch.cat([is_discrete.nonzero(), (~is_discrete).nonzero()]).squeeze(-1).argsort(),
+            persistent=False,
         )
 
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
@@ -161,7 +166,7 @@ class MixedDensity(nn.Module):
         """Return the log density with respect to counting times Lebesgue measure."""
         batch = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
         theta, context = theta.expand(*batch, -1), context.expand(*batch, -1)
-        discrete, continuous = theta[..., self.is_discrete], theta[..., ~self.is_discrete]
+        discrete, continuous = theta.index_select(-1, self.discrete), theta.index_select(-1, self.continuous)
         given = torch.cat([context, self._encoded(discrete)], -1)
         return self.classifier.log_prob(discrete, context) + self.density.log_prob(continuous, given)
 

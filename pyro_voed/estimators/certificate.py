@@ -166,7 +166,8 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
         if found.tail > HEAVY_TAIL and longer is not None:
             found = _sides(sites, own, density, controls, longer)
         sides.append(found)
-    gather = lambda field: torch.tensor([getattr(side, field) for side in sides], dtype=sites.dtype).reshape(batch)  # noqa: E731
+    like: dict[str, Any] = {"dtype": sites.dtype, "device": sites.device}
+    gather = lambda field: torch.tensor([getattr(side, field) for side in sides], **like).reshape(batch)  # noqa: E731
     lower, upper = gather("lower"), gather("upper")
     interval = torch.stack([lower - quantile * gather("lower_error"), upper + quantile * gather("upper_error")])
     tail = gather("tail")

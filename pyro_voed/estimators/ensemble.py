@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.densities import StackedDensity, StandardisedDensity
+from pyro_voed.densities.compiled import CompiledDensity
 from pyro_voed.estimators.objective import build_posterior
 from pyro_voed.simulate import JointSample
 from pyro_voed.sites import Sites
@@ -60,7 +61,7 @@ class Ensemble:
         return StackedDensity(own * self.num_rates)
 
     def log_q(
-        self, sample: JointSample, density: StackedDensity
+        self, sample: JointSample, density: StackedDensity | CompiledDensity
     ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
         """Return log-densities of the sample's targets under every member that is of their design."""
         if self.batch:
@@ -76,7 +77,7 @@ class Ensemble:
         return values.unsqueeze(1).expand(-1, self.num_rates, -1, -1).flatten(1, 2)
 
     def terms(
-        self, sample: JointSample, density: StackedDensity
+        self, sample: JointSample, density: StackedDensity | CompiledDensity
     ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
         """Return Barber-Agakov terms of every member."""
         assert sample.log_prior is not None  # checked at the door

@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import constraints
 from torch import nn
 
-from pyro_voed import certify, eig_flow, eig_marginal, eig_nmc, max_regret, optimise_design
+from pyro_voed import certify, eig_flow, eig_lbkld, eig_marginal, max_regret, optimise_design
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
 
@@ -279,7 +279,7 @@ def test_models_without_the_densities_are_refused():
 
 def test_results_without_a_flow_are_refused():
     with pytest.raises(ValueError, match="no trained density"):
-        certify(eig_nmc(scalar, "y", num_outer_samples=20))
+        certify(eig_lbkld(scalar, "y", num_samples=50))
     with pytest.raises(TypeError, match="EIGResult"):
         certify(1.0)
 

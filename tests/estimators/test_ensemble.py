@@ -193,6 +193,23 @@ def test_starts_climb_together_each_to_its_own_end(projected):
     assert pyro.param("xi").item() == pytest.approx(best.designs["xi"].item())
 
 
+def mixed_targets():
+    xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
+    switch = pyro.sample("switch", dist.Bernoulli(0.5))
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(xi * theta + 3.0 * switch, 1.0))
+
+
+@pytest.mark.parametrize("targets", ["switch", ["switch", "theta"]])
+def test_an_ensemble_has_discrete_and_mixed_targets_too(targets):
+    common = {"designs": {"xi": torch.tensor([0.0, 1.0])}, "num_steps": 150, "seed": 0, "progress": False}
+    own = eig_flow(mixed_targets, "y", targets, ensemble=True, **common)
+    shared = eig_flow(mixed_targets, "y", targets, **common)
+    # Both are lower bounds of the same information, trained for a moment only.
+    assert (own.eig > 0.2).all()
+    assert (own.eig - shared.eig).abs().max() < 0.2
+
+
 def test_a_single_design_needs_no_ensemble():
     result = eig_flow(linear_gaussian.linear_gaussian(), "y", "theta", ensemble=True, num_steps=100, seed=0)
     assert result.eig.shape == ()
