@@ -279,7 +279,7 @@ def test_models_without_the_densities_are_refused():
 
 def test_results_without_a_flow_are_refused():
     with pytest.raises(ValueError, match="no trained density"):
-        certify(eig_lbkld(scalar, "y", num_samples=50))
+        certify(eig_lbkld(scalar, "y", num_samples=1_000))
     with pytest.raises(TypeError, match="EIGResult"):
         certify(1.0)
 
