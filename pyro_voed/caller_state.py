@@ -50,7 +50,7 @@ def isolated(seed: int | None) -> Iterator[int]:
     with (
         param_store_kept(),
         _random_streams_kept(),
-        _modes_kept(),
+        modes_kept(),
         poutine.block(),
     ):
         pyro.set_rng_seed(seed)
@@ -86,7 +86,8 @@ def _random_streams_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _modes_kept() -> Iterator[None]:
+def modes_kept() -> Iterator[None]:
+    """Put the default dtype, grad and validation modes back on exit, also after an error."""
     dtype, grad, validation = (
         torch.get_default_dtype(),
         torch.is_grad_enabled(),

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_voed.caller_state import modes_kept
+
 
 class CompiledDensity:
     """Stand in for a density in an objective, with a compiled `log_prob` and everything else its own.
@@ -30,7 +32,14 @@ class CompiledDensity:
 
     def __init__(self, density: Any) -> None:
         self._density = density
-        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = torch.compile(density.log_prob)
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        try:
+            # The first compiler of a process turns off the validation of all its distributions.
+            with modes_kept():
+                self._compiled = torch.compile(density.log_prob)
+        # The compiler raises whatever its many parts raise.
+        except Exception as error:
+            self._give_up(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._density, name)
@@ -40,12 +49,13 @@ class CompiledDensity:
         if self._compiled is not None:
             try:
                 return self._compiled(theta, context)
-            # The compiler raises whatever its many parts raise.
             except Exception as error:
-                self._compiled = None
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                warnings.warn(
-                    f"compile: the density could not be compiled here, so training runs without. {reason[0]}",
-                    stacklevel=2,
-                )
+                self._give_up(error)
         return self._density.log_prob(theta, context)
+
+    def _give_up(self, error: Exception) -> None:
+        self._compiled = None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        warnings.warn(
+            f"compile: the density could not be compiled here, so training runs without. {reason[0]}", stacklevel=3
+        )

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_voed.densities import StackedDensity
 from pyro_voed.design.climb import RECORD_EVERY, RESCALE_EVERY, RESCALE_SIZE, Climb, Search, nudged
 from pyro_voed.design.gradients import score_terms
+from pyro_voed.estimators.ensemble import at_member
 from pyro_voed.estimators.learning import check_pilot, explain_terms, weights_group
 from pyro_voed.simulate import JointSample
 from pyro_voed.training import Ascent, fit_fresh, kept_on_error
@@ -40,7 +41,10 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
         pilot = _draw(search, _designs(search, leaves), 2 * RESCALE_SIZE)
     check_pilot(sites, pilot)
     density = StackedDensity(
-        [objective.build(search.density, _at(pilot, index), sites, search.summary) for index in range(count)]
+        [
+            objective.build(search.density, at_member(pilot, index, torch.Size([count])), sites, search.summary)
+            for index in range(count)
+        ]
     )
     groups = [
         {"params": list(leaves.values()), "lr": search.design_learning_rate, "members": count},
@@ -104,16 +108,6 @@ def _draw(search: Search, designs: Mapping[str, Tensor], num_samples: int) -> Jo
     sample = search.draw(designs, num_samples)
     # Each start's density is of its own design, so the design is no context.
     return replace(sample, designs=None)
-
-
-def _at(pilot: JointSample, index: int) -> JointSample:
-    return JointSample(
-        theta=pilot.theta[:, index],
-        y=pilot.y[:, index],
-        log_det=pilot.log_det[:, index],
-        outcome_log_det=pilot.outcome_log_det[:, index],
-        values={name: value[:, index] for name, value in pilot.values.items()},
-    )
 
 
 def _designs(search: Search, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ class Ensemble:
         elif not self.batch:
             own = [build_posterior(given, pilot, sites, summary)]
         else:
-            parts = [_at(pilot, index, self.batch) for index in range(self.batch.numel())]
+            parts = [at_member(pilot, index, self.batch) for index in range(self.batch.numel())]
             own = [build_posterior(given, part, sites, summary) for part in parts]
         return StackedDensity(own * self.num_rates)
 
@@ -100,16 +100,16 @@ class Ensemble:
         return density.select(chosen), winners.reshape(self.batch)
 
 
-def _at(pilot: JointSample, index: int, batch: torch.Size) -> JointSample:
-    """Return a pilot's simulations at one member of the design batch."""
+def at_member(sample: JointSample, index: int, batch: torch.Size) -> JointSample:
+    """Return the simulations at one member of a design batch, targets and outcomes alone."""
 
     def own(values: Tensor) -> Tensor:
         return values.reshape(values.shape[0], batch.numel(), *values.shape[1 + len(batch) :])[:, index]
 
     return JointSample(
-        theta=own(pilot.theta),
-        y=own(pilot.y),
-        log_det=own(pilot.log_det),
-        outcome_log_det=own(pilot.outcome_log_det),
-        values={name: own(value) for name, value in pilot.values.items()},
+        theta=own(sample.theta),
+        y=own(sample.y),
+        log_det=own(sample.log_det),
+        outcome_log_det=own(sample.outcome_log_det),
+        values={name: own(value) for name, value in sample.values.items()},
     )

@@ -90,6 +90,27 @@ def test_an_error_without_a_message_is_named_by_its_type(density, monkeypatch):
         CompiledDensity(density).log_prob(*points())
 
 
+def test_a_compiler_that_refuses_at_once_is_done_without(density, monkeypatch):
+    def refuse(function):
+        raise RuntimeError("not supported on this Python")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.warns(UserWarning, match="not supported on this Python"):
+        compiled = CompiledDensity(density)
+    theta, context = points()
+    assert torch.equal(compiled.log_prob(theta, context), density.log_prob(theta, context))
+
+
+def test_a_compiler_that_turns_off_validation_does_so_for_nobody_else(density, monkeypatch):
+    def compile_unchecked(function):
+        torch.distributions.Distribution.set_default_validate_args(False)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_unchecked)
+    CompiledDensity(density)
+    assert torch.distributions.Distribution._validate_args
+
+
 def test_the_compiled_log_density_is_used_where_there_is_one(density, counted_compiler):
     theta, context = points()
     compiled = CompiledDensity(density)

@@ -116,8 +116,9 @@ def test_a_batch_of_designs_and_training_further():
     assert ((again.eig - first.eig).abs() < THRESHOLD * noise).all()
     assert again.history is None
     assert first.history.num_steps == 30
-    assert first.density.marginal.context_dim == 1
-    assert first.density.given_targets.context_dim == 2
+    # A design between two ends is seen as its place and its angle there.
+    assert first.density.marginal.context_dim == 2
+    assert first.density.given_targets.context_dim == 3
 
 
 def test_equal_seeds_give_equal_results():
