@@ -22,7 +22,7 @@ from pyro_voed.programs import (
     base_distribution,
     run_rows,
 )
-from pyro_voed.sites import DesignSite, Site, Sites, check_designs, given_designs
+from pyro_voed.sites import Site, Sites, check_designs, given_designs
 
 DEFAULT_MEMORY = 2**28
 """Bytes that one chunk of simulations may take, by the size of its site values and as much again for workings."""
@@ -47,6 +47,7 @@ class JointSample:
         designs: What densities see of the designs, one a member of the batch, packed `(*design_batch, design_dim)`.
         redraw: Gives the same experiments with their outcomes drawn anew, the model not run again; None where not
             asked for.
+        nuisance: Gives the values of the nuisance sites, shaped as `values`; None in parts and combinations of samples.
         values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
     """
 
@@ -61,6 +62,7 @@ class JointSample:
     log_joint: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     designs: Float[Tensor, "*design_batch design_dim"] | None = None
     redraw: Callable[[], JointSample] | None = None
+    nuisance: Callable[[], dict[str, Tensor]] | None = field(default=None, repr=False)
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -117,7 +119,32 @@ def sample_joint(
         (torch.Size([100, 2]), torch.Size([100, 3]))
     """
     designs = {**sites.design_values, **(designs or {})}
-    batch = design_batch_shape(sites, designs)
+    design_batch_shape(sites, designs)
+    return draw_joint(
+        sites,
+        num_samples,
+        designs,
+        likelihood=likelihood,
+        score=score,
+        controls=controls,
+        redraw=redraw,
+        max_bytes=max_bytes,
+    )
+
+
+def draw_joint(
+    sites: Sites,
+    num_samples: int,
+    designs: Mapping[str, Tensor],
+    *,
+    likelihood: bool = False,
+    score: Sequence[str] = (),
+    controls: bool = False,
+    redraw: bool = False,
+    max_bytes: int = DEFAULT_MEMORY,
+) -> JointSample:
+    """Simulate as `sample_joint` does, at all designs, which are known to be right: nothing waits for the device."""
+    batch = batch_shape(sites, designs)
     pack = partial(pack_run, sites, likelihood=likelihood, score=score, controls=controls, redraw=redraw)
     if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
         return _sample_chunk(sites, num_samples, designs, batch, pack)
@@ -136,6 +163,13 @@ def design_batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Siz
     return check_designs(sites.designs, designs)
 
 
+def batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Size:
+    """Return the batch shape of designs that are known to be right; nothing waits for the device."""
+    given = [(designs[site.name].shape, site.value.dim()) for site in sites.designs if site.name in designs]
+    leading = (shape[: len(shape) - own] for shape, own in given)
+    return next((shape for shape in leading if shape), torch.Size())
+
+
 def candidate_designs(sites: Sites, designs: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """Return the designs to evaluate, detached, those not given at their resolved values; checked."""
     return {**sites.design_values, **given_designs(sites.designs, designs)}
@@ -143,7 +177,7 @@ def candidate_designs(sites: Sites, designs: Mapping[str, Any] | None) -> dict[s
 
 def flat_designs(sites: Sites, designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return every design's values with the batch in one dimension, `(num_members, *shape)`."""
-    batch = design_batch_shape(sites, designs)
+    batch = batch_shape(sites, designs)
     return {
         site.name: designs[site.name].expand(batch + site.value.shape).reshape(-1, *site.value.shape)
         for site in sites.designs
@@ -157,11 +191,11 @@ def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
     happens near the ends; an unconstrained coordinate would be infinite there. Other designs come in unconstrained
     coordinates.
     """
-    batch = design_batch_shape(sites, designs)
+    batch = batch_shape(sites, designs)
     packed = []
     for site in sites.designs:
         value = designs[site.name].expand(batch + site.value.shape)
-        ends = interval_ends(site)
+        ends = site.interval_ends
         if ends is None:
             packed.append(site.transform.inv(value).reshape(*batch, -1))
         else:
@@ -173,11 +207,11 @@ def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
 def unpack_designs(sites: Sites, packed: Float[Tensor, "num_members design_dim"]) -> dict[str, Tensor]:
     """Return design values `(num_members, *shape)` from what `pack_designs` made of them."""
     sizes = [
-        site.transform.inv(site.value).numel() * (1 if interval_ends(site) is None else 2) for site in sites.designs
+        site.transform.inv(site.value).numel() * (1 if site.interval_ends is None else 2) for site in sites.designs
     ]
     values = {}
     for site, piece in zip(sites.designs, packed.split(sizes, -1), strict=True):
-        ends = interval_ends(site)
+        ends = site.interval_ends
         if ends is None:
             shape = site.transform.inv(site.value).shape
             values[site.name] = site.transform(piece.reshape(-1, *shape))
@@ -185,17 +219,6 @@ def unpack_designs(sites: Sites, packed: Float[Tensor, "num_members design_dim"]
             place = piece[:, : piece.shape[-1] // 2].reshape(-1, *site.value.shape)
             values[site.name] = ends[0] + (ends[1] - ends[0]) * place
     return values
-
-
-def interval_ends(site: DesignSite) -> tuple[Tensor, Tensor] | None:
-    """Return the ends of the interval that a design's values lie in, None where its constraint is another."""
-    constraint: Any = site.constraint
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    if not (hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound")):
-        return None
-    lower, upper = (torch.as_tensor(end).to(site.value) for end in (constraint.lower_bound, constraint.upper_bound))
-    return (lower, upper) if bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()) else None
 
 
 def _sample_chunk(
@@ -253,6 +276,7 @@ def pack_run(
         controls=shaped(run_controls(sites, run)) if controls else None,
         designs=designs,
         redraw=drawn_again if redraw else None,
+        nuisance=lambda: {site.name: shaped(run.value(site.name)) for site in sites.nuisance},
         values={site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -86,6 +87,17 @@ class DesignSite:
     def transform(self) -> Transform:
         """Map from unconstrained coordinates to the constraint."""
         return transform_to(self.constraint)
+
+    @cached_property
+    def interval_ends(self) -> tuple[Tensor, Tensor] | None:
+        """Ends of the interval that the values lie in, None where the constraint is another."""
+        constraint: Any = self.constraint
+        while hasattr(constraint, "base_constraint"):
+            constraint = constraint.base_constraint
+        if not (hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound")):
+            return None
+        lower, upper = (torch.as_tensor(end).to(self.value) for end in (constraint.lower_bound, constraint.upper_bound))
+        return (lower, upper) if bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()) else None
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_voed.captured import Capture, CapturedSteps, captured_or_none
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import FitHistory, StopReason
 
 VALIDATION_COPIES = 8
 """Sets of outcomes for the forward runs of the validation part, where outcomes can be drawn anew."""
+
+SHOW_EVERY = 50
 
 Batch = TypeVar("Batch")
 
@@ -58,27 +61,58 @@ class Ascent:
             and climbs its own mean, not its share of the mean over all; and it may have `factors`, one factor on the
             rate for each member.
         clip_norm: Largest norm of each group's (each member's) gradient; larger ones are scaled down to it.
+        replayable: Keep the rates on the device, where a recorded step finds them.
     """
 
     groups: Sequence[dict[str, Any]]
     clip_norm: float = 5.0
+    replayable: bool = False
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
         plain = [{key: group[key] for key in group if key not in ("members", "factors")} for group in self.groups]
-        self.optimiser = torch.optim.Adam(plain, fused=True)
-        self._stacks = [(group.get("members", 1), group.get("factors")) for group in self.groups]
-        self._rates = [group["lr"] for group in self.optimiser.param_groups]
+        self._rates = [group["lr"] for group in plain]
+        on_cuda = plain[0]["params"][0].is_cuda
+        if self.replayable:
+            # CUDA's fused Adam reads single precision; elsewhere the rate is kept as it was given.
+            kind = torch.float32 if on_cuda else torch.float64
+            device = plain[0]["params"][0].device
+            plain = [{**group, "lr": torch.tensor(group["lr"], dtype=kind, device=device)} for group in plain]
+        self.optimiser = torch.optim.Adam(plain, fused=True, capturable=self.replayable and on_cuda)
+        self._stacks = [
+            (group.get("members", 1), None if group.get("factors") is None else group["factors"].to(group["params"][0]))
+            for group in self.groups
+        ]
         self._members = [group["params"] for group in self.optimiser.param_groups]
         self._parameters = [parameter for members in self._members for parameter in members]
 
     def scale_rates(self, factor: float) -> None:
         """Set every group's rate to `factor` times its own."""
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = factor * rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(factor * rate)
+            else:
+                group["lr"] = factor * rate
 
     def step(self, bound: Tensor) -> bool:
         """Climb one step; return False, leaving the parameters alone, where a gradient is not finite."""
+        finite = bool(self._take_gradients(bound))
+        if finite:
+            self._move()
+        self._drop_gradients()
+        return finite
+
+    def step_unseen(self, bound: Tensor) -> Tensor:
+        """Climb one step without waiting for the device; return whether the gradient was finite.
+
+        Where it was not, the parameters are spoilt, and whoever reads that has to put them back.
+        """
+        finite = self._take_gradients(bound)
+        self._move()
+        self._drop_gradients()
+        return finite
+
+    def _take_gradients(self, bound: Tensor) -> Tensor:
         gradients = torch.autograd.grad(-bound, self._parameters, allow_unused=True)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             # Clipping writes in place, which an expanded gradient does not allow.
@@ -90,19 +124,21 @@ class Ascent:
             for group, (members, _) in zip(self._members, self._stacks, strict=True)
         ]
         # The norm of a group without gradients is a zero on the CPU, wherever the group itself is.
-        finite = bool(torch.isfinite(torch.stack([norm.to(bound.device) for norm in norms])).all())
-        if finite:
-            before = [
-                None if factors is None else [parameter.detach().clone() for parameter in group]
-                for group, (_, factors) in zip(self._members, self._stacks, strict=True)
-            ]
-            self.optimiser.step()
-            for group, old, (_, factors) in zip(self._members, before, self._stacks, strict=True):
-                if old is not None and factors is not None:
-                    _scale_steps(group, old, factors)
+        return torch.isfinite(torch.stack([norm.to(bound.device) for norm in norms])).all()
+
+    def _move(self) -> None:
+        before = [
+            None if factors is None else [parameter.detach().clone() for parameter in group]
+            for group, (_, factors) in zip(self._members, self._stacks, strict=True)
+        ]
+        self.optimiser.step()
+        for group, old, (_, factors) in zip(self._members, before, self._stacks, strict=True):
+            if old is not None and factors is not None:
+                _scale_steps(group, old, factors)
+
+    def _drop_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
-        return finite
 
 
 def _clip_members(parameters: Sequence[Tensor], members: int, clip_norm: float) -> Tensor:
@@ -123,7 +159,7 @@ def _clip_members(parameters: Sequence[Tensor], members: int, clip_norm: float) 
 def _scale_steps(parameters: Sequence[Tensor], before: Sequence[Tensor], factors: Tensor) -> None:
     """Shorten the step just taken by each member's own factor: Adam's step is proportional to its rate."""
     for parameter, old in zip(parameters, before, strict=True):
-        parameter.copy_(torch.lerp(old, parameter, factors.reshape(-1, *(1,) * (parameter.dim() - 1)).to(old)))
+        parameter.copy_(torch.lerp(old, parameter, factors.reshape(-1, *(1,) * (parameter.dim() - 1))))
 
 
 def fit_fresh(
@@ -138,6 +174,7 @@ def fit_fresh(
     explain: Callable[[Batch], str] = lambda batch: "",
     after_step: Callable[[int], None] = lambda step: None,
     before_cooldown: Callable[[], None] = lambda: None,
+    capture: Capture | None = None,
     progress: bool | None = None,
     description: str = "fit",
 ) -> FitHistory:
@@ -154,6 +191,8 @@ def fit_fresh(
         explain: Says what in a batch is not finite, for the error.
         after_step: Called with the step's number after every step, for example to project designs.
         before_cooldown: Called once when cooling starts.
+        capture: How to record a step and replay it instead of running it, for an ascent that is `replayable`; where
+            that cannot be trusted steps run as they are, with a warning.
         progress: Show a bar; None shows it on a terminal only.
         description: Word in front of the bar.
 
@@ -161,13 +200,15 @@ def fit_fresh(
         The training record.
 
     Raises:
-        ArithmeticError: If a term or gradient is not finite, with step, count and explanation.
+        ArithmeticError: If a term or gradient is not finite, with step, count and explanation; of replayed steps the
+            50 are named among which it was found, and what was learnt before them is put back.
     """
     started = time.perf_counter()
     total = max_steps if num_steps is None else num_steps
+    captured = None if capture is None or not total else captured_or_none(capture, draw, terms, ascent)
+    steps = captured or _Steps(draw, terms, ascent, explain)
     cooldown_steps = min(cooldown_steps, total // 2)
     plan = _Plan(total, cooldown_steps, window, fixed=num_steps is not None)
-    bounds: list[float] = []
     factors: list[float] = []
     reason: StopReason = "not trained"
     with _interruptible() as interrupted, tqdm(total=total, desc=description, disable=_hidden(progress)) as bar:
@@ -175,23 +216,25 @@ def fit_fresh(
             if interrupted():
                 reason = "interrupted"
                 break
-            if plan.starts_cooling(step, bounds):
+            if plan.starts_cooling(step, steps):
                 before_cooldown()
                 bar.total = plan.end
             if step >= plan.end:
                 break
             factor = plan.factor(step)
             ascent.scale_rates(factor)
-            with torch.enable_grad():
-                batch = draw()
-            bounds.append(_one_step(batch, terms, ascent, explain, step))
+            steps.take()
             factors.append(factor)
             after_step(step)
-            _show(bar, bounds)
+            bar.update()
+            if len(factors) % SHOW_EVERY == 0 and steps.bounds:
+                recent = steps.bounds[-SHOW_EVERY:]
+                bar.set_postfix_str(f"bound {sum(recent) / len(recent):.3f} nats", refresh=False)
         else:
             reason = plan.reason
-    reason = plan.reason if reason == "not trained" and bounds else reason
-    return FitHistory(torch.tensor(bounds), torch.tensor(factors), reason, time.perf_counter() - started)
+    steps.settle()
+    reason = plan.reason if reason == "not trained" and factors else reason
+    return FitHistory(torch.tensor(steps.bounds), torch.tensor(factors), reason, time.perf_counter() - started)
 
 
 def fit_pool(
@@ -272,6 +315,28 @@ def fit_pool(
     )
 
 
+class _Steps:
+    """Steps that are run as they are."""
+
+    def __init__(
+        self,
+        draw: Callable[[], Any],
+        terms: Callable[[Any], Tensor],
+        ascent: Ascent,
+        explain: Callable[[Any], str],
+    ) -> None:
+        self._draw, self._rest = draw, (terms, ascent, explain)
+        self.bounds: list[float] = []
+
+    def take(self) -> None:
+        with torch.enable_grad():
+            batch = self._draw()
+        self.bounds.append(_one_step(batch, *self._rest, len(self.bounds)))
+
+    def settle(self) -> None:
+        """Nothing is left to be read."""
+
+
 @dataclass
 class _Plan:
     """When the rate is constant, when it cools down, and why."""
@@ -287,19 +352,20 @@ class _Plan:
     def end(self) -> int:
         return self.total if self.start is None else self.start + self.cooldown
 
-    def starts_cooling(self, step: int, bounds: list[float]) -> bool:
+    def starts_cooling(self, step: int, steps: _Steps | CapturedSteps) -> bool:
         if self.start is not None:
             return False
-        plateau = step % self.window == 0 and step >= 2 * self.window and not self._rises(bounds)
+        plateau = step % self.window == 0 and step >= 2 * self.window and not self._rises(steps)
         if step < self.total - self.cooldown and (self.fixed or not plateau):
             return False
         self.start = step
         # With a fixed number of steps only the look at the last windows tells whether it was enough.
-        self.reason = "converged" if plateau or (step >= 2 * self.window and not self._rises(bounds)) else "budget"
+        self.reason = "converged" if plateau or (step >= 2 * self.window and not self._rises(steps)) else "budget"
         return True
 
-    def _rises(self, bounds: list[float]) -> bool:
-        recent = torch.tensor(bounds[-2 * self.window :], dtype=torch.float64)
+    def _rises(self, steps: _Steps | CapturedSteps) -> bool:
+        steps.settle()
+        recent = torch.tensor(steps.bounds[-2 * self.window :], dtype=torch.float64)
         before, now = recent[: self.window], recent[self.window :]
         (mean_before, error_before), (mean_now, error_now) = map(mean_and_standard_error, (before, now))
         return bool(mean_now - mean_before > torch.hypot(error_before, error_now))
@@ -380,13 +446,6 @@ def _not_finite(values: Tensor, batch: Batch, explain: Callable[[Batch], str], s
 
 def _hidden(progress: bool | None) -> bool | None:
     return None if progress is None else not progress
-
-
-def _show(bar: tqdm, bounds: list[float]) -> None:
-    bar.update()
-    if len(bounds) % 50 == 0:
-        recent = bounds[-50:]
-        bar.set_postfix_str(f"bound {sum(recent) / len(recent):.3f} nats", refresh=False)
 
 
 @contextmanager

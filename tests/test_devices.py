@@ -35,7 +35,7 @@ from pyro_voed.densities.critics import JointCritic, SeparableCritic, Standardis
 from pyro_voed.estimators import learning
 from pyro_voed.monte_carlo import controlled_terms, log_mean_exp, mean_and_standard_error, pareto_k
 from pyro_voed.resolve import resolve
-from pyro_voed.simulate import interval_ends, pack_designs, sample_joint, unpack_designs, unpack_targets
+from pyro_voed.simulate import pack_designs, sample_joint, unpack_designs, unpack_targets
 from pyro_voed.training import Ascent, _clip_members, _scale_steps
 
 DEVICE = torch.device("meta")
@@ -296,9 +296,16 @@ def test_clipping_and_member_rates_stay_on_their_device(pretence):
     for weight in weights:
         weight.grad = there(*weight.shape)
     norm = _clip_members(weights, MEMBERS, 0.1)
-    # Factors come from learning rates, which are plain numbers.
-    _scale_steps(weights, before, torch.tensor([0.1, 0.5, 1.0]))
+    _scale_steps(weights, before, there(MEMBERS))
     assert_there(norm, *weights, *(weight.grad for weight in weights))
+
+
+def test_factors_of_member_rates_come_to_the_device(pretence):
+    # They come from learning rates, which are plain numbers.
+    weights = nn.Parameter(there(MEMBERS, 4))
+    group = {"params": [weights], "lr": 0.1, "members": MEMBERS, "factors": torch.tensor([0.1, 0.5, 1.0])}
+    ascent = Ascent([group])
+    assert_there(*(factors for _, factors in ascent._stacks))
 
 
 @pytest.mark.parametrize("members", [1, MEMBERS])
@@ -342,7 +349,7 @@ def test_simulations_and_packed_designs_stay_on_the_models_device(vectorize, pre
     assert_there(sample[torch.randperm(ROWS)].theta)
     packed = pack_designs(sites, designs)
     back = unpack_designs(sites, packed)
-    assert_there(packed, *back.values(), *interval_ends(sites.designs[0]))
+    assert_there(packed, *back.values(), *sites.designs[0].interval_ends)
     for name, value in designs.items():
         torch.testing.assert_close(back[name].held, value.held)
 

@@ -17,7 +17,8 @@ LAYERS = {
     "results": 0,
     "densities": 1,
     "summaries": 1,
-    "training": 1,
+    "captured": 1,
+    "training": 2,
     "programs": 1,
     "sites": 2,
     "probes": 3,
@@ -32,7 +33,7 @@ LAYERS = {
     "plots": 9,
 }
 PYRO_SIDE = {"programs", "sites", "probes", "resolve", "simulate", "scoring"}
-TORCH_SIDE = {"densities", "summaries", "training"}
+TORCH_SIDE = {"densities", "summaries", "captured", "training"}
 FOUNDATIONS = {"checks", "caller_state", "monte_carlo", "results"}
 STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 

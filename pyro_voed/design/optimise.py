@@ -66,6 +66,7 @@ def optimise_design(
     learning_rate: float = 2e-3,
     design_learning_rate: float = 3e-2,
     num_samples: int = 20_000,
+    capture: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -103,6 +104,7 @@ def optimise_design(
         learning_rate: Peak learning rate of the density.
         design_learning_rate: Peak learning rate of the designs, in unconstrained coordinates.
         num_samples: Fresh experiments behind the reported number.
+        capture: On CUDA, record a whole step of the search as a CUDA graph and replay it, as in `eig_flow`.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show progress bars; None shows them on a terminal only.
@@ -172,10 +174,11 @@ def optimise_design(
             batch_size=batch_size,
             learning_rate=learning_rate,
             design_learning_rate=design_learning_rate,
+            capture=capture,
             progress=progress,
         )
         initial = None
-        budget = Budget(None, num_steps, max_steps, batch_size, learning_rate, num_samples)
+        budget = Budget(None, num_steps, max_steps, batch_size, learning_rate, num_samples, capture=capture)
         if initial_eig:
             initial = flow_bound(
                 sites, sites.design_values, budget, density, summary, prior_entropy, progress, time.perf_counter()

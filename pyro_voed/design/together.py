@@ -52,12 +52,14 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
     ]
     path: dict[str, list[Tensor]] = {name: [] for name in leaves}
     path_steps: list[int] = []
+    latest = torch.zeros(count, dtype=sites.dtype, device=sites.device)
     bounds: list[Tensor] = []
     cooling: list[bool] = []
 
     def terms(sample: JointSample) -> Tensor:
         plain = objective(sample, density)
-        bounds.append(plain.detach().mean(0))
+        # In place, so that a replayed step writes it too.
+        latest.copy_(plain.detach().mean(0))
         return plain if sample.score is None else score_terms(plain, sample.score)
 
     def record(step: int) -> None:
@@ -67,11 +69,14 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
 
     @torch.no_grad()
     def after_step(step: int) -> None:
+        bounds.append(latest.clone())
         _project(search, leaves)
         if step % RECORD_EVERY == 0:
             record(step)
         if not cooling and step % RESCALE_EVERY == 0:
             density.rescale_context_(_draw(search, _designs(search, leaves), RESCALE_SIZE).y)
+
+    capture = search.captured()
 
     def learnt() -> dict[str, Any]:
         return {"density": density, "designs": _detached(search, leaves)}
@@ -80,12 +85,13 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
         history = fit_fresh(
             lambda: _draw(search, _designs(search, leaves), search.batch_size),
             terms,
-            Ascent(groups),
+            Ascent(groups, replayable=capture is not None),
             num_steps=search.num_steps,
             max_steps=search.max_steps,
             explain=explain_terms,
             after_step=after_step,
             before_cooldown=lambda: cooling.append(True),
+            capture=capture,
             progress=search.progress,
             description="optimise_design",
         )

@@ -45,7 +45,7 @@ from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targe
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, interval_ends, sample_joint
+from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, draw_joint
 from pyro_voed.sites import DesignSite, Sites, given_designs
 
 PILOT_SIZE = 2_000
@@ -162,6 +162,7 @@ def amortise_eig(
     batch_size: int = 1_024,
     learning_rate: float = 2e-3,
     compile: bool = False,
+    capture: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -188,6 +189,7 @@ def amortise_eig(
         batch_size: Experiments a step, each at a design of its own where the model allows.
         learning_rate: Peak learning rate.
         compile: Compile the density for training with `torch.compile`, as in `eig_flow`.
+        capture: Record a training step as a CUDA graph and replay it, as in `eig_flow`.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show a progress bar; None shows it on a terminal only.
@@ -236,7 +238,7 @@ def amortise_eig(
         members = batch_size if sites.program.design_singletons is not None else min(DESIGNS_AT_ONCE, batch_size)
 
         def draw(size: int = batch_size) -> JointSample:
-            return sample_joint(sites, max(1, size // members), propose(min(size, members)))
+            return draw_joint(sites, max(1, size // members), propose(min(size, members)))
 
         with torch.no_grad():
             pilot = prepare(draw(max(batch_size, PILOT_SIZE if sites.program.vectorised else 200)))
@@ -246,7 +248,7 @@ def amortise_eig(
             sites,
             trained,
             barber_agakov,
-            Budget(None, num_steps, max_steps, batch_size, learning_rate, 2, compile=compile),
+            Budget(None, num_steps, max_steps, batch_size, learning_rate, 2, compile=compile, capture=capture),
             None,
             likelihood=False,
             prepare=prepare,
@@ -275,7 +277,7 @@ def _default_proposal(sites: Sites, num_designs: int) -> dict[str, Tensor]:
 
 
 def _spread(site: DesignSite, num_designs: int) -> Tensor:
-    ends = interval_ends(site)
+    ends = site.interval_ends
     if ends is None:
         raise ValueError(
             f"proposal: design '{site.name}' has the constraint {site.constraint}, which is no interval to draw from. "

@@ -19,7 +19,9 @@ design is chosen,
 .. math::  \text{regret} \le \max_{\xi} \mathrm{upper}(\xi) - \mathrm{lower}(\xi_{\text{chosen}}).
 
 A standard error is trusted where the tails of the terms allow it: with a Pareto k above 0.7 the interval is made anew
-from more draws, as far as the budget goes, and where these are as heavy it is returned "uncertified".
+from more draws, as far as the budget goes, and where these are as heavy it is returned "uncertified". An interval much
+wider than asked for, which one rare draw can make, is made anew likewise. The choice looks at the first draws and the
+new interval at its own, so what it adds to the chance of a miss is at most that chance times the share made anew.
 
 References:
     Foster et al. (2019, 2020) as in `importance`; Giles (2015), "Multilevel Monte Carlo methods"; Vehtari et al.
@@ -57,6 +59,9 @@ FEWEST_OUTER = 500
 MOST_OUTER_FOR_TAIL = 20_000
 MOST_SIMULATIONS_FOR_TAIL = 2_000_000
 """Most outer draws, and simulations, that go into seeing the end of a tail, the width asked for not needing them."""
+
+WIDE = 1.5
+"""An interval this many times as wide as asked for is made anew, longer: one rare draw can do that to a short one."""
 
 MOST_INNER = 4_096
 FLOW_CHUNK = 8_192
@@ -163,7 +168,7 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
         plan = _plan(sites, own, density, controls, width, quantile, left)
         found = _sides(sites, own, density, controls, plan)
         longer = _longer(plan, max_simulations - (sites.program.num_calls - before))
-        if found.tail > HEAVY_TAIL and longer is not None:
+        if (found.tail > HEAVY_TAIL or found.width(quantile) > WIDE * width) and longer is not None:
             found = _sides(sites, own, density, controls, longer)
         sides.append(found)
     like: dict[str, Any] = {"dtype": sites.dtype, "device": sites.device}
@@ -218,6 +223,10 @@ class Sides:
     upper_error: float
     tail: float
     plan: Plan
+
+    def width(self, quantile: float) -> float:
+        """Return the width of the interval made of them."""
+        return self.upper - self.lower + quantile * (self.lower_error + self.upper_error)
 
 
 def _from_prior(

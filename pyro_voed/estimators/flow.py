@@ -68,6 +68,7 @@ def eig_flow(
     learning_rate: float | Sequence[float] = 2e-3,
     num_samples: int | None = None,
     compile: bool = False,
+    capture: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -115,6 +116,9 @@ def eig_flow(
             designs (at least 2,000 each), 2,000 where experiments are run one by one.
         compile: Compile the density for training with `torch.compile`: steps are up to twice as fast, after most of a
             minute at the start. Where it cannot be compiled, training runs as usual, with a warning.
+        capture: On CUDA, record a whole training step on fresh simulations (model, density, gradient, optimiser) as a
+            CUDA graph and replay it. Replayed simulations are first compared with fresh ones; where a step cannot be
+            recorded, or the model draws from Python's or NumPy's generators, training runs as usual, with a warning.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator. Equal seeds give equal results.
         progress: Show progress bars; None shows them on a terminal only.
@@ -174,7 +178,7 @@ def eig_flow(
             num_samples=num_samples,
             ensemble=ensemble,
         )
-        budget = replace(budget, redraw_outcomes=redraw_outcomes, compile=compile)
+        budget = replace(budget, redraw_outcomes=redraw_outcomes, compile=compile, capture=capture)
         result = flow_bound(
             sites,
             candidates,

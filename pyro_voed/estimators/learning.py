@@ -17,6 +17,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_voed.captured import Capture, recorder
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities import (
     Classifier,
@@ -30,7 +31,15 @@ from pyro_voed.densities import (
 from pyro_voed.densities.compiled import CompiledDensity
 from pyro_voed.monte_carlo import controlled_terms
 from pyro_voed.results import FitHistory, element_names
-from pyro_voed.simulate import JointSample, design_batch_shape, flat_designs, non_finite_sites, sample_joint
+from pyro_voed.simulate import (
+    JointSample,
+    batch_shape,
+    design_batch_shape,
+    draw_joint,
+    flat_designs,
+    non_finite_sites,
+    sample_joint,
+)
 from pyro_voed.sites import Site, Sites
 from pyro_voed.training import Ascent, fit_fresh, fit_pool
 
@@ -57,6 +66,7 @@ class Budget:
         learning_rate: Peak learning rate of the density, or several to choose from.
         num_samples: Fresh experiments (at each design) behind the reported number.
         compile: Compile the density's log-density for training.
+        capture: Record a training step on fresh simulations and replay it.
         redraw_outcomes: Draw the outcomes of a pool's forward runs anew for every pass, where that is right.
     """
 
@@ -68,6 +78,7 @@ class Budget:
     num_samples: int
     redraw_outcomes: bool = True
     compile: bool = False
+    capture: bool = False
 
 
 def discrete_values(sites: Sites) -> list[Tensor | None]:
@@ -195,7 +206,8 @@ def draw_pool(
     size = max(fewest, budget.num_simulations // design_batch_shape(sites, designs).numel())
     redraw = budget.redraw_outcomes and sites.redrawable
     with torch.no_grad():
-        pool = sample_joint(sites, size, designs, likelihood=likelihood, redraw=redraw)
+        # Without the way to its nuisance values a pool does not hold on to the run that made it.
+        pool = replace(sample_joint(sites, size, designs, likelihood=likelihood, redraw=redraw), nuisance=None)
         if pool.redraw is not None and not sites.program.vectorised:
             # A trace for every experiment is slow to draw from: a few whole versions, then their traces can go.
             versions = [pool.redraw() for _ in range(POOL_VERSIONS)]
@@ -234,7 +246,8 @@ def train_density(
     description: str,
 ) -> FitHistory:
     """Train a density on fresh simulations or on the pool; with validation of distributions off, as it is costly."""
-    ascent = Ascent([weights_group(density, budget.learning_rate)])
+    capture = capture_steps(sites, looped=_loops(sites, designs)) if budget.capture and pool is None else None
+    ascent = Ascent([weights_group(density, budget.learning_rate)], replayable=capture is not None)
     trained: Any = CompiledDensity(density) if budget.compile else density
     objective = lambda sample: terms(sample, trained)  # noqa: E731
     common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": description}
@@ -250,11 +263,33 @@ def train_density(
                 with torch.no_grad():
                     return prepare(plain())
 
-            history = fit_fresh(
-                prepared, objective, ascent, num_steps=budget.num_steps, max_steps=budget.max_steps, **common
-            )
+            steps: dict[str, Any] = {"num_steps": budget.num_steps, "max_steps": budget.max_steps}
+            history = fit_fresh(prepared, objective, ascent, capture=capture, **steps, **common)
     density.eval()
     return history
+
+
+def capture_steps(sites: Sites, *, looped: bool = False) -> Capture | None:
+    """Return how training steps of a model are captured; None, with a warning, where there is no capturing them."""
+    record = recorder(sites.device)
+    if record is None:
+        obstacle = f"steps are recorded on CUDA devices only, and the model's tensors are on '{sites.device}'"
+    elif looped or not sites.program.vectorised:
+        obstacle = "experiments of this model are run one by one"
+    else:
+        return Capture(record, site_values, sites.program.calls)
+    warnings.warn(f"capture: {obstacle}. Training runs without.", stacklevel=4)
+    return None
+
+
+def site_values(sample: JointSample) -> dict[str, Tensor]:
+    """Return the values of all random sites of a sample, designs of a batch taken as further experiments."""
+    values = {**sample.values, **(sample.nuisance() if sample.nuisance is not None else {})}
+    return {name: value.flatten(0, sample.theta.dim() - 2) for name, value in values.items()}
+
+
+def _loops(sites: Sites, designs: Mapping[str, Tensor] | None) -> bool:
+    return bool(design_batch_shape(sites, designs or {})) and sites.program.design_singletons is None
 
 
 def weights_group(density: nn.Module, learning_rate: float | tuple[float, ...]) -> dict[str, Any]:
@@ -278,16 +313,17 @@ def explain_terms(sample: JointSample) -> str:
 def draw_training(
     sites: Sites, batch_size: int, designs: Mapping[str, Tensor] | None, *, likelihood: bool
 ) -> JointSample:
-    """Simulate one minibatch; over a batch of designs, at designs drawn at random from it."""
-    batch = design_batch_shape(sites, designs or {})
-    if designs is None or not batch:
-        return sample_joint(sites, batch_size, designs, likelihood=likelihood)
+    """Simulate one minibatch at designs known to be right; over a batch of them, at some drawn at random from it."""
+    designs = sites.design_values if designs is None else designs
+    batch = batch_shape(sites, designs)
+    if not batch:
+        return draw_joint(sites, batch_size, designs, likelihood=likelihood)
     flat = flat_designs(sites, designs)
     # Where designs are looped over, every further design costs a run of the model.
     members = batch_size if sites.program.design_singletons is not None else min(8, batch_size)
-    chosen = torch.randint(batch.numel(), (members,))
+    chosen = torch.randint(batch.numel(), (members,), device=sites.device)
     own = {name: value[chosen] for name, value in flat.items()}
-    return sample_joint(sites, batch_size // members, own, likelihood=likelihood)
+    return draw_joint(sites, batch_size // members, own, likelihood=likelihood)
 
 
 def evaluate_terms(

@@ -43,7 +43,7 @@ from pyro_voed.estimators.learning import (
 from pyro_voed.estimators.objective import Objective, build_posterior
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.simulate import JointSample, design_batch_shape, sample_joint
+from pyro_voed.simulate import JointSample, design_batch_shape, draw_joint, sample_joint
 from pyro_voed.sites import Sites
 from pyro_voed.training import kept_on_error
 
@@ -117,7 +117,7 @@ def flow_bound(
         likelihood=False,
         prepare=prepare,
         pool=pool,
-        draw=partial(sample_joint, sites, max(2, budget.batch_size // batch.numel()), designs) if batch else None,
+        draw=partial(draw_joint, sites, max(2, budget.batch_size // batch.numel()), designs) if batch else None,
         progress=progress,
         description="eig_flow",
     )
