@@ -15,8 +15,9 @@ from functools import partial
 
 import torch
 
-from pyro_voed import eig_flow
-from pyro_voed.comparison import ESTIMATORS, at_budget, compare_estimators, plot_comparison, pooled
+from pyro_voed import compare_estimators, eig_flow
+from pyro_voed.budgets import ESTIMATORS, at_budget, pooled
+from pyro_voed.plots import plot_comparison
 from pyro_voed.problems.nonlinear import exact_eig, nonlinear
 
 ONE_OUTCOME = "flow_one_outcome"

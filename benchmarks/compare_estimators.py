@@ -17,7 +17,8 @@ import warnings
 
 import torch
 
-from pyro_voed.comparison import ESTIMATORS, compare_estimators
+from pyro_voed import compare_estimators
+from pyro_voed.budgets import ESTIMATORS
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
 
 PROBLEMS = {

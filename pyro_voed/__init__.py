@@ -7,7 +7,7 @@ The modules in the order in which data flow through them:
 * `densities`: conditional flows; `training`: the one loop that fits them;
 * `estimators`: expected information gain, one chapter an estimator;
 * `design`: search for the best design;
-* `comparison`: estimators side by side at equal budgets;
+* `budgets`, `comparison`: estimators side by side at equal budgets;
 * `inference`: posteriors of one outcome, by NUTS or by the trained flow;
 * `diagnostics`: do two posteriors agree?
 * `results`, `plots`: what comes back, and pictures of it;

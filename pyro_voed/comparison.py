@@ -2,31 +2,11 @@ r"""Which estimator is best for a model? All of them, at equal budgets of simula
 
 An estimate errs in two ways: by its bias, which its standard error does not know of, and by chance. Repeats with other
 seeds (of simulation and of training) show the second; where the exact value is known, the mean over repeats shows the
-first. The currency is the number of simulated experiments, since simulators are what costs.
-
-An *estimator at a budget* is any callable
-
-    (model, observation_labels, target_labels, *, budget, seed, model_args, model_kwargs) -> EIGResult
-
-and `at_budget` makes one of an `eig_*` function and a rule that turns a budget B into its sizes. The ready ones:
-
-=============================== ====================================================================================
-`flow_at_budget`                0.8 B to train the default flow, the rest to evaluate it
-`gaussian_flow_at_budget`       the same with a Gaussian whose mean and covariance are functions of the outcome
-`marginal_at_budget`            0.8 B to train the outcome's density, the rest to evaluate it
-`marginal_likelihood_at_budget` 0.8 B to train two densities of the outcome, the rest to evaluate them
-`critic_at_budget`              0.8 B to train an InfoNCE critic, the rest to evaluate it
-`ace_at_budget`, `vnmc_...`     0.5 B to train the default flow as proposal, the rest for outer and inner draws
-`nmc_low_at_budget`             M about B^(1/3) inner draws for each outer one: N (M + 1) = B
-`nmc_high_at_budget`            M about B^(1/2), for less bias and more variance
-`nmc_reused_at_budget`, `pce_`  N = B outer draws that serve as inner draws too: B^2 densities
-`lbkld_at_budget`               three experiments at each of B / 3 draws of the targets
-`laplace_at_budget`             at most 74 runs (Newton steps, halved where needed) for each of B / 74 draws
-=============================== ====================================================================================
+first. The currency is the number of simulated experiments, since simulators are what costs; `budgets` says what each
+estimator makes of them.
 
 References:
-    Rainforth, Cornish, Yang, Warrington and Wood (2018), "On nesting Monte Carlo estimators", for the cube root. Dong,
-    Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), section 4.1, for the comparison at equal budgets.
+    Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), section 4.1, for the comparison at equal budgets.
 """
 
 from __future__ import annotations
@@ -40,29 +20,10 @@ from typing import Any
 
 import torch
 
+from pyro_voed.budgets import SMALLEST_BUDGET, EstimatorAtBudget
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count
-from pyro_voed.densities import AffineCouplingFlow
-from pyro_voed.estimators import (
-    eig_ace,
-    eig_flow,
-    eig_laplace,
-    eig_marginal,
-    eig_marginal_likelihood,
-    eig_nmc,
-    eig_pce,
-    eig_vnmc,
-)
-from pyro_voed.estimators.critic import eig_critic
-from pyro_voed.estimators.lbkld import eig_lbkld
 from pyro_voed.results import Bound, EIGResult
-
-SMALLEST_BUDGET = 100
-NEWTON_STEPS = 10
-
-
-EstimatorAtBudget = Callable[..., EIGResult]
-"""What `compare_estimators` calls; the arguments are those at the head of this file."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +168,7 @@ def compare_estimators(
         TypeError: If an estimator cannot be called or returns no `EIGResult`.
 
     Example:
+        >>> from pyro_voed.budgets import ESTIMATORS
         >>> from pyro_voed.problems import linear_gaussian as lg
         >>> comparison = compare_estimators(
         ...     lg.linear_gaussian(),
@@ -237,206 +199,6 @@ def compare_estimators(
             rows.append(_row(name, call, budget, own, exact))
             on_row(rows[-1])
     return Comparison(tuple(rows), repeats, exact)
-
-
-def at_budget(estimate: Callable[..., EIGResult], sizes: Callable[[int], Mapping[str, Any]]) -> EstimatorAtBudget:
-    """Make an estimator at a budget of an `eig_*` function.
-
-    Args:
-        estimate: An `eig_*` function, some of its arguments perhaps fixed by `functools.partial`.
-        sizes: Turns a budget into keyword arguments of it (`pooled`, `nested_low`, ...).
-
-    Example:
-        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> small = partial(AffineCouplingFlow, num_transforms=1, hidden_dim=16)
-        >>> mine = at_budget(partial(eig_flow, density=small), pooled)
-        >>> mine(linear_gaussian(), "y", budget=1_000, seed=0).bound
-        'lower'
-    """
-
-    def run(
-        model: Callable[..., Any],
-        observation_labels: Labels = None,
-        target_labels: Labels = None,
-        *,
-        budget: int,
-        seed: int | None = None,
-        model_args: Sequence[Any] = (),
-        model_kwargs: Mapping[str, Any] | None = None,
-    ) -> EIGResult:
-        check_count(budget, "budget", SMALLEST_BUDGET)
-        given = {"seed": seed, "model_args": model_args, "model_kwargs": model_kwargs}
-        return estimate(model, observation_labels, target_labels, **given, **sizes(budget))
-
-    return run
-
-
-def pooled(budget: int) -> dict[str, Any]:
-    """Return sizes of an estimator that learns from a pool: four fifths to learn, the rest to evaluate.
-
-    Example:
-        >>> pooled(10_000)
-        {'num_simulations': 8000, 'num_samples': 2000, 'batch_size': 256, 'progress': False}
-    """
-    pool = round(0.8 * budget)
-    # A hundred steps for each pass over a large pool are enough, and larger batches are cheaper by the row.
-    batch_size = min(1_024, max(256, pool // 100))
-    return {"num_simulations": pool, "num_samples": budget - pool, "batch_size": batch_size, "progress": False}
-
-
-def with_proposal(budget: int) -> dict[str, Any]:
-    """Return sizes of an estimator with a learned proposal: one half to learn it, the rest for outer and inner draws.
-
-    Example:
-        >>> with_proposal(10_000)["num_inner_samples"]
-        8
-    """
-    pool = budget // 2
-    # With a good proposal few inner draws do, and the variance is that of the outer ones.
-    num_inner = max(2, round((budget - pool) ** 0.25))
-    # A tenth of the inner draws come from the prior, and cost a run to draw as well as one to score.
-    outer = max(2, round((budget - pool) / (1 + 1.1 * num_inner)))
-    sizes = pooled(budget) | {"num_simulations": pool, "num_samples": outer}
-    return sizes | {"num_inner_samples": num_inner}
-
-
-def nested_low(budget: int) -> dict[str, Any]:
-    """Return sizes of nested Monte Carlo with few inner draws, the cube root of the budget.
-
-    So bias and standard error fall at the same rate, which is the best one as the budget grows.
-
-    Example:
-        >>> nested_low(1_000)
-        {'num_outer_samples': 91, 'num_inner_samples': 10}
-    """
-    return _nested(budget, round(budget ** (1 / 3)))
-
-
-def nested_high(budget: int) -> dict[str, Any]:
-    """Return sizes of nested Monte Carlo with many inner draws, the square root of the budget.
-
-    Example:
-        >>> nested_high(10_000)
-        {'num_outer_samples': 99, 'num_inner_samples': 100}
-    """
-    return _nested(budget, round(budget**0.5))
-
-
-def reused(budget: int) -> dict[str, Any]:
-    """Return sizes of nested Monte Carlo whose outer draws serve as inner ones too.
-
-    Example:
-        >>> reused(1_000)
-        {'num_outer_samples': 1000, 'num_inner_samples': None}
-    """
-    return {"num_outer_samples": budget, "num_inner_samples": None}
-
-
-def repeated(budget: int) -> dict[str, Any]:
-    """Return sizes of the nearest-neighbour bound: three experiments at each draw of the targets.
-
-    Example:
-        >>> repeated(9_000)
-        {'num_samples': 3000}
-    """
-    # The estimator takes no fewer than 1,000 draws, so that budgets below 3,000 are exceeded.
-    return {"num_samples": max(1_000, budget // 3)}
-
-
-def newton(budget: int) -> dict[str, Any]:
-    """Return sizes of the Laplace approximation: a run to draw and one for every density at a draw.
-
-    A step takes up to seven runs, for it is halved until the density does not fall; where steps are short of that, as
-    for posteriors near to Gaussian, far less than the budget is spent.
-
-    Example:
-        >>> newton(7_400)
-        {'num_newton_steps': 10, 'num_samples': 100}
-    """
-    return {"num_newton_steps": NEWTON_STEPS, "num_samples": max(4, budget // (7 * NEWTON_STEPS + 4))}
-
-
-flow_at_budget = at_budget(eig_flow, pooled)
-gaussian_flow_at_budget = at_budget(partial(eig_flow, density=partial(AffineCouplingFlow, num_transforms=0)), pooled)
-marginal_at_budget = at_budget(eig_marginal, pooled)
-marginal_likelihood_at_budget = at_budget(eig_marginal_likelihood, pooled)
-critic_at_budget = at_budget(eig_critic, pooled)
-ace_at_budget = at_budget(eig_ace, with_proposal)
-vnmc_at_budget = at_budget(eig_vnmc, with_proposal)
-nmc_low_at_budget = at_budget(eig_nmc, nested_low)
-nmc_high_at_budget = at_budget(eig_nmc, nested_high)
-nmc_reused_at_budget = at_budget(eig_nmc, reused)
-pce_at_budget = at_budget(eig_pce, reused)
-lbkld_at_budget = at_budget(eig_lbkld, repeated)
-laplace_at_budget = at_budget(eig_laplace, newton)
-
-ESTIMATORS: Mapping[str, EstimatorAtBudget] = {
-    "flow": flow_at_budget,
-    "gaussian_flow": gaussian_flow_at_budget,
-    "critic": critic_at_budget,
-    "lbkld": lbkld_at_budget,
-    "pce": pce_at_budget,
-    "ace": ace_at_budget,
-    "vnmc": vnmc_at_budget,
-    "marginal": marginal_at_budget,
-    "nmc_low": nmc_low_at_budget,
-    "nmc_high": nmc_high_at_budget,
-    "nmc_reused": nmc_reused_at_budget,
-    "marginal_likelihood": marginal_likelihood_at_budget,
-    "laplace": laplace_at_budget,
-}
-"""The library's estimators at a budget: lower bounds, then upper ones, then those of no guaranteed side."""
-
-
-def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
-    """Draw the error of each estimator against its simulator calls, or its estimate where no exact value is known.
-
-    Bars are two standard errors of the mean over repeats (of the one run, without repeats) either way; estimators
-    without an estimate are left out.
-
-    Args:
-        comparison: What `compare_estimators` returned.
-        ax: Matplotlib axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If no estimator gave an estimate.
-
-    Example:
-        >>> row = ComparisonRow("flow", 1_000, 1.1, 0.02, "lower", num_simulations=1e3, error=-0.1)
-        >>> plot_comparison(Comparison((row,), 1, exact=1.2)).get_xlabel()
-        'simulated experiments'
-    """
-    import matplotlib.pyplot as plt
-
-    curves = {name: comparison.curve(name) for name in comparison.estimators}
-    curves = {name: curve for name, curve in curves.items() if curve[0]}
-    if not curves:
-        raise ValueError("comparison: no estimator gave an estimate, so there is nothing to draw.")
-    if ax is None:
-        ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
-    markers = "osD^v<>PX*hpd"
-    for number, (name, (calls, values, errors)) in enumerate(curves.items()):
-        # Markers tell apart what colours, which come round again after ten, do not.
-        ax.errorbar(
-            calls, values, [2 * error for error in errors], label=name, capsize=3, markersize=5, linewidth=1.2,
-            color=f"C{number % 10}", marker=markers[number % len(markers)],
-        )  # fmt: skip
-    if comparison.exact is not None:
-        ax.axhline(0.0, color="0.3", linewidth=1)
-    ax.set(
-        xscale="log",
-        xlabel="simulated experiments",
-        ylabel="expected information gain (nats)" if comparison.exact is None else "estimate less exact value (nats)",
-    )
-    ax.legend(frameon=False, fontsize="small", title="bars: ±2 standard errors", title_fontsize="small")
-    return ax
-
-
-def _nested(budget: int, num_inner: int) -> dict[str, Any]:
-    return {"num_outer_samples": max(2, round(budget / (num_inner + 1))), "num_inner_samples": num_inner}
 
 
 def _checked(

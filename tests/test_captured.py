@@ -18,10 +18,11 @@ from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_voed import amortise_eig, eig_flow, marginal_saddle, optimise_design, prior_contrastive
+from pyro_voed.ascent import Ascent
 from pyro_voed.captured import Capture, CapturedSteps, NotReplayable, captured_or_none, check_replays, recorder
 from pyro_voed.densities import AffineCouplingFlow
 from pyro_voed.estimators import learning
-from pyro_voed.training import Ascent, fit_fresh
+from pyro_voed.training import fit_fresh
 
 NUM_STEPS = 60
 

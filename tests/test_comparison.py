@@ -10,8 +10,9 @@ import pytest
 import torch
 from pyro import distributions as dist
 
+from pyro_voed import budgets, eig_nmc
 from pyro_voed import comparison as cp
-from pyro_voed import eig_nmc
+from pyro_voed.plots import plot_comparison
 from pyro_voed.problems import finite, implicit_toy
 from pyro_voed.problems import linear_gaussian as lg
 
@@ -49,10 +50,10 @@ def fixed(eig, bound="lower", calls=100):
 def all_at_once():
     # One run of everything at a small budget, on a problem that none refuses: one coefficient, seen once.
     model = lg.linear_gaussian(torch.tensor([[1.5]]), prior_scales=(1.0,))
-    return cp.compare_estimators(model, cp.ESTIMATORS, 400, 1, observation_labels="y", exact=EXACT, seed=1)
+    return cp.compare_estimators(model, budgets.ESTIMATORS, 400, 1, observation_labels="y", exact=EXACT, seed=1)
 
 
-@pytest.mark.parametrize("name", cp.ESTIMATORS)
+@pytest.mark.parametrize("name", budgets.ESTIMATORS)
 def test_every_estimator_keeps_its_side_and_its_budget(all_at_once, name):
     row = next(row for row in all_at_once.rows if row.estimator == name)
     assert row.failure is None
@@ -69,7 +70,7 @@ def test_every_estimator_keeps_its_side_and_its_budget(all_at_once, name):
 def test_refusals_are_rows():
     found = cp.compare_estimators(
         implicit_toy.implicit_toy(),
-        {name: cp.ESTIMATORS[name] for name in ("nmc_low", "marginal", "lbkld")},
+        {name: budgets.ESTIMATORS[name] for name in ("nmc_low", "marginal", "lbkld")},
         1_000,
         observation_labels="y",
         target_labels="theta",
@@ -88,13 +89,13 @@ def test_infinite_terms_are_a_row():
         theta = pyro.sample("theta", dist.Uniform(0.0, 1.0))
         return pyro.sample("y", dist.Uniform(theta, theta + 1e-4, validate_args=False))
 
-    found = cp.compare_estimators(narrow, {"nmc": cp.nmc_low_at_budget}, 200, observation_labels="y", seed=0)
+    found = cp.compare_estimators(narrow, {"nmc": budgets.nmc_low_at_budget}, 200, observation_labels="y", seed=0)
     assert found.rows[0].failure.startswith("ArithmeticError")
 
 
 def test_other_errors_end_the_comparison():
     with pytest.raises(ValueError, match="nowhere"):
-        cp.compare_estimators(finite.finite(), {"nmc": cp.nmc_low_at_budget}, 200, observation_labels="nowhere")
+        cp.compare_estimators(finite.finite(), {"nmc": budgets.nmc_low_at_budget}, 200, observation_labels="nowhere")
 
 
 def test_numbers_of_a_row():
@@ -114,7 +115,7 @@ def test_numbers_of_a_row():
 def test_equal_seeds_give_equal_tables_and_unequal_repeats():
     def table(seed):
         return cp.compare_estimators(
-            finite.finite(), {"nmc": cp.nmc_low_at_budget, "again": cp.nmc_low_at_budget}, [200, 400], 2,
+            finite.finite(), {"nmc": budgets.nmc_low_at_budget, "again": budgets.nmc_low_at_budget}, [200, 400], 2,
             observation_labels="y", seed=seed,
         )  # fmt: skip
 
@@ -145,7 +146,7 @@ def test_model_arguments_reach_the_model():
         return pyro.sample("y", dist.Normal(theta, noise))
 
     found = cp.compare_estimators(
-        model, {"reused": cp.nmc_reused_at_budget}, 2_000, observation_labels="y", model_args=(3.0,),
+        model, {"reused": budgets.nmc_reused_at_budget}, 2_000, observation_labels="y", model_args=(3.0,),
         model_kwargs={"noise": 0.5}, exact=0.5 * math.log(37.0), seed=0,
     )  # fmt: skip
     row = found.rows[0]
@@ -155,21 +156,21 @@ def test_model_arguments_reach_the_model():
 
 @pytest.mark.parametrize("budget", [100, 777, 12_345, 10**6])
 def test_sizes_spend_the_budget(budget):
-    for sizes in (cp.nested_low(budget), cp.nested_high(budget)):
+    for sizes in (budgets.nested_low(budget), budgets.nested_high(budget)):
         spent = sizes["num_outer_samples"] * (sizes["num_inner_samples"] + 1)
         # The number of outer draws is rounded to a whole one.
         assert abs(spent - budget) <= (sizes["num_inner_samples"] + 1) / 2
-    sizes = cp.pooled(budget)
+    sizes = budgets.pooled(budget)
     assert sizes["num_simulations"] + sizes["num_samples"] == budget
-    sizes = cp.with_proposal(budget)
+    sizes = budgets.with_proposal(budget)
     outer_cost = 1 + 1.1 * sizes["num_inner_samples"]
     assert abs(sizes["num_simulations"] + sizes["num_samples"] * outer_cost - budget) <= outer_cost / 2 + 1
-    sizes = cp.newton(budget)
+    sizes = budgets.newton(budget)
     assert sizes["num_samples"] == max(4, budget // 74)
 
 
 def test_own_estimators_are_made_at_a_budget():
-    mine = cp.at_budget(partial(eig_nmc, num_inner_samples=5), lambda budget: {"num_outer_samples": budget // 6})
+    mine = budgets.at_budget(partial(eig_nmc, num_inner_samples=5), lambda budget: {"num_outer_samples": budget // 6})
     assert mine(lg.linear_gaussian(), "y", budget=600, seed=0).num_samples == 100
     with pytest.raises(ValueError, match="budget: expected at least 100, got 50"):
         mine(lg.linear_gaussian(), "y", budget=50, seed=0)
@@ -177,28 +178,28 @@ def test_own_estimators_are_made_at_a_budget():
 
 def test_data_frame_and_table(all_at_once):
     frame = all_at_once.to_data_frame()
-    assert list(frame.estimator) == list(cp.ESTIMATORS)
+    assert list(frame.estimator) == list(budgets.ESTIMATORS)
     assert {"eig", "standard_error", "bound", "spread", "num_simulations", "seconds", "error"} <= set(frame)
     text = str(all_at_once)
     assert "exact value 0.5893" in text
-    assert all(name in text for name in cp.ESTIMATORS)
+    assert all(name in text for name in budgets.ESTIMATORS)
 
 
 def test_figure_shows_error_against_calls():
     found = cp.compare_estimators(
         finite.finite(), {"one": fixed([1.0, 3.0], calls=300), "two": fixed([5.0, 5.0])}, [200, 100], 2, exact=1.5
     )
-    ax = cp.plot_comparison(found)
+    ax = plot_comparison(found)
     assert ax.get_xscale() == "log"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
     calls, values, errors = found.curve("one")
     assert (calls, values, errors) == ([300, 300], [0.5, 0.5], pytest.approx([1.0, 1.0]))
-    assert cp.plot_comparison(replace(found, exact=None), ax) is ax
+    assert plot_comparison(replace(found, exact=None), ax) is ax
     with pytest.raises(ValueError, match="expected one of"):
         found.curve("three")
     refused = cp.Comparison((cp.ComparisonRow("nmc", 100, failure="NotImplementedError: no density"),), 1)
     with pytest.raises(ValueError, match="nothing to draw"):
-        cp.plot_comparison(refused)
+        plot_comparison(refused)
 
 
 @pytest.mark.parametrize(
@@ -217,19 +218,21 @@ def test_figure_shows_error_against_calls():
 )
 def test_wrong_arguments_are_refused(changes, error, message):
     # Wrong types are met first by the checks of annotations that the tests run under.
-    arguments = {"model": finite.finite(), "estimators": {"nmc": cp.nmc_low_at_budget}, "budgets": 100} | changes
+    arguments = {"model": finite.finite(), "estimators": {"nmc": budgets.nmc_low_at_budget}, "budgets": 100} | changes
     with pytest.raises(error, match=message):
         cp.compare_estimators(**arguments)
 
 
 def test_several_designs_are_refused():
     designs = {"xi": torch.tensor([0.2, 0.8])}
-    many = cp.at_budget(partial(eig_nmc, designs=designs), cp.reused)
+    many = budgets.at_budget(partial(eig_nmc, designs=designs), budgets.reused)
     with pytest.raises(ValueError, match=r"estimates of shape \(2,\)"):
         cp.compare_estimators(finite.finite(), {"many": many}, 100, observation_labels="y")
 
 
 def test_lazy_imports_leave_no_warning_filters():
     filters = list(warnings.filters)
-    cp.compare_estimators(finite.finite(), {"nmc": cp.nmc_low_at_budget}, 100, observation_labels="y").to_data_frame()
+    cp.compare_estimators(
+        finite.finite(), {"nmc": budgets.nmc_low_at_budget}, 100, observation_labels="y"
+    ).to_data_frame()
     assert warnings.filters == filters

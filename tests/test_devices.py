@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pyro_voed
+from pyro_voed.ascent import Ascent, _clip_members, _scale_steps
 from pyro_voed.densities import (
     AffineCouplingFlow,
     Classifier,
@@ -36,7 +37,6 @@ from pyro_voed.estimators import learning
 from pyro_voed.monte_carlo import controlled_terms, log_mean_exp, mean_and_standard_error, pareto_k
 from pyro_voed.resolve import resolve
 from pyro_voed.simulate import pack_designs, sample_joint, unpack_designs, unpack_targets
-from pyro_voed.training import Ascent, _clip_members, _scale_steps
 
 DEVICE = torch.device("meta")
 ROWS, MEMBERS, THETA_DIM, CONTEXT_DIM = 6, 3, 3, 2

@@ -18,6 +18,7 @@ LAYERS = {
     "densities": 1,
     "summaries": 1,
     "captured": 1,
+    "ascent": 1,
     "training": 2,
     "programs": 1,
     "sites": 2,
@@ -29,11 +30,12 @@ LAYERS = {
     "inference": 6,
     "diagnostics": 7,
     "design": 7,
+    "budgets": 7,
     "comparison": 8,
     "plots": 9,
 }
 PYRO_SIDE = {"programs", "sites", "probes", "resolve", "simulate", "scoring"}
-TORCH_SIDE = {"densities", "summaries", "captured", "training"}
+TORCH_SIDE = {"densities", "summaries", "captured", "ascent", "training"}
 FOUNDATIONS = {"checks", "caller_state", "monte_carlo", "results"}
 STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 

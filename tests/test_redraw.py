@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pyro_voed import eig_critic, eig_flow, eig_marginal, info_nce, resolve, sample_joint
+from pyro_voed.ascent import Ascent
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
-from pyro_voed.training import VALIDATION_COPIES, Ascent, fit_pool
+from pyro_voed.training import VALIDATION_COPIES, fit_pool
 
 Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_voed.training import Ascent, fit_fresh, fit_pool
+from pyro_voed.ascent import Ascent
+from pyro_voed.training import fit_fresh, fit_pool
 
 TARGET = torch.tensor([1.0, -2.0, 0.5])
 

@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_voed.ascent import Ascent
 from pyro_voed.captured import Capture
 from pyro_voed.checks import check_known
 from pyro_voed.design.gradients import score_terms
@@ -28,7 +29,7 @@ from pyro_voed.results import FitHistory, element_names
 from pyro_voed.scoring import log_joint
 from pyro_voed.simulate import JointSample, draw_joint, sample_joint
 from pyro_voed.sites import DesignSite, Sites
-from pyro_voed.training import Ascent, fit_fresh, kept_on_error
+from pyro_voed.training import fit_fresh, kept_on_error
 
 RESCALE_EVERY = 50
 RESCALE_SIZE = 500

@@ -14,13 +14,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_voed.ascent import Ascent
 from pyro_voed.densities import StackedDensity
 from pyro_voed.design.climb import RECORD_EVERY, RESCALE_EVERY, RESCALE_SIZE, Climb, Search, nudged
 from pyro_voed.design.gradients import score_terms
 from pyro_voed.estimators.ensemble import at_member
 from pyro_voed.estimators.learning import check_pilot, explain_terms, weights_group
 from pyro_voed.simulate import JointSample
-from pyro_voed.training import Ascent, fit_fresh, kept_on_error
+from pyro_voed.training import fit_fresh, kept_on_error
 
 
 def can_climb_together(search: Search) -> bool:

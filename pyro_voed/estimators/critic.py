@@ -52,6 +52,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_voed.ascent import Ascent
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
@@ -70,7 +71,7 @@ from pyro_voed.resolve import resolve
 from pyro_voed.results import Bound, EIGResult, FitHistory
 from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
 from pyro_voed.sites import Sites
-from pyro_voed.training import Ascent, fit_fresh, fit_pool, kept_on_error
+from pyro_voed.training import fit_fresh, fit_pool, kept_on_error
 
 MINIMAL_EFFECTIVE_SAMPLE_SIZE = 100.0
 SATURATION_MARGIN = 0.5

@@ -28,7 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.estimators.learning import Budget, build_density, discrete_values, draw_training, train_density
+from pyro_voed.estimators.building import build_density, discrete_values
+from pyro_voed.estimators.learning import Budget, draw_training, train_density
 from pyro_voed.simulate import JointSample
 from pyro_voed.sites import Sites
 

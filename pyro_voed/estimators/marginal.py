@@ -45,10 +45,10 @@ from torch import Tensor, nn
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
+from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.learning import (
     Budget,
-    build_density,
     check_pilot,
     check_sizes,
     default_budget,

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels
+from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.learning import (
     Budget,
-    build_density,
     check_sizes,
     default_budget,
     draw_pool,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_voed.estimators.learning import build_density, discrete_values
+from pyro_voed.estimators.building import build_density, discrete_values
 from pyro_voed.results import Bound
 from pyro_voed.simulate import JointSample
 from pyro_voed.sites import Sites

@@ -97,11 +97,7 @@ def flow_bound(
         prepare = with_prior_density(learn_prior_density(sites, designs, budget, pool=pool, progress=progress))
     with torch.no_grad():
         pool = None if pool is None else prepare(pool)
-        pilot = pool
-        if pilot is None and ensemble:
-            pilot = prepare(sample_joint(sites, _pilot_size(sites) // 4, designs))
-        if pilot is None:
-            pilot = prepare(draw_training(sites, _pilot_size(sites), designs, likelihood=False))
+        pilot = pool if pool is not None else prepare(_pilot(sites, designs, ensemble=ensemble))
     check_pilot(sites, pilot)
     rates = budget.learning_rate if isinstance(budget.learning_rate, tuple) else (budget.learning_rate,)
     batch = design_batch_shape(sites, designs) if ensemble else torch.Size()
@@ -123,9 +119,9 @@ def flow_bound(
     )
     with kept_on_error(lambda: {"density": trained}):
         if budget.num_steps != 0 and pool is not None and len(rates) > 1:
-            # Each rate on its own: which pass over the pool was the best differs from one to the next.
             alone = Ensemble(1, batch)
             parts = [alone.build(density, pilot, sites, summary) for _ in rates]
+            # Each rate on its own: which pass over the pool was the best differs from one to the next.
             histories = [
                 train(part, alone.terms, replace(budget, learning_rate=rate))
                 for part, rate in zip(parts, rates, strict=True)
@@ -216,5 +212,9 @@ def stated_prior(prior_entropy: float | None) -> Callable[[JointSample], JointSa
     return prepare
 
 
-def _pilot_size(sites: Sites) -> int:
-    return PILOT_SIZE if sites.program.vectorised else 200
+def _pilot(sites: Sites, designs: Mapping[str, Tensor], *, ensemble: bool) -> JointSample:
+    """Simulate what scales are taken from; for an ensemble at every design, as each member has scales of its own."""
+    size = PILOT_SIZE if sites.program.vectorised else 200
+    if ensemble:
+        return sample_joint(sites, size // 4, designs)
+    return draw_training(sites, size, designs, likelihood=False)

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from pyro_voed.ascent import Ascent
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
 from pyro_voed.densities.stacked import member_density
 from pyro_voed.estimators.learning import weights_group
-from pyro_voed.training import Ascent
 
 MEMBERS, ROWS = 4, 7
 

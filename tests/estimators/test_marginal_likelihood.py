@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_voed.densities import AffineCouplingFlow
-from pyro_voed.estimators.learning import build_density
+from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.marginal_likelihood import (
     OutcomeDensities,
     eig_marginal_likelihood,

@@ -1,0 +1,127 @@
+"""The density to train: the default for a model's dimensions and supports, or the caller's; scales from a pilot."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_voed.densities import (
+    Classifier,
+    MixedDensity,
+    SplineCouplingFlow,
+    Standardise,
+    StandardisedDensity,
+    as_density,
+)
+from pyro_voed.sites import Sites
+
+
+def discrete_values(sites: Sites) -> list[Tensor | None]:
+    """Return, for each packed target entry, the values it can take, None for continuous ones."""
+    entries: list[Tensor | None] = []
+    for site in sites.targets:
+        values = None if site.support_values is None else site.support_values.to(sites.dtype)
+        entries += [values] * site.packed_dim
+    return entries
+
+
+def make_mixed(discrete: list[Tensor | None], values: Tensor) -> Callable[[int, int], nn.Module]:
+    """Return a factory of densities with discrete entries, whose classifiers start at the pilot's frequencies."""
+    is_discrete = torch.tensor([entry is not None for entry in discrete], device=values.device)
+    supports = [entry.to(values) for entry in discrete if entry is not None]
+    columns = values[:, is_discrete].unbind(-1)
+    # One more draw for each value keeps a frequency off zero where the pilot missed it.
+    counts = [(column[:, None] == own).sum(0) + 1.0 for column, own in zip(columns, supports, strict=True)]
+    frequencies = [count / count.sum() for count in counts]
+
+    def make(dim: int, context_dim: int) -> nn.Module:
+        classifier = Classifier(supports, context_dim, frequencies=frequencies)
+        if is_discrete.all():
+            return classifier
+        given = context_dim + sum(classifier.sizes)
+        return MixedDensity(classifier, make_flow(dim - len(supports), given), is_discrete)
+
+    return make
+
+
+def make_flow(dim: int, context_dim: int) -> nn.Module:
+    """Return the default density: a spline coupling flow whose width follows the dimensions."""
+    size = dim + context_dim
+    hidden_dim = 64 if size <= 16 else 128
+    return SplineCouplingFlow(dim, context_dim, num_transforms=3 if dim > 1 else 2, hidden_dim=hidden_dim)
+
+
+def build_density(
+    given: Any,
+    values: Tensor,
+    context: Tensor,
+    *,
+    num_designs: int,
+    summary: nn.Module | None,
+    discrete: list[Tensor | None] | None = None,
+) -> StandardisedDensity:
+    """Return the density to train, its scales taken from a pilot.
+
+    Args:
+        given: None for the default flow, a factory `(dim, context_dim) -> density`, or a density. One that comes from
+            an earlier result goes on from where it was, as a copy.
+        values: Pilot draws of what the density is of, `(num_samples, dim)`.
+        context: Pilot draws of what it is conditioned on, `(num_samples, context_dim)`.
+        num_designs: How many of the last context columns are designs, which bypass the summary.
+        summary: A learned statistic of the standardised outcome.
+        discrete: For each entry, the values it can take where it is discrete.
+
+    Raises:
+        ValueError: If a density from an earlier result has other dimensions.
+        TypeError: If `given` is neither factory nor density.
+    """
+    dim, context_dim = values.shape[-1], context.shape[-1]
+    if isinstance(given, StandardisedDensity):
+        if (given.theta_dim, given.context_dim) != (dim, context_dim):
+            raise ValueError(
+                f"density: expected one of {dim} dimensions given {context_dim}, got one of {given.theta_dim} given "
+                f"{given.context_dim}. It was trained for another model or design batch."
+            )
+        return copy.deepcopy(given)
+    scales = [Standardise(dim).to(values), Standardise(context_dim).to(values)]
+    scales[0].fit_(values)
+    default: Callable[[int, int], nn.Module] = make_flow
+    if discrete is not None and any(entry is not None for entry in discrete):
+        default = make_mixed(discrete, values)
+        labels = torch.tensor([entry is not None for entry in discrete], device=values.device)
+        # Discrete entries are labels, compared and not measured.
+        scales[0].mean.masked_fill_(labels, 0.0)
+        scales[0].scale.masked_fill_(labels, 1.0)
+    if context_dim:
+        scales[1].fit_(context)
+    summary = copy.deepcopy(summary)
+    inner_dim = context_dim
+    if summary is not None:
+        inner_dim = _summary_dim(summary, context[:2, : context_dim - num_designs]) + num_designs
+    is_density = not isinstance(given, type) and (hasattr(given, "condition") or isinstance(given, nn.Module))
+    made = copy.deepcopy(given) if is_density else (given or default)(dim, inner_dim)
+    density = as_density(made, dim, inner_dim)
+    if default is not make_flow and not isinstance(density, Classifier | MixedDensity):
+        # A density on the real line could rise without limit at the atoms, and its "bound" with it.
+        raise NotImplementedError(
+            f"density: some targets are discrete, and {type(made).__name__} is a density of continuous ones. Leave it "
+            "out, or give a Classifier or MixedDensity of pyro_voed.densities."
+        )
+    num_bypass = 0 if summary is None else num_designs
+    return StandardisedDensity(density, scales[0], scales[1], summary, num_bypass=num_bypass).to(values)
+
+
+def _summary_dim(summary: nn.Module, context: Tensor) -> int:
+    summary.to(context)
+    with torch.no_grad():
+        shape = summary(context).shape
+    if len(shape) != 2 or shape[0] != context.shape[0]:
+        raise ValueError(
+            f"summary: expected a module from ({context.shape[0]}, {context.shape[1]}) to ({context.shape[0]}, "
+            f"summary_dim), got {tuple(shape)}."
+        )
+    return shape[1]
