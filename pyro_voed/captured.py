@@ -28,6 +28,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 READ_EVERY = 50
 WARM_UP = 3
@@ -61,19 +62,56 @@ def recorder(device: torch.device) -> Callable[[Step], Step] | None:
     return cuda_graph if device.type == "cuda" else None
 
 
+class HeldConstants(TorchDispatchMode):
+    """Keep on the device what a step brings there from the host, so that a recording has nothing to bring.
+
+    Every Python number in a model is such a constant: `Normal(mean, 5.0)` copies the 5.0 to the device of the mean, and
+    a copy from the host cannot be recorded. Copies are known by what is in them.
+
+    Attributes:
+        closed: Whether a new constant is an error: one that was not there in the steps before differs from step to
+            step, and a recording would hold on to one of its values.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+        self._held: dict[Any, Tensor] = {}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if operation is not torch.ops.aten._to_copy.default or device is None or torch.device(device).type == "cpu":
+            return operation(*args, **kwargs)
+        host = args[0]
+        if host.device.type != "cpu":
+            return operation(*args, **kwargs)
+        content = host.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        key = (tuple(host.shape), host.dtype, kwargs.get("dtype"), str(device), content)
+        if key not in self._held:
+            if self.closed:
+                raise NotReplayable("it brings numbers from the host that differ from step to step")
+            self._held[key] = operation(*args, **kwargs)
+        # A copy, because whoever made the constant may write to it.
+        return self._held[key].clone()
+
+
 def cuda_graph(step: Step) -> Step:
     """Record a step as a CUDA graph; its outputs are overwritten by the next replay."""
-    side = torch.cuda.Stream()
+    side, constants = torch.cuda.Stream(), HeldConstants()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), constants:
         for _ in range(WARM_UP):
             step()
     torch.cuda.current_stream().wait_stream(side)
+    constants.closed = True
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph), constants:
         outputs = step()
 
     def replay() -> Mapping[str, Tensor]:
+        # The recording reads the constants where they are, so they live as long as it does.
+        assert constants.closed
         graph.replay()
         return outputs
 
