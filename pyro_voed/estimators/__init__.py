@@ -3,9 +3,11 @@
 from pyro_voed.estimators.amortised import AmortisedEIG, amortise_eig
 from pyro_voed.estimators.ba import eig_ba
 from pyro_voed.estimators.certificate import certify, max_regret
-from pyro_voed.estimators.critic import critic_objective, donsker_varadhan, eig_critic, info_nce, nwj, tuba
+from pyro_voed.estimators.critic import critic_objective, eig_critic
+from pyro_voed.estimators.critic_terms import donsker_varadhan, info_nce, nwj, tuba
 from pyro_voed.estimators.flow import eig_flow
-from pyro_voed.estimators.importance import ace_terms, adaptive_contrastive, eig_ace, eig_vnmc, vnmc_terms
+from pyro_voed.estimators.importance import adaptive_contrastive, eig_ace, eig_vnmc
+from pyro_voed.estimators.importance_terms import ace_terms, vnmc_terms
 from pyro_voed.estimators.laplace import eig_laplace
 from pyro_voed.estimators.lbkld import eig_lbkld
 from pyro_voed.estimators.marginal import eig_marginal, marginal_saddle, marginal_terms

@@ -43,7 +43,7 @@ from torch import Tensor
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities.stacked import member_density
-from pyro_voed.estimators.importance import DEFENSIVE_SHARE, HEAVY_TAIL, importance_terms
+from pyro_voed.estimators.importance_terms import DEFENSIVE_SHARE, HEAVY_TAIL, importance_terms
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance, check_scores_targets
 from pyro_voed.estimators.nested_certificate import nested_sides
 from pyro_voed.estimators.proposals import design_context

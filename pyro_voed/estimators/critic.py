@@ -44,18 +44,17 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.ascent import Ascent
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
+from pyro_voed.estimators.critic_terms import CriticTerms, info_nce, log_mean_exp_product
 from pyro_voed.estimators.learning import (
     Budget,
     check_pilot,
@@ -68,7 +67,7 @@ from pyro_voed.estimators.learning import (
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
 from pyro_voed.resolve import resolve
-from pyro_voed.results import Bound, EIGResult, FitHistory
+from pyro_voed.results import EIGResult, FitHistory
 from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
 from pyro_voed.sites import Sites
 from pyro_voed.training import fit_fresh, fit_pool, kept_on_error
@@ -77,93 +76,6 @@ MINIMAL_EFFECTIVE_SAMPLE_SIZE = 100.0
 SATURATION_MARGIN = 0.5
 PAIRS_AT_ONCE = 2**23
 VALIDATION_FRACTION = 0.1
-
-Scores = Float[Tensor, "num num *batch"]
-"""Critic scores T(theta_j, y_i): outcomes in rows, targets in columns, joint pairs on the diagonal."""
-
-
-def info_nce_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
-    """Return InfoNCE terms, nats: a lower bound on average, none above log(num).
-
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
-
-    Example:
-        >>> info_nce_terms(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))  # pairs told apart: log 2
-        tensor([0.6931, 0.6931])
-    """
-    return _joint(scores) - log_mean_exp(scores, dim=1)
-
-
-def nwj_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
-    """Return Nguyen-Wainwright-Jordan terms (MINE-f), nats, whose mean is a lower bound.
-
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
-
-    Example:
-        >>> nwj_terms(torch.ones(2, 2))  # the best constant score
-        tensor([0., 0.])
-    """
-    return tuba_terms(scores, torch.ones_like(scores[0]))
-
-
-def tuba_terms(scores: Scores, log_baseline: Float[Tensor, " num *batch"]) -> Float[Tensor, " num *batch"]:
-    """Return TUBA terms, nats, whose mean is a lower bound for any baseline.
-
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
-        log_baseline: log a(y_i).
-
-    Example:
-        >>> tuba_terms(torch.full((2, 2), 3.0), torch.full((2,), 3.0))
-        tensor([0., 0.])
-    """
-    return 1.0 + _joint(scores) - log_baseline - (_log_mean_exp_product(scores) - log_baseline).exp()
-
-
-def donsker_varadhan_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
-    """Return Donsker-Varadhan terms, nats, of no guaranteed side: biased upward from a lower bound.
-
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
-
-    Example:
-        >>> donsker_varadhan_terms(torch.tensor([[2.0, 1.0], [1.0, 4.0]]))
-        tensor([1., 3.])
-    """
-    return _joint(scores) - log_mean_exp(_log_mean_exp_product(scores), dim=0)
-
-
-@dataclass(frozen=True)
-class CriticTerms:
-    """Terms of a critic bound, to be given to `eig_critic`.
-
-    Attributes:
-        name: What it is called.
-        terms: Function from scores (and, with `needs_baseline`, log baselines) to terms `(num, *batch)`.
-        bound: Which way the mean of the terms errs.
-        needs_baseline: Whether a log baseline is learnt.
-        exponential: Whether it averages exp(score) over shuffled pairs, so that an effective sample size matters.
-        ceiling: Largest value at a number of pairs; None where there is none.
-    """
-
-    name: str
-    terms: Callable[..., Tensor]
-    bound: Bound
-    needs_baseline: bool = False
-    exponential: bool = True
-    ceiling: Callable[[int], float] | None = None
-
-    def __call__(self, scores: Scores, log_baseline: Tensor | None = None) -> Float[Tensor, " num *batch"]:
-        """Return the terms."""
-        return self.terms(scores, log_baseline) if self.needs_baseline else self.terms(scores)
-
-
-info_nce = CriticTerms("info_nce", info_nce_terms, "lower", exponential=False, ceiling=math.log)
-nwj = CriticTerms("nwj", nwj_terms, "lower")
-tuba = CriticTerms("tuba", tuba_terms, "lower", needs_baseline=True)
-donsker_varadhan = CriticTerms("donsker_varadhan", donsker_varadhan_terms, "neither")
 
 
 def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCritic) -> Objective:
@@ -344,17 +256,6 @@ def eig_critic(
         )
 
 
-def _joint(scores: Tensor) -> Tensor:
-    return scores.diagonal(dim1=0, dim2=1).movedim(-1, 0)
-
-
-def _log_mean_exp_product(scores: Tensor) -> Tensor:
-    """Average exp(score) over the shuffled pairs of each outcome; its logarithm, `(num, *batch)`."""
-    num = scores.shape[0]
-    own = torch.eye(num, dtype=torch.bool, device=scores.device).reshape(num, num, *(1,) * (scores.dim() - 2))
-    return scores.masked_fill(own, -torch.inf).logsumexp(1) - math.log(num - 1)
-
-
 def _evaluation_size(given: int | None, num_samples: int) -> int:
     if given is None:
         return max(2, min(1_024, num_samples // 16)) if num_samples >= 4 else 2
@@ -470,7 +371,7 @@ def _evaluate(
                 if not torch.isfinite(own).all():
                     raise _not_finite(sample, own, scores)
                 values.append(own.mean(0))
-                averages.append(log_mean_exp(_log_mean_exp_product(scores) - log_baseline, dim=0))
+                averages.append(log_mean_exp(log_mean_exp_product(scores) - log_baseline, dim=0))
             y = sample.y.reshape(-1, sample.y.shape[-1])
             ranges.append(torch.stack([y.amin(0), y.amax(0)]))
     lowest, highest = torch.stack(ranges).unbind(1)

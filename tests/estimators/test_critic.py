@@ -16,11 +16,10 @@ from torch import nn
 
 from pyro_voed.densities import Standardise
 from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
-from pyro_voed.estimators.critic import (
-    critic_objective,
+from pyro_voed.estimators.critic import critic_objective, eig_critic
+from pyro_voed.estimators.critic_terms import (
     donsker_varadhan,
     donsker_varadhan_terms,
-    eig_critic,
     info_nce,
     info_nce_terms,
     nwj,

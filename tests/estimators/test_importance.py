@@ -16,7 +16,7 @@ from torch import nn
 
 from pyro_voed import eig_ace, eig_flow, eig_vnmc, resolve
 from pyro_voed.densities import SplineCouplingFlow
-from pyro_voed.estimators.importance import ace_terms, importance_terms, vnmc_terms
+from pyro_voed.estimators.importance_terms import ace_terms, importance_terms, vnmc_terms
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
 
 SIDE = 4.0

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 
 from pyro_voed import eig_ace, eig_ba, eig_flow, eig_nmc, eig_vnmc, laplace_proposal, resolve, sample_joint
 from pyro_voed.densities import AffineCouplingFlow
-from pyro_voed.estimators.importance import importance_terms
+from pyro_voed.estimators.importance_terms import importance_terms
 from pyro_voed.estimators.proposals import GuideProposal, as_proposal, gaussian_at_mode
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
 
