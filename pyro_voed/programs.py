@@ -27,10 +27,11 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
 from pyro_voed.caller_state import param_store_kept
+from pyro_voed.supports import bijection, lkj_drawn_right
 
 OUTER_PLATE = "_pyro_voed_rows"
 
@@ -51,7 +52,10 @@ class Release(Messenger):
 
 
 class Assign(Messenger):
-    """Give sample sites values, or functions of their message, without marking them observed."""
+    """Give sample sites values, or functions of their message, without marking them observed.
+
+    Sites without one are drawn as usual; torch's own draws of LKJ distributions are put right (`lkj_drawn_right`).
+    """
 
     def __init__(self, values: Mapping[str, Tensor | Callable[[Any], Tensor]]):
         super().__init__()
@@ -61,6 +65,10 @@ class Assign(Messenger):
         value = self.values.get(msg["name"])
         if value is not None and not is_deterministic(msg):
             msg["value"], msg["done"] = (value(msg) if callable(value) else value), True
+        elif value is None and msg["value"] is None and not msg["done"]:
+            right = lkj_drawn_right(msg["fn"])
+            if right is not msg["fn"]:
+                msg["value"], msg["done"] = right.sample(), True
 
 
 @dataclass(frozen=True)
@@ -298,13 +306,13 @@ def support_transform(fn: Distribution) -> Transform:
     """Return the bijection from unconstrained coordinates to the distribution's support.
 
     Raises:
-        NotImplementedError: If torch knows no bijection onto the support.
+        NotImplementedError: If no bijection onto the support is known.
     """
     base = base_distribution(fn)
     if isinstance(base, torch.distributions.MixtureSameFamily):
         # Its own support object has no registered bijection even where the components' has.
-        return biject_to(base.component_distribution.support)
-    return biject_to(fn.support)
+        return bijection(base.component_distribution.support)
+    return bijection(fn.support)
 
 
 def base_distribution(fn: Any) -> Any:

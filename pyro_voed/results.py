@@ -88,6 +88,40 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class CollapseCheck:
+    """What a learned posterior knows of each target coordinate, beside what a plain regression does.
+
+    Attributes:
+        columns: Names of the packed target coordinates.
+        contraction: One less the mean posterior variance over the prior variance, `(theta_dim,)`; never clamped.
+        contraction_standard_error: Its standard error.
+        recovered: Share of the prior variance that the posterior mean explains; negative where it does harm.
+        recovered_standard_error: Its standard error.
+        probed: Share that a ridge regression on plain features of the outcome explains, on held-out experiments.
+        probed_standard_error: Its standard error.
+        collapsed: Coordinates of which the probe finds something and the posterior knows less than half of that.
+    """
+
+    columns: tuple[str, ...]
+    contraction: Float[Tensor, " theta_dim"]
+    contraction_standard_error: Float[Tensor, " theta_dim"]
+    recovered: Float[Tensor, " theta_dim"]
+    recovered_standard_error: Float[Tensor, " theta_dim"]
+    probed: Float[Tensor, " theta_dim"]
+    probed_standard_error: Float[Tensor, " theta_dim"]
+    collapsed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.columns)
+        rows = zip(self.columns, self.contraction.tolist(), self.recovered.tolist(), self.probed.tolist(), strict=True)
+        return "\n".join(
+            f"{name:<{width}s}  contraction {contraction:+.3f}, explained by posterior {recovered:+.3f}, by probe "
+            f"{probed:+.3f}" + ("  COLLAPSED" if name in self.collapsed else "")
+            for name, contraction, recovered, probed in rows
+        )
+
+
+@dataclass(frozen=True)
 class EIGResult:
     """An estimate of the expected information gain at one design, or at each of a batch.
 
@@ -117,6 +151,7 @@ class EIGResult:
         pareto_k: Tail index of the terms, `(*design_batch)`: above 0.7 a mean's standard error cannot be trusted.
         certificate: What the interval rests on.
         learning_rate: The rate chosen, at each design of an ensemble, where several were given.
+        collapse: What the learned posterior knows of each target, where a summary stands before it.
     """
 
     eig: Float[Tensor, "*design_batch"]
@@ -143,6 +178,13 @@ class EIGResult:
     pareto_k: Tensor | None = None
     certificate: Certificate | None = field(default=None, repr=False)
     learning_rate: Tensor | None = None
+    collapse: CollapseCheck | None = field(default=None, repr=False)
+
+    @property
+    def summary(self) -> str | None:
+        """What makes learned statistics of the outcome, in words; None where the density sees it as it is."""
+        module = getattr(self.density, "summary", None)
+        return None if module is None else getattr(module, "description", type(module).__name__)
 
     def __str__(self) -> str:
         lines = [_estimate_line(self)]
@@ -156,6 +198,10 @@ class EIGResult:
         if self.nuisance_labels:
             about += f", nuisance {list(self.nuisance_labels)}"
         lines.append(about)
+        if self.summary is not None:
+            lines.append(f"summary: {self.summary}")
+        if self.collapse is not None and self.collapse.collapsed:
+            lines.append(f"hardly learnt: {', '.join(self.collapse.collapsed)}")
         if self.history is not None:
             lines.append(
                 f"training: {self.history.num_steps} steps, stopped by {self.history.stop_reason}"

@@ -12,6 +12,7 @@ LAYERS = {
     # Names of modules and packages under pyro_voed, the lowest layer first; equals may import each other only where
     # they are one package, or stand in MAY_IMPORT_BESIDE.
     "checks": 0,
+    "supports": 0,
     "caller_state": 0,
     "monte_carlo": 0,
     "results": 0,

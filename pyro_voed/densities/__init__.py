@@ -11,7 +11,7 @@ from pyro_voed.densities.coupling import AffineCouplingFlow, SplineCouplingFlow
 from pyro_voed.densities.distribution import FlowDistribution
 from pyro_voed.densities.spline import rational_quadratic_spline
 from pyro_voed.densities.stacked import StackedDensity
-from pyro_voed.densities.standardise import Standardise, StandardisedDensity
+from pyro_voed.densities.standardise import Standardise, StandardisedDensity, context_groups
 
 __all__ = [
     "AffineCouplingFlow",
@@ -24,5 +24,6 @@ __all__ = [
     "Standardise",
     "StandardisedDensity",
     "as_density",
+    "context_groups",
     "rational_quadratic_spline",
 ]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import evaluating
-from pyro_voed.densities.standardise import Standardise
+from pyro_voed.densities.standardise import Standardise, context_groups
 
 
 class SeparableCritic(nn.Module):
@@ -202,7 +202,8 @@ def build_critic(
         if with_baseline and given.baseline is None:
             raise ValueError("critic: it has no baseline, which these terms need. Train it with them from the start.")
         return copy.deepcopy(given)
-    scalings = Standardise(dims[0]).to(theta).fit_(theta), Standardise(dims[1]).to(theta).fit_(context)
+    groups = context_groups(summary, dims[1], num_bypass=num_designs)
+    scalings = Standardise(dims[0]).to(theta).fit_(theta), Standardise(dims[1], groups).to(theta).fit_(context)
 
     def wrap(inner: nn.Module, with_baseline: bool) -> StandardisedCritic:
         return StandardisedCritic(

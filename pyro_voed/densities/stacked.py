@@ -28,6 +28,7 @@ class StackedDensity(nn.Module):
 
     Raises:
         ValueError: If the members' weights or buffers differ in name or shape.
+        NotImplementedError: If they hold recurrent networks.
 
     Example:
         >>> from pyro_voed.densities import SplineCouplingFlow, Standardise
@@ -84,6 +85,11 @@ class StackedDensity(nn.Module):
         own = context.expand(*batch_shape, self.context_dim).unbind(-2)
         return torch.stack([one.draw(given, given.shape[:-1]) for one, given in zip(members, own, strict=True)], -2)
 
+    @property
+    def summary(self) -> nn.Module | None:
+        """The first member's summary, for what it is; its weights are not those trained."""
+        return self._pattern[0].summary
+
     def member(self, index: int) -> StandardisedDensity:
         """Return one member as a density of its own, its weights copied."""
         alone = copy.deepcopy(self._pattern[0])
@@ -137,6 +143,12 @@ def member_density(density: Any, index: int) -> Any:
 def _check_alike(members: Sequence[StandardisedDensity]) -> None:
     if not members:
         raise ValueError("members: expected at least one density, got none.")
+    if any(isinstance(part, nn.RNNBase) for part in members[0].modules()):
+        raise NotImplementedError(
+            "torch cannot run several recurrent networks stacked, as an ensemble, several learning rates or several "
+            "starts do. Use one density for all designs (ensemble=False), one rate and start at a time, or a "
+            "ConvolutionalSummary."
+        )
     shapes = [{name: value.shape for name, value in (*m.named_parameters(), *m.named_buffers())} for m in members]
     for index, own in enumerate(shapes):
         if own != shapes[0]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
@@ -27,6 +27,8 @@ class Standardise(nn.Module):
 
     Args:
         dim: Dimension of the vectors.
+        groups: A number for each entry; entries of one number share mean and scale, as those in one column of
+            exchangeable rows must, and entries of number -1 stay as they are. Default: each has its own.
 
     Example:
         >>> scaling = Standardise(2).fit_(torch.tensor([[0.0, 7.0], [2.0, 7.0], [4.0, 7.0]]))
@@ -34,16 +36,20 @@ class Standardise(nn.Module):
         (tensor([2., 7.]), tensor([2., 1.]))
         >>> scaling(torch.tensor([4.0, 8.0]))
         tensor([1., 1.])
+        >>> Standardise(3, groups=torch.tensor([0, 0, -1])).fit_(torch.tensor([[1.0, 3.0, 5.0], [1.0, 3.0, 9.0]])).mean
+        tensor([2., 2., 0.])
     """
 
     mean: Tensor
     scale: Tensor
+    groups: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, groups: Int[Tensor, " dim"] | None = None) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim", minimum=0)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("groups", torch.arange(dim) if groups is None else groups, persistent=False)
 
     @torch.no_grad()
     def fit_(self, x: Float[Tensor, "num dim"]) -> Standardise:
@@ -66,11 +72,21 @@ class Standardise(nn.Module):
         if not x.isfinite().all():
             num_wrong = int((~x.isfinite()).any(-1).sum())
             raise ArithmeticError(f"x: {num_wrong} of {x.shape[0]} vectors are not finite. Check the simulator.")
-        mean, deviation = x.mean(0), x.std(0)
+        mean, deviation = self._pooled(x.mean(0), x.std(0))
         rounding = 8.0 * torch.finfo(x.dtype).eps * mean.abs()
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > rounding, deviation, 1.0))
         return self
+
+    def _pooled(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and deviations over all entries of a group, 0 and 0 where an entry stays as it is."""
+        same = (self.groups[:, None] == self.groups) & (self.groups >= 0)
+        if not (same.sum(1) > 1).any() and (self.groups >= 0).all():
+            return mean, deviation
+        share = same / same.sum(1).clamp(min=1)
+        pooled = share @ mean
+        variance = share @ (deviation.square() + mean.square()) - pooled.square()
+        return pooled, variance.clamp(min=0.0).sqrt()
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Standardise."""
@@ -167,3 +183,25 @@ class StandardisedDensity(nn.Module):
     ) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         return self.theta_scaling.inverse(self.density.draw(self.encode(context), batch_shape))
+
+
+def context_groups(summary: nn.Module | None, context_dim: int, *, num_bypass: int) -> Int[Tensor, " context_dim"]:
+    """Return which context entries share a scale: those that the summary says, the others each on its own.
+
+    Args:
+        summary: Sees all but the last `num_bypass` entries; its method `column_groups(dim)` says which of them do.
+        context_dim: Entries in all.
+        num_bypass: Entries that the summary does not see.
+
+    Example:
+        >>> from pyro_voed.summaries import DeepSetSummary
+        >>> context_groups(DeepSetSummary(row_dim=2), 5, num_bypass=1)  # two rows of two, and a design
+        tensor([0, 1, 0, 1, 6])
+    """
+    own = getattr(summary, "column_groups", None)
+    if own is None or num_bypass == context_dim:
+        return torch.arange(context_dim)
+    bypassing = torch.arange(context_dim - num_bypass, context_dim)
+    seen = own(context_dim - num_bypass)
+    # Numbers that the summary's own cannot have.
+    return torch.cat([seen, bypassing + int(seen.max()) + 1])

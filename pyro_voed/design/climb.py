@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_voed.ascent import Ascent
 from pyro_voed.captured import Capture
@@ -24,6 +24,7 @@ from pyro_voed.estimators.learning import (
 )
 from pyro_voed.estimators.objective import Objective, batched_means
 from pyro_voed.estimators.posterior_bound import stated_prior
+from pyro_voed.estimators.summarising import Summary
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import FitHistory, element_names
 from pyro_voed.scoring import log_joint
@@ -66,7 +67,7 @@ class Search:
     scored: tuple[str, ...]
     prior_entropy: float | None
     density: Any
-    summary: nn.Module | None
+    summary: Summary
     projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None
     num_steps: int | None
     max_steps: int

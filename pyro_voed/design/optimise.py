@@ -25,17 +25,19 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count, check_known, check_positive
 from pyro_voed.design.climb import Climb, Search, unconstrained
 from pyro_voed.design.gradients import score_sites
 from pyro_voed.design.together import can_climb_together, climb_together
+from pyro_voed.estimators.collapse import checked_for_collapse
 from pyro_voed.estimators.learning import Budget, check_sizes
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance
 from pyro_voed.estimators.objective import Objective, as_objective
 from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, flow_bound
+from pyro_voed.estimators.summarising import Summary
 from pyro_voed.resolve import resolve
 from pyro_voed.results import DesignResult, EIGResult
 from pyro_voed.sites import Sites
@@ -55,7 +57,7 @@ def optimise_design(
     prior_entropy: float | None = None,
     objective: Any = barber_agakov,
     density: Any = None,
-    summary: nn.Module | None = None,
+    summary: Summary = None,
     num_starts: int = 1,
     starts: Mapping[str, Any] | None = None,
     projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
@@ -90,7 +92,9 @@ def optimise_design(
             is no objective to ascend, but `marginal_saddle()` searches its saddle point.
         density: A factory `(theta_dim, context_dim) -> density`, a density, or that of an earlier result to go on
             from. Default: a spline coupling flow.
-        summary: A module from standardised outcomes to learned statistics.
+        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
+            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
+            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         num_starts: Number of starts. The first is the stored value, else the model's initial one; further ones add
             N(0, 1) in unconstrained coordinates.
         starts: Further starts of your own, `(num_further_starts, *shape)` for each design.
@@ -219,6 +223,7 @@ def _report(
         density=best.density,
         sites=replace(sites, designs=tuple(replace(site, value=best.designs[site.name]) for site in sites.designs)),
         observation_range=outcome_range,
+        collapse=checked_for_collapse(sites, best.designs, best.density),
     )
     return DesignResult(
         designs=best.designs,

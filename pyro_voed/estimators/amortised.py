@@ -42,6 +42,7 @@ from pyro_voed.estimators.learning import (
 )
 from pyro_voed.estimators.objective import build_posterior
 from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, stated_prior
+from pyro_voed.estimators.summarising import Summary
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult, FitHistory
@@ -156,7 +157,7 @@ def amortise_eig(
     prior: Callable[..., Any] | None = None,
     prior_entropy: float | None = None,
     density: Any = None,
-    summary: nn.Module | None = None,
+    summary: Summary = None,
     num_steps: int | None = None,
     max_steps: int = 20_000,
     batch_size: int = 1_024,
@@ -182,7 +183,9 @@ def amortise_eig(
         prior_entropy: Differential entropy of the targets in nats, where the model states no density of them.
         density: A factory `(theta_dim, context_dim) -> density`, a density, or that of an earlier amortised result to
             go on from. Default: a spline coupling flow.
-        summary: A module from standardised outcomes to learned statistics; the design passes it by.
+        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
+            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
+            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         num_steps: Train for exactly this many steps. Default: until the mean bound no longer rises by more than its
             noise, then cool down.
         max_steps: Most steps.

@@ -16,6 +16,7 @@ from pyro_voed.densities import (
     Standardise,
     StandardisedDensity,
     as_density,
+    context_groups,
 )
 from pyro_voed.sites import Sites
 
@@ -87,7 +88,8 @@ def build_density(
                 f"{given.context_dim}. It was trained for another model or design batch."
             )
         return copy.deepcopy(given)
-    scales = [Standardise(dim).to(values), Standardise(context_dim).to(values)]
+    groups = context_groups(summary, context_dim, num_bypass=num_designs)
+    scales = [Standardise(dim).to(values), Standardise(context_dim, groups).to(values)]
     scales[0].fit_(values)
     default: Callable[[int, int], nn.Module] = make_flow
     if discrete is not None and any(entry is not None for entry in discrete):

@@ -48,7 +48,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_voed.ascent import Ascent
 from pyro_voed.caller_state import isolated
@@ -65,6 +65,7 @@ from pyro_voed.estimators.learning import (
     refresher,
 )
 from pyro_voed.estimators.objective import Objective
+from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult, FitHistory
@@ -98,13 +99,13 @@ def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCriti
         context = sample.context()
         return terms(trained(sample.theta, context), trained.log_baseline(context))
 
-    def build(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> StandardisedCritic:
+    def build(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> StandardisedCritic:
         return build_critic(
             critic if given is None else given,
             pilot.theta.reshape(-1, pilot.theta.shape[-1]),
             pilot.context().reshape(-1, pilot.context().shape[-1]),
             num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-            summary=summary,
+            summary=outcome_summary(sites, summary),
             with_baseline=terms.needs_baseline,
         )
 
@@ -123,7 +124,7 @@ def eig_critic(
     model_kwargs: Mapping[str, Any] | None = None,
     prior: Callable[..., Any] | None = None,
     critic: Any = SeparableCritic,
-    summary: nn.Module | None = None,
+    summary: Summary = None,
     num_simulations: int | None = None,
     num_steps: int | None = None,
     max_steps: int = 10_000,
@@ -151,7 +152,9 @@ def eig_critic(
         critic: A factory `(theta_dim, context_dim) -> module` that scores all pairs (`SeparableCritic`,
             `JointCritic`), such a module, or the critic of an earlier result (its field `density`), which is trained
             further, or used as it is with `num_steps=0`.
-        summary: A module from standardised outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`.
+        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
+            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
+            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         num_simulations: Train on a fixed pool of this many simulations, part of it kept for validation.
         num_steps: Train for exactly this many steps.
         max_steps: Most steps on fresh simulations.
@@ -222,7 +225,7 @@ def eig_critic(
             pilot.theta.flatten(0, -2),
             pilot.context().flatten(0, -2),
             num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-            summary=summary,
+            summary=outcome_summary(sites, summary),
             with_baseline=terms.needs_baseline,
         )
         with kept_on_error(lambda: {"density": trained}):

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_voed.densities import StackedDensity, StandardisedDensity
 from pyro_voed.densities.compiled import CompiledDensity
 from pyro_voed.estimators.objective import build_posterior
+from pyro_voed.estimators.summarising import Summary
 from pyro_voed.simulate import JointSample
 from pyro_voed.sites import Sites
 
@@ -40,7 +41,7 @@ class Ensemble:
         """Densities in all."""
         return self.num_rates * self.batch.numel()
 
-    def build(self, given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> StackedDensity:
+    def build(self, given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> StackedDensity:
         """Return the stacked density to train, each member's scales taken from its own part of the pilot.
 
         Raises:

@@ -24,8 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_positive
 from pyro_voed.estimators.certificate import MOST_SIMULATIONS, certified, check_request
@@ -33,6 +31,7 @@ from pyro_voed.estimators.learning import check_sizes, default_budget
 from pyro_voed.estimators.marginal import marginal_bound
 from pyro_voed.estimators.nested import InnerDraws, nested_estimate
 from pyro_voed.estimators.posterior_bound import flow_bound
+from pyro_voed.estimators.summarising import Summary
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
 from pyro_voed.simulate import candidate_designs, design_batch_shape
@@ -53,7 +52,7 @@ def eig_flow(
     prior_entropy: float | None = None,
     learn_prior: bool = False,
     density: Any = None,
-    summary: nn.Module | None = None,
+    summary: Summary = None,
     marginal: bool = False,
     nmc: bool = False,
     certify: bool = False,
@@ -93,7 +92,9 @@ def eig_flow(
             Without effect where the model states the density.
         density: A factory `(theta_dim, context_dim) -> density`, or a density; the density of an earlier result is
             trained further (or used as it is, with `num_steps=0`). Default: a spline coupling flow.
-        summary: A module from standardised outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`.
+        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
+            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
+            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         marginal: Also estimate the marginal upper bound (field `marginal`); needs an outcome density.
         nmc: Also give a nested Monte Carlo reference (field `nmc`); needs an outcome density.
         certify: Also give a certified two-sided interval (field `interval`); needs an outcome density.

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
@@ -42,6 +42,7 @@ from pyro_voed.estimators.nested import PAIR_MEMORY, check_densities, check_no_n
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.posterior_bound import flow_bound
 from pyro_voed.estimators.proposals import Proposal, as_proposal
+from pyro_voed.estimators.summarising import Summary
 from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
 from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
@@ -91,7 +92,7 @@ def eig_ace(
     model_kwargs: Mapping[str, Any] | None = None,
     prior: Callable[..., Any] | None = None,
     density: Any = None,
-    summary: nn.Module | None = None,
+    summary: Summary = None,
     num_inner_samples: int = 32,
     num_simulations: int | None = None,
     num_steps: int | None = None,
@@ -116,7 +117,9 @@ def eig_ace(
         prior: A Pyro guide over the latent sites that replaces the model's prior.
         density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result. Or one
             used as it is: `laplace_proposal()`, or the guide density of an `eig_ba` result.
-        summary: A module from standardised outcomes to learned statistics.
+        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
+            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
+            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         num_inner_samples: Proposal draws L for each outer draw.
         num_simulations: Train on a fixed pool of this many simulations.
         num_steps: Train for exactly this many steps; 0 uses `density` as it is.
@@ -186,7 +189,7 @@ def eig_vnmc(
     model_kwargs: Mapping[str, Any] | None = None,
     prior: Callable[..., Any] | None = None,
     density: Any = None,
-    summary: nn.Module | None = None,
+    summary: Summary = None,
     num_inner_samples: int = 32,
     num_simulations: int | None = None,
     num_steps: int | None = None,
@@ -211,7 +214,9 @@ def eig_vnmc(
         prior: A Pyro guide over the latent sites that replaces the model's prior.
         density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result. Or one
             used as it is: `laplace_proposal()`, or the guide density of an `eig_ba` result.
-        summary: A module from standardised outcomes to learned statistics.
+        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
+            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
+            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         num_inner_samples: Proposal draws L for each outer draw.
         num_simulations: Train on a fixed pool of this many simulations.
         num_steps: Train for exactly this many steps; 0 uses `density` as it is.
@@ -281,7 +286,7 @@ def _estimate(
     prior: Callable[..., Any] | None,
     vectorize: bool,
     density: Any,
-    summary: nn.Module | None,
+    summary: Summary,
     sizes: dict[str, Any],
     progress: bool | None,
     num_samples: int,

@@ -328,4 +328,14 @@ def _constant_elements(site: Site, values: Tensor) -> list[str]:
     spread = flat.to(torch.float64).std(0)
     # Relative to its size, a spread below the resolution of single precision carries no information.
     constant = spread <= 1e-6 * flat.to(torch.float64).abs().mean(0)
+    if site.transform is not None and site.packed_dim < site.shape.numel():
+        constant &= _free_elements(site, values).cpu()
     return [name for name, flag in zip(element_names(site.name, site.shape), constant.tolist(), strict=True) if flag]
+
+
+def _free_elements(site: Site, values: Tensor) -> Tensor:
+    """Return which elements move with the coordinates; those of a triangular matrix above the diagonal do not."""
+    assert site.transform is not None
+    coordinates = torch.linspace(0.3, 1.0, site.packed_dim, dtype=values.dtype, device=values.device)
+    coordinates = coordinates.reshape(site.transform.inverse_shape(site.shape))
+    return (site.transform(coordinates) - site.transform(2.0 * coordinates)).abs().flatten() > 1e-5

@@ -41,7 +41,7 @@ from typing import Any
 import pyro
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
@@ -59,6 +59,7 @@ from pyro_voed.estimators.learning import (
 )
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance, log_marginal
 from pyro_voed.estimators.objective import Objective, detached_module
+from pyro_voed.estimators.summarising import Summary
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.programs import ProgramRun, run_rows
 from pyro_voed.resolve import resolve
@@ -91,7 +92,7 @@ def marginal_terms(log_likelihood: Float[Tensor, "*batch"], log_q: Float[Tensor,
     return log_likelihood - log_q
 
 
-def build_outcome_density(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> Any:
+def build_outcome_density(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> Any:
     """Return a density of the packed outcome (given the design, over several)."""
     y = pilot.y.reshape(-1, pilot.y.shape[-1])
     context = _design_context(pilot).reshape(len(y), -1)

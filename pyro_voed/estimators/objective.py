@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_voed.densities import StandardisedDensity
 from pyro_voed.estimators.building import build_density, discrete_values
+from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.results import Bound
 from pyro_voed.simulate import JointSample
 from pyro_voed.sites import Sites
@@ -17,19 +19,21 @@ from pyro_voed.sites import Sites
 Terms = Callable[[JointSample, Any], Tensor]
 
 
-def build_posterior(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> Any:
+def build_posterior(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> Any:
     """Return a conditional density of the targets given outcomes (and, over several designs, the design)."""
+    # A density of an earlier result has its own.
+    module = None if isinstance(given, StandardisedDensity) else outcome_summary(sites, summary)
     return build_density(
         given,
         pilot.theta.reshape(-1, pilot.theta.shape[-1]),
         pilot.context().reshape(-1, pilot.context().shape[-1]),
         num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-        summary=summary,
+        summary=module,
         discrete=discrete_values(sites),
     )
 
 
-def build_nothing(given: Any, pilot: JointSample, sites: Sites, summary: nn.Module | None) -> None:
+def build_nothing(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> None:
     """Return None, for objectives that learn nothing."""
 
 
@@ -74,7 +78,7 @@ class Objective:
     needs_likelihood: bool = False
     needs_log_joint: bool = False
     needs_log_prior: bool = True
-    build: Callable[[Any, JointSample, Sites, nn.Module | None], Any] = build_posterior
+    build: Callable[[Any, JointSample, Sites, Summary], Any] = build_posterior
     rescale: Callable[[Any, JointSample], None] = rescale_context
     evaluation_size: int | None = None
     inner_steps: int = 0

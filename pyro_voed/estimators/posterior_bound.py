@@ -26,9 +26,10 @@ from typing import Any
 import pyro
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_voed.densities import StackedDensity
+from pyro_voed.densities import StackedDensity, StandardisedDensity
+from pyro_voed.estimators.collapse import checked_for_collapse
 from pyro_voed.estimators.ensemble import Ensemble
 from pyro_voed.estimators.learned_prior import learn_prior_density, with_prior_density
 from pyro_voed.estimators.learning import (
@@ -41,6 +42,7 @@ from pyro_voed.estimators.learning import (
     train_density,
 )
 from pyro_voed.estimators.objective import Objective, build_posterior
+from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
 from pyro_voed.simulate import JointSample, design_batch_shape, draw_joint, sample_joint
@@ -80,7 +82,7 @@ def flow_bound(
     designs: Mapping[str, Tensor],
     budget: Budget,
     density: Any,
-    summary: nn.Module | None,
+    summary: Summary,
     prior_entropy: float | None,
     progress: bool | None,
     started: float,
@@ -99,6 +101,8 @@ def flow_bound(
         pool = None if pool is None else prepare(pool)
         pilot = pool if pool is not None else prepare(_pilot(sites, designs, ensemble=ensemble))
     check_pilot(sites, pilot)
+    if not isinstance(density, StandardisedDensity | StackedDensity):
+        summary = outcome_summary(sites, summary)
     rates = budget.learning_rate if isinstance(budget.learning_rate, tuple) else (budget.learning_rate,)
     batch = design_batch_shape(sites, designs) if ensemble else torch.Size()
     stack = Ensemble(len(rates), batch) if batch or len(rates) > 1 else None
@@ -144,6 +148,7 @@ def flow_bound(
             likelihood=False,
             estimator="eig_flow",
         )
+        collapse = None if history is None else checked_for_collapse(sites, designs, trained, pool)
     eig, standard_error = mean_and_standard_error(terms)
     return EIGResult(
         eig=eig,
@@ -162,6 +167,7 @@ def flow_bound(
         sites=sites,
         observation_range=outcome_range,
         learning_rate=chosen,
+        collapse=collapse,
     )
 
 

@@ -249,23 +249,61 @@ class _Case:
     designs: Mapping[str, Tensor]
 
 
-def _case(
-    result: EIGResult | DesignResult, observations: Tensor | Mapping[str, Any], design_index: DesignIndex
-) -> _Case:
+@dataclass(frozen=True)
+class TrainedDensity:
+    """The density of a result at one design.
+
+    Attributes:
+        density: Of packed targets given `context(y)`.
+        sites: What was resolved from the model.
+        designs: The design's values.
+        packed_design: The design as the density sees it; None where it does not.
+    """
+
+    density: Any
+    sites: Sites
+    designs: Mapping[str, Tensor]
+    packed_design: Float[Tensor, " design_dim"] | None
+
+    def context(self, y: Float[Tensor, "*batch y_dim"]) -> Float[Tensor, "*batch context_dim"]:
+        """Return what the density is conditioned on."""
+        if self.packed_design is None:
+            return y
+        return torch.cat([y, self.packed_design.expand(*y.shape[:-1], -1)], -1)
+
+
+def trained_density(result: EIGResult | DesignResult, design_index: DesignIndex = None) -> TrainedDensity:
+    """Return the density of the targets that a result learnt, at one of its designs.
+
+    Args:
+        result: What `eig_flow` or `optimise_design` returned.
+        design_index: For a result over a batch of designs, the member.
+
+    Raises:
+        ValueError: If the result has no density of the targets, or `design_index` does not fit it.
+    """
     estimate = result.final if isinstance(result, DesignResult) else result
     sites = estimate.sites
     _check_density(estimate)
     designs, packed_design = _member(sites, estimate.designs, design_index)
-    observed = check_outcome(sites, observations)
-    y = pack_outcome(sites, observed, designs)
-    _warn_outside(sites, y, estimate.observation_range)
     density = estimate.density
     if isinstance(density, StackedDensity):
         batch = design_batch_shape(sites, estimate.designs)
         index = torch.arange(batch.numel()).reshape(batch)[design_index]
         density, packed_design = density.member(int(index)), None
-    context = y if packed_design is None else torch.cat([y, packed_design])
-    return _Case(density, sites, context, observed, designs)
+    return TrainedDensity(density, sites, designs, packed_design)
+
+
+def _case(
+    result: EIGResult | DesignResult, observations: Tensor | Mapping[str, Any], design_index: DesignIndex
+) -> _Case:
+    estimate = result.final if isinstance(result, DesignResult) else result
+    trained = trained_density(result, design_index)
+    sites, designs = trained.sites, trained.designs
+    observed = check_outcome(sites, observations)
+    y = pack_outcome(sites, observed, designs)
+    _warn_outside(sites, y, estimate.observation_range)
+    return _Case(trained.density, sites, trained.context(y), observed, designs)
 
 
 def _check_density(estimate: EIGResult) -> None:

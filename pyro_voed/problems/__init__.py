@@ -1,6 +1,7 @@
-"""Ready models whose expected information gain is known exactly, one module for each.
+"""Ready models with known answers, one module for each.
 
-Every module makes its model with a function of the module's own name and computes exact values with `exact_eig`:
+Every module makes its model with a function of the module's own name and computes exact values with `exact_eig` (of
+`covariance` nothing is known exactly; it comes with an observed data set for comparison with a sampler):
 
 >>> import torch
 >>> from pyro_voed.problems import finite
@@ -9,6 +10,24 @@ Every module makes its model with a function of the module's own name and comput
 0.125804
 """
 
-from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear, regression
+from pyro_voed.problems import (
+    covariance,
+    finite,
+    implicit_toy,
+    linear_gaussian,
+    michaelis_menten,
+    nonlinear,
+    regression,
+    twelve_variances,
+)
 
-__all__ = ["finite", "implicit_toy", "linear_gaussian", "michaelis_menten", "nonlinear", "regression"]
+__all__ = [
+    "covariance",
+    "finite",
+    "implicit_toy",
+    "linear_gaussian",
+    "michaelis_menten",
+    "nonlinear",
+    "regression",
+    "twelve_variances",
+]

@@ -1,0 +1,213 @@
+r"""Tests of accuracy with random points: coverage of balls around references chosen without the truth.
+
+For a reference :math:`\theta_r` and posterior draws :math:`\theta_1, \dots, \theta_L` of a simulated experiment with
+truth :math:`\theta^\star`, let
+
+.. math:: f = \#\{l : d(\theta_l, \theta_r) < d(\theta^\star, \theta_r)\} .
+
+The ball around :math:`\theta_r` that encloses the posterior mass :math:`\alpha` holds the truth where
+:math:`f / L < \alpha`. If that happens with probability :math:`\alpha` for every way to place the references, given
+the outcome too, then the posterior is exact. Unlike ranks column by column, this sees how columns depend on each other,
+and it needs no densities. References here do not look at the outcome, so the prior in place of the posterior still
+passes: see contraction (`recovery`).
+
+Distances are Euclidean, in columns standardised over all truths and draws. A reference is one of the points, truth or
+draw, of another experiment. That makes the truth of each experiment and its draws exchangeable, references and
+standardisation included, under calibration: which of the :math:`L + 1` points is the truth is then a fair draw, and the
+p-value is the rank of the largest departure of the curve,
+:math:`\max_\alpha |c(\alpha) - \alpha| / \mathrm{sd}(\alpha)`, among those with the truths chosen anew from the same
+points. It is exact for any number of references, which share one truth and are not independent.
+
+With references far from the posterior a wrong width shows as an S-shaped curve and with near ones as a curve to one
+side; either way a posterior too narrow has too little coverage at the high levels. A small bias, towards half of the
+references and away from the others, hardly shows: look for it with `calibration`.
+
+References:
+    P. Lemos, A. Coogan, Y. Hezaveh and L. Perreault-Levasseur (2023), Sampling-based accuracy testing of posterior
+    estimators for general inference. ICML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from pyro_voed.caller_state import isolated
+from pyro_voed.checks import check_count
+from pyro_voed.diagnostics.calibration import PASSED, check_simulated
+from pyro_voed.diagnostics.coverage import LEVELS
+from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+from pyro_voed.monte_carlo import mean_and_standard_error
+
+NUM_RELABELLINGS = 2_000
+"""Times that truths are chosen anew: the p-value 0.05 is then known to 0.005."""
+
+
+@dataclass(frozen=True)
+class TARPResult:
+    """Expected coverage of balls around random references.
+
+    Attributes:
+        levels: Nominal coverage.
+        coverage: Share of balls that hold the truth, at each level.
+        standard_error: Of `coverage`, over experiments; the references of one are counted as one.
+        lower: Lower end of the band at each level; all levels are inside together with probability `confidence` where
+            the posterior is right.
+        upper: Upper end.
+        p_value: Of coverage equal to the level at all levels.
+        excess: Coverage less level, mean over the levels above one half: below 0 the posterior is too narrow.
+        excess_error: Its standard error.
+        confidence: Probability with which a right posterior passes.
+        verdict: In words: the direction, where the curve leaves the band.
+        num_simulations: Simulated experiments.
+        num_draws: Posterior draws of each experiment.
+        num_references: References of each experiment.
+    """
+
+    levels: Float[Tensor, " num_levels"]
+    coverage: Float[Tensor, " num_levels"]
+    standard_error: Float[Tensor, " num_levels"]
+    lower: Float[Tensor, " num_levels"]
+    upper: Float[Tensor, " num_levels"]
+    p_value: float
+    excess: float
+    excess_error: float
+    confidence: float
+    verdict: str
+    num_simulations: int
+    num_draws: int
+    num_references: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the curve is inside the band at every level."""
+        return self.p_value > 1 - self.confidence
+
+    def __str__(self) -> str:
+        return (
+            f"random points (TARP) {'passed' if self.passed else 'FAILED'}: p = {self.p_value:.2g}, coverage less "
+            f"level above one half {self.excess:+.3f} +- {self.excess_error:.3f}: {self.verdict} "
+            f"({self.num_simulations:,} experiments, {self.num_draws:,} draws and {self.num_references} "
+            "references each)"
+        )
+
+
+def tarp(
+    simulated: SimulatedPosteriors, *, num_references: int = 10, confidence: float = 0.95, seed: int | None = None
+) -> TARPResult:
+    """Test whether balls around random references hold the truth as often as they say.
+
+    Args:
+        simulated: Experiments with posterior draws, at least 20; `simulate_posteriors` makes them.
+        num_references: References of each experiment.
+        confidence: Probability with which a right posterior passes, in (0, 1).
+        seed: Seed of references and of the null; None draws one from torch's global generator.
+
+    Returns:
+        The coverage curve with its errors and band, a p-value, and the direction of what departs.
+
+    Raises:
+        ValueError: If there are fewer than 20 experiments, a column is constant, or an argument is out of range.
+
+    References:
+        Lemos et al. (2023).
+
+    Example:
+        >>> truths = torch.randn(200, 1)
+        >>> y = truths + torch.randn(200, 1)
+        >>> draws = 0.5 * y.unsqueeze(1) + 0.5**0.5 * torch.randn(200, 50, 1)  # the posterior: N(y / 2, 1 / 2)
+        >>> tarp(SimulatedPosteriors(truths, draws, ("theta",)), seed=0).passed
+        True
+        >>> narrow = 0.5 * y.unsqueeze(1) + 0.5 * 0.5**0.5 * torch.randn(200, 50, 1)
+        >>> tarp(SimulatedPosteriors(truths, narrow, ("theta",)), seed=0).verdict
+        'too narrow'
+    """
+    check_simulated(simulated, confidence)
+    check_count(num_references, "num_references")
+    levels = torch.tensor(LEVELS, dtype=torch.float64, device=simulated.draws.device)
+    with isolated(seed), torch.no_grad():
+        points = _standardised(torch.cat([simulated.truths.unsqueeze(1), simulated.draws], 1))
+        held = torch.zeros(*points.shape[:2], len(LEVELS), dtype=torch.float64, device=points.device)
+        for _ in range(num_references):
+            held += _held(_distance_ranks(points, _references(points)), levels) / num_references
+        spread = _null_spread(held)
+        null = ((_relabelled(held) - levels) / spread).abs().amax(1)
+    terms = held[:, 0]
+    coverage, standard_error = mean_and_standard_error(terms)
+    statistic = ((coverage - levels) / spread).abs().max()
+    p_value = float((1 + (null >= statistic).sum()) / (1 + len(null)))
+    reach = spread * null.sort(descending=True).values[max(0, int((1 - confidence) * (1 + len(null)) + 1e-9) - 1)]
+    high = levels > 0.5
+    excess, excess_error = (value.item() for value in mean_and_standard_error((terms - levels)[:, high].mean(1)))
+    verdict = PASSED
+    if p_value <= 1 - confidence:
+        verdict = "too narrow" if excess < 0 else "too wide"
+        if abs(excess) < 2 * excess_error:
+            verdict = "another shape"
+    return TARPResult(
+        levels=levels.cpu(),
+        coverage=coverage.cpu(),
+        standard_error=standard_error.cpu(),
+        lower=(levels - reach).cpu(),
+        upper=(levels + reach).cpu(),
+        p_value=p_value,
+        excess=excess,
+        excess_error=excess_error,
+        confidence=confidence,
+        verdict=verdict,
+        num_simulations=simulated.num_simulations,
+        num_draws=simulated.num_draws,
+        num_references=num_references,
+    )
+
+
+def _standardised(points: Tensor) -> Float[Tensor, "num_simulations num_points dim"]:
+    wide = points.double()
+    spread = wide.flatten(0, 1).std(0)
+    if constant := (spread == 0).nonzero().flatten().tolist():
+        raise ValueError(f"simulated: expected columns with spread, got columns {constant} constant. Leave them out.")
+    return (wide - wide.flatten(0, 1).mean(0)) / spread
+
+
+def _references(points: Float[Tensor, "num_simulations num_points dim"]) -> Float[Tensor, "num_simulations dim"]:
+    """Return for each experiment a point of another."""
+    num, num_points, _ = points.shape
+    others = (torch.arange(num) + torch.randint(1, num, (num,))) % num
+    return points[others.to(points.device), torch.randint(num_points, (num,)).to(points.device)]
+
+
+def _distance_ranks(
+    points: Float[Tensor, "num_simulations num_points dim"], references: Float[Tensor, "num_simulations dim"]
+) -> Int[Tensor, "num_simulations num_points"]:
+    """Return the rank of each point of an experiment by distance from its reference; equal ones in random order."""
+    distances = (points - references.unsqueeze(1)).square().sum(-1)
+    shuffled = torch.rand(distances.shape).to(distances.device).argsort(1)
+    order = shuffled.gather(1, distances.gather(1, shuffled).argsort(dim=1, stable=True))
+    places = torch.arange(points.shape[1], device=points.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def _held(
+    ranks: Int[Tensor, "num_simulations num_points"], levels: Float[Tensor, " num_levels"]
+) -> Float[Tensor, "num_simulations num_points num_levels"]:
+    """Return the chance that `(rank + v) / num_points`, with `v` uniform, is below each level: the level on average."""
+    num_points = ranks.shape[1]
+    table = (levels * num_points - torch.arange(num_points, device=ranks.device).unsqueeze(1)).clamp(0, 1)
+    return table[ranks]
+
+
+def _null_spread(held: Float[Tensor, "num_simulations num_points num_levels"]) -> Float[Tensor, " num_levels"]:
+    """Return the standard deviation of the coverage where each point is as likely to be the truth."""
+    return (held.var(1, correction=0).sum(0)).sqrt() / held.shape[0]
+
+
+def _relabelled(held: Float[Tensor, "num_simulations num_points num_levels"]) -> Float[Tensor, "num_null num_levels"]:
+    """Return the coverage with truths chosen anew among the points of each experiment."""
+    num, num_points, _ = held.shape
+    rows = torch.arange(num) * num_points + torch.randint(num_points, (NUM_RELABELLINGS, num))
+    # The mean of chosen rows, without a copy of them.
+    return embedding_bag(rows.to(held.device), held.flatten(0, 1), mode="mean")

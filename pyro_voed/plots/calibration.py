@@ -1,0 +1,236 @@
+"""Figures of calibration and recovery: what to look at when a check fails.
+
+In all of them the grey band holds the curves of a right posterior, all at once, with the stated confidence: a curve
+that leaves it anywhere is a failed check.
+
+References:
+    T. Säilynoja, P.-C. Bürkner and A. Vehtari (2022), Graphical test for discrete uniformity (ECDF and its difference).
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyro_voed.diagnostics.calibration import SBCResult
+from pyro_voed.diagnostics.coverage import CoverageResult
+from pyro_voed.diagnostics.recovery import RecoveryResult
+from pyro_voed.diagnostics.tarp import TARPResult
+from pyro_voed.plots.style import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREY,
+    LINE_STYLES,
+    VERMILLION,
+    axes_or_new,
+    to_numpy,
+)
+
+MOST_NAMED = 12
+"""More curves than this are drawn alike, with one entry in the legend."""
+
+
+def plot_sbc(result: SBCResult, *, difference: bool = True, ax: Axes | None = None) -> Axes:
+    """Draw the ECDF of the ranks of every column with the band that it keeps to under calibration.
+
+    As a difference from the diagonal, a posterior too narrow shows as a hill on the left and a valley on the right, one
+    too wide the other way round; biased up is a hill in the middle and biased down a valley.
+
+    Args:
+        result: What `sbc` returned.
+        difference: Whether to draw the ECDF less the diagonal, in which small departures can be seen.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> import torch
+        >>> from pyro_voed.diagnostics.calibration import sbc
+        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+        >>> simulated = SimulatedPosteriors(torch.randn(100, 1), torch.randn(100, 50, 1), ("theta",))
+        >>> plot_sbc(sbc(simulated, seed=0)).get_xlabel()
+        'normalised rank of the truth'
+    """
+    ax = axes_or_new(ax, (6.6, 3.8))
+    curves = dict(zip(result.columns, to_numpy(result.ecdf).T, strict=True))
+    _draw(
+        ax, to_numpy(result.points), curves, (to_numpy(result.lower), to_numpy(result.upper)), difference,
+        result.confidence,
+    )  # fmt: skip
+    ax.set(
+        xlabel="normalised rank of the truth",
+        ylabel="ECDF less diagonal" if difference else "share of ranks below",
+        title=_title("simulation-based calibration", result.passed, result.p_value),
+    )
+    return ax
+
+
+def plot_coverage(result: CoverageResult, *, difference: bool = False, ax: Axes | None = None) -> Axes:
+    """Draw expected coverage against its level, for the joint region and for the intervals of every column.
+
+    Below the diagonal the posterior is too narrow (or in the wrong place), above it too wide.
+
+    Args:
+        result: What `expected_coverage` returned.
+        difference: Whether to draw coverage less level.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> import torch
+        >>> from pyro_voed.diagnostics.coverage import expected_coverage
+        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+        >>> simulated = SimulatedPosteriors(torch.randn(100, 1), torch.randn(100, 50, 1), ("theta",))
+        >>> plot_coverage(expected_coverage(simulated, seed=0)).get_xlabel()
+        'credibility of the region'
+    """
+    ax = axes_or_new(ax, (7.2, 3.8) if difference else (6.6, 4.4))
+    joint = {} if result.joint is None else {"joint, highest density": to_numpy(result.joint.coverage)}
+    curves = {region.name: to_numpy(region.coverage) for region in result.columns}
+    band = (to_numpy(result.lower), to_numpy(result.upper))
+    _draw(ax, to_numpy(result.levels), curves, band, difference, result.confidence, joint)
+    ax.set(
+        xlabel="credibility of the region",
+        ylabel="coverage less credibility" if difference else "share of regions with the truth",
+        title=_title("expected coverage", result.passed, result.p_value),
+    )
+    return ax
+
+
+def plot_tarp(result: TARPResult, *, difference: bool = False, ax: Axes | None = None) -> Axes:
+    """Draw the coverage of balls around random references against its level.
+
+    Too little coverage at the high levels, often with too much at the low ones, is that of a posterior too narrow.
+
+    Args:
+        result: What `tarp` returned.
+        difference: Whether to draw coverage less level.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> import torch
+        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+        >>> from pyro_voed.diagnostics.tarp import tarp
+        >>> simulated = SimulatedPosteriors(torch.randn(100, 2), torch.randn(100, 50, 2), ("a", "b"))
+        >>> plot_tarp(tarp(simulated, seed=0)).get_xlabel()
+        'posterior mass of the ball'
+    """
+    ax = axes_or_new(ax, (6.0, 3.8) if difference else (4.6, 4.4))
+    curves = {f"balls, {result.num_references} a truth": to_numpy(result.coverage)}
+    band = (to_numpy(result.lower), to_numpy(result.upper))
+    _draw(ax, to_numpy(result.levels), curves, band, difference, result.confidence)
+    ax.set(
+        xlabel="posterior mass of the ball",
+        ylabel="coverage less mass" if difference else "share of balls with the truth",
+        title=_title("random points (TARP)", result.passed, result.p_value),
+    )
+    return ax
+
+
+def plot_recovery(result: RecoveryResult, *, most_points: int = 200) -> np.ndarray:
+    """Draw posterior means with central intervals against the truths, one pair of axes a column.
+
+    Intervals that miss the truth are drawn in another colour. A flat cloud at the prior's mean is a quantity that the
+    data say nothing about, or that was not learnt.
+
+    Args:
+        result: What `recovery` returned.
+        most_points: Experiments to draw, the first ones.
+
+    Returns:
+        The grid of axes, `(num_rows, num_columns)`; those beyond the last column are hidden.
+
+    Example:
+        >>> import torch
+        >>> from pyro_voed.diagnostics.recovery import recovery
+        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+        >>> simulated = SimulatedPosteriors(torch.randn(100, 2), torch.randn(100, 50, 2), ("a", "b"))
+        >>> plot_recovery(recovery(simulated)).shape
+        (1, 2)
+    """
+    dim = len(result.columns)
+    num_columns = min(dim, 4)
+    num_rows = -(-dim // num_columns)
+    figure, grid = plt.subplots(
+        num_rows,
+        num_columns,
+        squeeze=False,
+        figsize=(0.6 + 2.9 * num_columns, 0.7 + 3.0 * num_rows),
+        layout="constrained",
+    )
+    for index, ax in enumerate(grid.flat):
+        if index < dim:
+            _recovered(ax, result, index, most_points)
+        else:
+            ax.set_visible(False)
+    figure.supxlabel("truth", fontsize="medium")
+    figure.supylabel(f"posterior mean and {result.mass:.3g} interval", fontsize="medium")
+    return grid
+
+
+def _recovered(ax: Axes, result: RecoveryResult, index: int, most_points: int) -> None:
+    truth, mean = (to_numpy(values[:most_points, index]) for values in (result.truths, result.posterior_mean))
+    low, high = to_numpy(result.interval[:, :most_points, index])
+    missed = (truth < low) | (truth > high)
+    for chosen, colour, marker in ((~missed, BLUE, "o"), (missed, VERMILLION, "D")):
+        ax.vlines(truth[chosen], low[chosen], high[chosen], color=colour, linewidth=0.8, alpha=0.35)
+        ax.plot(truth[chosen], mean[chosen], linestyle="none", marker=marker, markersize=2.5, color=colour)
+    ends = (truth.min(), truth.max())
+    ax.plot(ends, ends, color=BLACK, linewidth=1)
+    ax.set_title(
+        f"{result.columns[index]}\ncontraction {result.contraction[index]:.2f}, correlation "
+        f"{result.correlation[index]:.2f}\noutside their interval: {missed.mean():.0%}",
+        fontsize="small",
+    )
+
+
+def _draw(
+    ax: Axes,
+    x: np.ndarray,
+    curves: dict[str, np.ndarray],
+    band: tuple[np.ndarray, np.ndarray],
+    difference: bool,
+    confidence: float,
+    emphasised: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Draw curves over the band, less the diagonal where asked for; all of them meet it at 0 and at 1."""
+    at = np.concatenate([[0.0], x, [1.0]])
+
+    def ends(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0.0], values, [1.0]]) - (at if difference else 0.0)
+
+    ax.fill_between(
+        at, ends(band[0]), ends(band[1]), color=GREY, alpha=0.3, linewidth=0, label=f"{confidence:.3g} band"
+    )
+    ax.plot(at, np.zeros_like(at) if difference else at, color=GREY, linewidth=0.8)
+    if len(curves) > MOST_NAMED:
+        for index, values in enumerate(curves.values()):
+            name = f"{len(curves)} columns" if index == 0 else None
+            ax.plot(at, ends(values), color=BLUE, linewidth=0.8, alpha=0.5, label=name)
+    else:
+        for index, (name, values) in enumerate(curves.items()):
+            # The style shifts with every round of colours, so that no two of twelve curves look alike.
+            style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
+            ax.plot(at, ends(values), color=COLOURS[index % len(COLOURS)], linestyle=style, label=name)
+    for name, values in (emphasised or {}).items():
+        ax.plot(at, ends(values), color=BLACK, linewidth=2.0, label=name)
+    ax.set_xlim(0, 1)
+    if not difference:
+        ax.set_ylim(0, 1)
+    if len(ax.get_legend_handles_labels()[1]) > 3:
+        # Inside, it would lie on one curve or another.
+        ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        ax.legend(frameon=False, fontsize="small")
+
+
+def _title(name: str, passed: bool, p_value: float) -> str:
+    return f"{name}: {'passed' if passed else 'failed'}, p = {p_value:.2g}"

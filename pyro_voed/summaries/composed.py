@@ -1,0 +1,66 @@
+"""A summary of several outcome sites: each part sees its own entries of the packed outcome, the rest goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class ComposedSummary(nn.Module):
+    """Put summaries of parts of a vector side by side.
+
+    Args:
+        parts: One summary a part.
+        entries: The entries of the vector that each part sees, in its order.
+        dim: Dimension of the vector; entries that no part sees go into the summary unchanged.
+        description: What it is, in words, for results to say.
+
+    Raises:
+        ValueError: If an entry is out of range, or there are more parts than entries are given for.
+
+    Example:
+        >>> from pyro_voed.summaries import DeepSetSummary
+        >>> summary = ComposedSummary([DeepSetSummary(2, 8)], [torch.arange(20)], dim=21, description="ten pairs")
+        >>> summary(torch.randn(5, 21)).shape  # eight features, six moments, and the last entry
+        torch.Size([5, 15])
+    """
+
+    def __init__(
+        self, parts: Sequence[nn.Module], entries: Sequence[Int[Tensor, " num"]], dim: int, description: str
+    ) -> None:
+        super().__init__()
+        if len(parts) != len(entries):
+            raise ValueError(f"entries: expected one index a part, {len(parts)} of them, got {len(entries)}.")
+        seen = torch.cat([own.flatten() for own in entries])
+        if seen.numel() and not (0 <= int(seen.min()) and int(seen.max()) < dim):
+            raise ValueError(
+                f"entries: expected numbers from 0 to {dim - 1}, got {int(seen.min())} to {int(seen.max())}."
+            )
+        self.parts = nn.ModuleList(parts)
+        self.description = description
+        for number, own in enumerate(entries):
+            self.register_buffer(f"entries_{number}", own, persistent=False)
+        unseen = torch.ones(dim, dtype=torch.bool)
+        unseen[seen] = False
+        self.register_buffer("rest", unseen.nonzero().flatten(), persistent=False)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch summary_dim"]:
+        """Return the summaries of the parts, then what no part sees."""
+        features = [
+            part(x.index_select(-1, self.get_buffer(f"entries_{number}"))) for number, part in enumerate(self.parts)
+        ]
+        return torch.cat([*features, x.index_select(-1, self.get_buffer("rest"))], -1)
+
+    def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
+        """Return which inputs share a scale, as the parts say; -1 for what has none."""
+        groups = torch.arange(dim)
+        for number, part in enumerate(self.parts):
+            own = getattr(part, "column_groups", None)
+            if own is not None:
+                entries = self.get_buffer(f"entries_{number}").cpu()
+                columns = own(len(entries))
+                groups[entries] = torch.where(columns >= 0, dim * (number + 1) + columns, columns)
+        return groups

@@ -1,0 +1,96 @@
+r"""A summary of a set of rows by pooling: the same network on every row, then means.
+
+.. math::
+    h_i = \phi(x_i), \qquad h_i \leftarrow h_i + f\Big(h_i, \tfrac1n \sum_j h_j\Big), \qquad
+    s = \rho\Big(\tfrac1n \sum_i h_i, \; \text{moments of } x\Big)
+
+With enough features every continuous function of a set has this form (Zaheer et al. 2017). That a network of it can be
+*trained* is another matter: where the mean of a row does not depend on the targets, common designs learn some targets
+and ignore the rest. Normalised inputs, orthogonal weights and residual paths (`layers`), and the moments of the rows on
+a path of their own (`moments`), which also go into the summary as they are, cure it.
+
+References:
+    M. Zaheer, S. Kottur, S. Ravanbakhsh, B. Poczos, R. Salakhutdinov and A. Smola (2017), Deep sets. NeurIPS.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_count
+from pyro_voed.summaries.layers import ResidualBlock, linear, mlp
+from pyro_voed.summaries.moments import num_moments, row_moments
+from pyro_voed.summaries.rows import row_groups, split_rows
+
+
+class DeepSetSummary(nn.Module):
+    """Summarise exchangeable rows with a deep set.
+
+    Args:
+        row_dim: Numbers in a row.
+        summary_dim: Learned features. A rule of thumb is twice the number of the targets' sufficient statistics; the
+            moments come on top of them.
+        hidden_dim: Width of the hidden layers.
+        num_blocks: Residual blocks that every row goes through, each told the mean over the rows.
+        moments: Give the moments of the rows to the last layers and to the summary.
+        cross: Also the correlations of all pairs of columns.
+        masked: Rows carry one more number, 1 where the row is there and 0 where it is not (a set of varying size is
+            filled up with such rows); at least one must be there.
+
+    Raises:
+        ValueError: If a size is out of range.
+
+    References:
+        Zaheer et al. (2017).
+
+    Example:
+        >>> summary = DeepSetSummary(row_dim=3, summary_dim=8)
+        >>> rows = torch.randn(5, 10, 3)  # five sets of ten rows
+        >>> summary(rows.flatten(1)).shape  # eight features, and three moments of each column
+        torch.Size([5, 17])
+        >>> order = torch.randperm(10)
+        >>> torch.allclose(summary(rows.flatten(1)), summary(rows[:, order].flatten(1)), atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        row_dim: int,
+        summary_dim: int = 16,
+        *,
+        hidden_dim: int = 64,
+        num_blocks: int = 2,
+        moments: bool = True,
+        cross: bool = False,
+        masked: bool = False,
+    ) -> None:
+        super().__init__()
+        self.row_dim = check_count(row_dim, "row_dim")
+        check_count(summary_dim, "summary_dim")
+        check_count(hidden_dim, "hidden_dim")
+        check_count(num_blocks, "num_blocks", minimum=0)
+        self.moments, self.cross, self.masked = moments, cross, masked
+        self.embed = linear(row_dim, hidden_dim)
+        self.blocks = nn.ModuleList(ResidualBlock(hidden_dim, hidden_dim) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(hidden_dim)
+        num_raw = num_moments(row_dim, cross=cross) if moments else 0
+        self.out = mlp([hidden_dim + num_raw + masked, hidden_dim, summary_dim])
+
+    def forward(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch summary_dim"]:
+        """Return the summary of sets whose rows stand one after the other."""
+        rows, weights, log_size = split_rows(x, self.row_dim, masked=self.masked)
+        share = 1.0 / rows.shape[-2] if weights is None else weights
+        hidden = self.embed(rows)
+        for block in self.blocks:
+            pooled = (hidden * share).sum(-2, keepdim=True)
+            hidden = block(hidden, pooled)
+        features = [(self.norm(hidden) * share).sum(-2)]
+        raw = [row_moments(rows, weights, cross=self.cross)] if self.moments else []
+        size = [log_size] if log_size is not None else []
+        return torch.cat([self.out(torch.cat(features + raw + size, -1)), *raw, *size], -1)
+
+    def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
+        """Return which inputs share a scale: those in one column of the rows; -1 for what has none."""
+        return row_groups(dim, self.row_dim, masked=self.masked)

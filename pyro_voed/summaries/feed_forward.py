@@ -1,0 +1,52 @@
+"""A summary of a vector of fixed size and order: hidden layers, with the plain linear map beside them.
+
+References:
+    B. Jiang, T.-Y. Wu, C. Zheng and W. H. Wong (2017), Learning summary statistic for approximate Bayesian computation
+    via deep neural network. Statistica Sinica 27.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_count
+from pyro_voed.summaries.layers import ResidualBlock, linear
+
+
+class FeedForwardSummary(nn.Module):
+    """Summarise a vector with residual blocks.
+
+    Args:
+        dim: Dimension of the vector.
+        summary_dim: Learned features; a rule of thumb is twice the number of the targets' sufficient statistics.
+        hidden_dim: Width of the hidden layers.
+        num_blocks: Residual blocks.
+
+    Raises:
+        ValueError: If a size is out of range.
+
+    References:
+        Jiang et al. (2017).
+
+    Example:
+        >>> import torch
+        >>> FeedForwardSummary(100, 8)(torch.randn(5, 100)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(self, dim: int, summary_dim: int = 16, *, hidden_dim: int = 128, num_blocks: int = 2) -> None:
+        super().__init__()
+        self.dim = check_count(dim, "dim")
+        check_count(summary_dim, "summary_dim")
+        check_count(hidden_dim, "hidden_dim")
+        check_count(num_blocks, "num_blocks", minimum=0)
+        self.embed = linear(dim, hidden_dim)
+        self.blocks = nn.Sequential(*(ResidualBlock(hidden_dim) for _ in range(num_blocks)))
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.out = linear(hidden_dim, summary_dim)
+        self.skip = linear(dim, summary_dim)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch summary_dim"]:
+        """Return the summary."""
+        return self.skip(x) + self.out(self.norm(self.blocks(self.embed(x))))

@@ -1,0 +1,103 @@
+r"""A summary of a series by a recurrent network.
+
+The series goes through an LSTM or GRU, in both directions by default; the hidden states of all times (the context
+vectors) are joined and go through an embedding network to the summary, as in Dong et al. (2025, appendix E.3). For
+series of varying length only the last state of each direction is joined (`join="last"`).
+
+References:
+    S. Hochreiter and J. Schmidhuber (1997), Long short-term memory. Neural Computation 9.
+    F. Gers, J. Schmidhuber and F. Cummins (2000), Learning to forget: continual prediction with LSTM. Neural
+    Computation 12.
+    K. Cho et al. (2014), Learning phrase representations using RNN encoder-decoder for statistical machine translation.
+    Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), "Variational Bayesian optimal experimental design
+    with normalizing flows".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_count
+from pyro_voed.summaries.layers import mlp
+
+
+class RecurrentSummary(nn.Module):
+    """Summarise a series with an LSTM or GRU.
+
+    Args:
+        num_steps: Length of the series.
+        num_channels: Numbers at each time, which stand together in the vector.
+        summary_dim: Learned features.
+        hidden_dim: Size of the hidden state of each direction.
+        num_layers: Recurrent layers.
+        cell: `nn.LSTM` or `nn.GRU`.
+        bidirectional: Go through the series in both directions.
+        join: "all" joins the hidden states of all times, "last" the final ones of each direction alone, whatever the
+            length of the series.
+        embedding: Widths of the hidden layers between the joined states and the summary.
+
+    Raises:
+        ValueError: If a size is out of range, or a series is not as long as it was said to be.
+
+    References:
+        Dong et al. (2025), appendix E.3; Hochreiter and Schmidhuber (1997).
+
+    Example:
+        >>> summary = RecurrentSummary(num_steps=50, summary_dim=10)
+        >>> summary(torch.randn(5, 50)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_channels: int = 1,
+        summary_dim: int = 16,
+        *,
+        hidden_dim: int = 16,
+        num_layers: int = 1,
+        cell: type[nn.LSTM] | type[nn.GRU] = nn.LSTM,
+        bidirectional: bool = True,
+        join: Literal["all", "last"] = "all",
+        embedding: Sequence[int] = (40, 20),
+    ) -> None:
+        super().__init__()
+        self.num_steps = check_count(num_steps, "num_steps")
+        self.num_channels = check_count(num_channels, "num_channels")
+        check_count(summary_dim, "summary_dim")
+        check_count(hidden_dim, "hidden_dim")
+        check_count(num_layers, "num_layers")
+        if join not in ("all", "last"):
+            raise ValueError(f"join: expected 'all' or 'last', got {join!r}.")
+        self.join = join
+        self.cell = cell(num_channels, hidden_dim, num_layers, batch_first=True, bidirectional=bidirectional)
+        for name, weight in self.cell.named_parameters():
+            if "weight" in name:
+                for gate in weight.chunk(4 if cell is nn.LSTM else 3):
+                    nn.init.orthogonal_(gate)
+        width = hidden_dim * (2 if bidirectional else 1)
+        self.embedding = mlp([width * (num_steps if join == "all" else 1), *embedding, summary_dim])
+
+    def forward(self, x: Float[Tensor, "*batch series_dim"]) -> Float[Tensor, "*batch summary_dim"]:
+        """Return the summary of series whose times stand one after the other."""
+        if x.shape[-1] % self.num_channels or (
+            self.join == "all" and x.shape[-1] != self.num_steps * self.num_channels
+        ):
+            raise ValueError(
+                f"summary: expected series of {self.num_steps} times {self.num_channels} numbers, got {x.shape[-1]} "
+                "numbers. Give num_steps and num_channels as the outcome has them."
+            )
+        series = x.reshape(-1, x.shape[-1] // self.num_channels, self.num_channels)
+        states, _ = self.cell(series)
+        if self.join == "all":
+            joined = states.flatten(1)
+        else:
+            forth, back = states[:, -1], states[:, 0]
+            size = self.cell.hidden_size
+            joined = torch.cat([forth[:, :size], back[:, size:]], -1)
+        return self.embedding(joined).reshape(*x.shape[:-1], -1)

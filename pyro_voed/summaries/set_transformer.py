@@ -1,0 +1,153 @@
+r"""A summary of a set of rows by attention: rows look at each other, then a few learned queries look at all rows.
+
+.. math::
+    h \leftarrow h + \operatorname{attention}(h, h, h), \qquad h \leftarrow h + f(h), \qquad
+    s = \rho\big(\operatorname{attention}(\text{seeds}, h, h), \; \text{moments of } x\big)
+
+with every input normalised first. With `num_inducing` the rows look at that many learned summaries of all rows instead
+of at each other, which costs in proportion to the number of rows rather than to its square. As in `deep_set`, the
+moments of the rows take a path of their own.
+
+References:
+    J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi and Y. W. Teh (2019), Set transformer: a framework for
+    attention-based permutation-invariant neural networks. ICML, equations 7 to 11.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pyro_voed.checks import check_count
+from pyro_voed.summaries.layers import ResidualBlock, linear, mlp
+from pyro_voed.summaries.moments import num_moments, row_moments
+from pyro_voed.summaries.rows import row_groups, split_rows
+
+
+class SetTransformerSummary(nn.Module):
+    """Summarise exchangeable rows with a set transformer.
+
+    Args:
+        row_dim: Numbers in a row.
+        summary_dim: Learned features. A rule of thumb is twice the number of the targets' sufficient statistics; the
+            moments come on top of them.
+        hidden_dim: Width of the hidden layers, a multiple of `num_heads`.
+        num_blocks: Blocks of attention among the rows.
+        num_heads: Heads of every attention.
+        num_seeds: Learned queries that pool the rows.
+        num_inducing: Learned points through which the rows look at each other; None lets them look directly.
+        moments: Give the moments of the rows to the last layers and to the summary.
+        cross: Also the correlations of all pairs of columns.
+        masked: As in `DeepSetSummary`.
+
+    Raises:
+        ValueError: If a size is out of range, or the width is no multiple of the number of heads.
+
+    References:
+        Lee et al. (2019).
+
+    Example:
+        >>> summary = SetTransformerSummary(row_dim=3, summary_dim=8)
+        >>> summary(torch.randn(5, 10 * 3)).shape
+        torch.Size([5, 17])
+    """
+
+    def __init__(
+        self,
+        row_dim: int,
+        summary_dim: int = 16,
+        *,
+        hidden_dim: int = 64,
+        num_blocks: int = 2,
+        num_heads: int = 4,
+        num_seeds: int = 4,
+        num_inducing: int | None = None,
+        moments: bool = True,
+        cross: bool = False,
+        masked: bool = False,
+    ) -> None:
+        super().__init__()
+        self.row_dim = check_count(row_dim, "row_dim")
+        check_count(summary_dim, "summary_dim")
+        check_count(hidden_dim, "hidden_dim")
+        check_count(num_blocks, "num_blocks", minimum=0)
+        check_count(num_seeds, "num_seeds")
+        if hidden_dim % check_count(num_heads, "num_heads"):
+            raise ValueError(f"hidden_dim: expected a multiple of num_heads {num_heads}, got {hidden_dim}.")
+        if num_inducing is not None:
+            check_count(num_inducing, "num_inducing")
+        self.moments, self.cross, self.masked = moments, cross, masked
+        self.embed = linear(row_dim, hidden_dim)
+        self.blocks = nn.ModuleList(_Block(hidden_dim, num_heads, num_inducing) for _ in range(num_blocks))
+        self.seeds = _points(num_seeds, hidden_dim)
+        self.pool = _Attention(hidden_dim, num_heads)
+        self.norm = nn.LayerNorm(hidden_dim)
+        num_raw = num_moments(row_dim, cross=cross) if moments else 0
+        self.out = mlp([num_seeds * hidden_dim + num_raw + masked, hidden_dim, summary_dim])
+
+    def forward(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch summary_dim"]:
+        """Return the summary of sets whose rows stand one after the other."""
+        rows, weights, log_size = split_rows(x, self.row_dim, masked=self.masked)
+        seen = None if weights is None else (weights > 0).squeeze(-1)[..., None, None, :]  # heads and queries broadcast
+        hidden = self.embed(rows)
+        for block in self.blocks:
+            hidden = block(hidden, seen)
+        pooled = self.norm(self.pool(self.seeds.expand(*hidden.shape[:-2], -1, -1), hidden, seen)).flatten(-2)
+        raw = [row_moments(rows, weights, cross=self.cross)] if self.moments else []
+        size = [log_size] if log_size is not None else []
+        return torch.cat([self.out(torch.cat([pooled, *raw, *size], -1)), *raw, *size], -1)
+
+    def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
+        """Return which inputs share a scale: those in one column of the rows; -1 for what has none."""
+        return row_groups(dim, self.row_dim, masked=self.masked)
+
+
+class _Attention(nn.Module):
+    """Queries look at normalised rows with several heads."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_norm, self.row_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key, self.value = linear(dim, dim), linear(dim, dim), linear(dim, dim)
+        self.out = linear(dim, dim)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "*batch num_queries dim"],
+        rows: Float[Tensor, "*batch num_rows dim"],
+        seen: Tensor | None,
+    ) -> Float[Tensor, "*batch num_queries dim"]:
+        normed = self.row_norm(rows)
+        parts = (self.query(self.query_norm(queries)), self.key(normed), self.value(normed))
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for part in parts)
+        # Written out, because torch's fused attention does not stack under `vmap`.
+        score = query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5
+        if seen is not None:
+            score = torch.where(seen, score, -torch.inf)
+        looked = score.softmax(-1) @ value
+        return queries + self.out(looked.transpose(-2, -3).flatten(-2))
+
+
+class _Block(nn.Module):
+    """Rows look at each other, directly or through inducing points, then each goes through a residual block."""
+
+    def __init__(self, dim: int, num_heads: int, num_inducing: int | None) -> None:
+        super().__init__()
+        self.points = None if num_inducing is None else _points(num_inducing, dim)
+        self.gather = None if num_inducing is None else _Attention(dim, num_heads)
+        self.look = _Attention(dim, num_heads)
+        self.residual = ResidualBlock(dim)
+
+    def forward(
+        self, rows: Float[Tensor, "*batch num_rows dim"], seen: Tensor | None
+    ) -> Float[Tensor, "*batch num_rows dim"]:
+        if self.points is None or self.gather is None:
+            return self.residual(self.look(rows, rows, seen))
+        gathered = self.gather(self.points.expand(*rows.shape[:-2], -1, -1), rows, seen)
+        return self.residual(self.look(rows, gathered, None))
+
+
+def _points(number: int, dim: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(number, dim))
