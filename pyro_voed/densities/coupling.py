@@ -69,7 +69,7 @@ class CouplingFlow(nn.Module):
         # Without a context the trunk sees the constant one, so that it learns plain numbers.
         widths = [max(context_dim, 1)] + [hidden_dim] * num_hidden
         self.trunk = nn.Sequential(*(layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())))
-        self.gaussian = ConditionalGaussian(theta_dim, hidden_dim)
+        self.gaussian = ConditionalGaussian(theta_dim, hidden_dim, context_dim)
         sizes = (theta_dim // 2, theta_dim - theta_dim // 2)
         # One coordinate: the first half is empty and only the second moves.
         self.steps = num_transforms * ([0, 1] if theta_dim > 1 else [1])
@@ -109,7 +109,7 @@ class CouplingFlow(nn.Module):
         """Return z, standard normal where the flow is right, and the log-determinant of its Jacobian."""
         _check_last("theta", theta, self.theta_dim)
         features = self._features(context)
-        gaussian = self.gaussian(features)
+        gaussian = self.gaussian(features, context)
         halves = split(whiten(theta, *gaussian))
         log_det = -gaussian[1].sum(-1)
         constants = self.elementwise.constants(theta)
@@ -127,7 +127,7 @@ class CouplingFlow(nn.Module):
     ) -> Float[Tensor, "... theta_dim"]:
         """Return theta from z, the inverse of `whiten`."""
         features = self._features(context)
-        gaussian = self.gaussian(features)
+        gaussian = self.gaussian(features, context)
         halves = split(z)
         constants = self.elementwise.constants(z)
         for step in reversed(range(len(self.steps))):

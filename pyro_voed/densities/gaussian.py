@@ -58,15 +58,22 @@ def colour(
 class ConditionalGaussian(nn.Module):
     """Give shift, log-scales and correlations from features of the context; at construction N(0, I).
 
+    The shift has a part linear in the context itself. Through the features alone every statistic of a long context
+    would have to be squeezed, and many sharp posteriors need a shift that follows one statistic each.
+
     Args:
         dim: Dimension of theta; correlations depend on the context up to `MAX_CORRELATED_DIM`, above it there are none.
         feature_dim: Dimension of the features.
+        context_dim: Dimension of the context; zero where there is none.
     """
 
     places: Tensor
 
-    def __init__(self, dim: int, feature_dim: int) -> None:
+    def __init__(self, dim: int, feature_dim: int, context_dim: int) -> None:
         super().__init__()
+        self.linear = nn.Linear(context_dim, dim, bias=False) if context_dim else None
+        if self.linear is not None:
+            nn.init.zeros_(self.linear.weight)
         self.dim = dim
         self.num_pairs = dim * (dim - 1) // 2 if dim <= MAX_CORRELATED_DIM else 0
         self.head = nn.Linear(feature_dim, 2 * dim + self.num_pairs)
@@ -75,10 +82,12 @@ class ConditionalGaussian(nn.Module):
         self.register_buffer("places", _strictly_lower_places(dim), persistent=False)
 
     def forward(
-        self, features: Float[Tensor, "*batch feature_dim"]
+        self, features: Float[Tensor, "*batch feature_dim"], context: Float[Tensor, "*batch context_dim"]
     ) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*batch dim"], Float[Tensor, "*batch dim dim"] | None]:
         """Return shift, log-scale and the strictly lower-triangular part (None where there is none)."""
         shift, log_scale, pairs = self.head(features).split([self.dim, self.dim, self.num_pairs], -1)
+        if self.linear is not None:
+            shift = shift + self.linear(context)
         lower = None
         if self.num_pairs:
             lower = F.pad(pairs, (1, 0)).index_select(-1, self.places).unflatten(-1, (self.dim, self.dim))

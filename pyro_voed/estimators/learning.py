@@ -41,6 +41,8 @@ Terms = Callable[[JointSample, Any], Tensor]
 """An objective: terms of shape `(num_samples, *design_batch)` from a sample and a density."""
 
 EVALUATION_CHUNK = 8_192
+CHUNK_ENTRIES = 2**22
+"""Most entries of the outcome in one chunk of an evaluation: a summary may take a hundred times their memory."""
 ROWS_OF_A_MEMBER = 64
 """Experiments a step for each member of an ensemble: stacked, larger batches cost in proportion."""
 POOL_VERSIONS = 8
@@ -232,7 +234,7 @@ def evaluate_terms(
         ArithmeticError: If a term is not finite, naming site and count.
     """
     batch = design_batch_shape(sites, designs or {})
-    chunk = max(1, chunk // batch.numel())
+    chunk = max(1, min(chunk, CHUNK_ENTRIES // max(1, sites.y_dim)) // batch.numel())
     parts, controls, lowest, highest = [], [], [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, num_samples, chunk):

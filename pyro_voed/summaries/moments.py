@@ -5,9 +5,12 @@ Over the rows :math:`x_1, \dots, x_n` of a set, per column,
 .. math::
     \bar x, \qquad \log s^2, \quad s^2 = \tfrac1n \sum_i (x_i - \bar x)^2, \qquad \log m, \quad m = \bar x^2 + s^2,
 
-and, where asked for, of the standardised rows :math:`z = (x - \bar x) / s` the correlations :math:`\tfrac1n \sum_i
-z_{ij} z_{ik}` of every pair of columns. For rows from an exponential family with these statistics nothing else is to be
-known about the set.
+and, where asked for, of the standardised rows :math:`z = (x - \bar x) / s` the correlations :math:`R_{jk} = \tfrac1n
+\sum_i z_{ij} z_{ik}` of every pair of columns, once as they are and once as coordinates of the Cholesky factor L of R,
+:math:`\operatorname{arsinh}(L_{jk} / \sqrt{\sum_{l>k} L_{jl}^2})`. These are Fisher's transform of partial
+correlations, what regressions and covariance matrices are made of. (R is drawn towards the identity by the weight of
+one row: with fewer rows than columns it is singular.) For rows from an exponential family with these statistics nothing
+else is to be known about the set.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ SMALLEST_VARIANCE = 1e-8
 
 def num_moments(row_dim: int, *, cross: bool) -> int:
     """Return how many moments `row_moments` gives."""
-    return 3 * row_dim + (row_dim * (row_dim - 1) // 2 if cross else 0)
+    return 3 * row_dim + (row_dim * (row_dim - 1) if cross else 0)
 
 
 def row_moments(
@@ -36,7 +39,7 @@ def row_moments(
     Args:
         rows: The set.
         weights: Of each row, adding up to one over the rows; None for equal ones.
-        cross: Also give the correlations of all pairs of columns.
+        cross: Also give the correlations of all pairs of columns, and the partial ones.
 
     Example:
         >>> row_moments(torch.tensor([[-1.0, 0.0], [1.0, 2.0]]))
@@ -51,6 +54,13 @@ def row_moments(
     if cross:
         z = centred / variance.sqrt().unsqueeze(-2)
         products = (z * share).transpose(-1, -2) @ z
-        below = torch.tril_indices(rows.shape[-1], rows.shape[-1], -1, device=rows.device)
-        moments.append(products[..., below[0], below[1]])
+        # One over the sum of squared shares is the number of rows.
+        number = rows.shape[-2] if weights is None else 1.0 / weights.square().sum(-2, keepdim=True)
+        identity = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+        factor = torch.linalg.cholesky((number * products + identity) / (number + 1.0))
+        squares = factor.square()
+        right = squares.flip(-1).cumsum(-1).flip(-1) - squares
+        below = torch.ones_like(identity, dtype=torch.bool).tril(-1).flatten().nonzero().flatten()
+        partial = torch.asinh(factor / right.clamp(min=SMALLEST_VARIANCE).sqrt())
+        moments += [matrix.flatten(-2).index_select(-1, below) for matrix in (products, partial)]
     return torch.cat(moments, -1)

@@ -123,14 +123,36 @@ def test_sizes_out_of_range_are_refused(make, message):
 
 
 def test_moments_are_those_of_the_rows():
-    rows = torch.randn(5, 20, 4, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 1.0, 50.0])
+    rows = torch.randn(5, 20, 4, dtype=torch.float64) * torch.tensor([0.1, 1.0, 1.0, 50.0])
     rows[..., 2] += 100.0
-    mean, log_variance, log_square, correlation = row_moments(rows, cross=True).split([4, 4, 4, 6], -1)
+    moments = row_moments(rows, cross=True).split([4, 4, 4, 6, 6], -1)
+    mean, log_variance, log_square, correlation, partial = moments
     torch.testing.assert_close(mean, rows.mean(1))
     torch.testing.assert_close(log_variance, (rows.var(1, unbiased=False) + 1e-8).log())
     torch.testing.assert_close(log_square, (rows.square().mean(1) + 1e-8).log())
     expected = torch.stack([torch.corrcoef(one.T) for one in rows]).flatten(1)[:, [4, 8, 9, 12, 13, 14]]
-    torch.testing.assert_close(correlation, expected, rtol=2e-2, atol=1e-3)  # the floor of the variance counts at 1e-3
+    torch.testing.assert_close(correlation, expected, rtol=1e-5, atol=1e-5)  # but for the floor of variances
+    # Of the first two columns the partial correlation is the correlation itself, but for the pull of one row.
+    torch.testing.assert_close(partial[:, 0].tanh(), correlation[:, 0] * 20 / 21, rtol=1e-5, atol=1e-5)
+    # The last with the third, given the first two: from the residuals of regressions on these.
+    shrunk = (20 * torch.stack([torch.corrcoef(one.T) for one in rows]) + torch.eye(4)) / 21
+    precision = torch.linalg.inv(shrunk)
+    given = -precision[:, 3, 2] / (precision[:, 3, 3] * precision[:, 2, 2]).sqrt()
+    torch.testing.assert_close(partial[:, 5].tanh(), given, rtol=1e-5, atol=1e-5)
+
+
+def test_more_columns_than_rows_have_finite_moments_and_gradients():
+    rows = torch.randn(4, 6, 8, requires_grad=True)
+    moments = row_moments(rows, cross=True)
+    moments.square().sum().backward()
+    assert torch.isfinite(moments).all()
+    assert torch.isfinite(rows.grad).all()
+
+
+def test_weights_are_as_good_as_leaving_rows_out():
+    rows = torch.randn(3, 9, 4, dtype=torch.float64)
+    weights = torch.cat([torch.full((3, 6, 1), 1 / 6), torch.zeros(3, 3, 1)], 1).double()
+    torch.testing.assert_close(row_moments(rows, weights, cross=True), row_moments(rows[:, :6], cross=True))
 
 
 def test_equal_rows_have_finite_moments_and_gradients():
