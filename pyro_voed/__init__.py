@@ -4,18 +4,18 @@ The modules in the order in which data flow through them:
 
 * `resolve`, `probes`, `sites`, `programs`: from a model and labels to a checked experiment;
 * `simulate`: draws of targets and outcomes, packed, with their log densities;
-* `densities`: conditional flows; `training`: the one loop that fits them;
+* `summaries`: learned statistics of outcomes; `densities`: conditional flows; `training`: the one loop that fits them;
 * `estimators`: expected information gain, one chapter an estimator;
-* `design`: search for the best design;
+* `design`: search for the best design, by gradients or without;
 * `budgets`, `comparison`: estimators side by side at equal budgets;
-* `inference`: posteriors of one outcome, by NUTS or by the trained flow;
-* `diagnostics`: do two posteriors agree?
+* `inference`: posteriors of one outcome, by the trained flow, NUTS, SMC or ABC;
+* `diagnostics`: can a posterior be trusted?
 * `results`, `plots`: what comes back, and pictures of it;
 * `problems`: ready models with known answers.
 """
 
 from pyro_voed.comparison import compare_estimators
-from pyro_voed.design import optimise_design
+from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
 from pyro_voed.estimators import (
     AmortisedEIG,
     Objective,
@@ -42,7 +42,7 @@ from pyro_voed.estimators import (
     nwj,
     prior_contrastive,
 )
-from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
+from pyro_voed.inference import abc_posterior, flow_guide, flow_posterior, nuts_posterior, smc_posterior
 from pyro_voed.resolve import resolve
 from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, PosteriorSample
 from pyro_voed.simulate import JointSample, sample_joint
@@ -60,6 +60,7 @@ __all__ = [
     "Objective",
     "PosteriorSample",
     "Sites",
+    "abc_posterior",
     "adaptive_contrastive",
     "amortise_eig",
     "barber_agakov",
@@ -89,4 +90,8 @@ __all__ = [
     "prior_contrastive",
     "resolve",
     "sample_joint",
+    "search_grid",
+    "search_random",
+    "search_spsa",
+    "smc_posterior",
 ]

@@ -274,12 +274,19 @@ class PosteriorSample:
     Attributes:
         values: Draws of each site, `(num_chains, num_draws, *shape)`.
         observations: The outcome conditioned on.
-        method: "NUTS" or "flow".
+        method: "NUTS", "SMC", "ABC" or "flow".
         seconds: Wall time.
-        r_hat: Split R-hat of each site, `(*shape)`; None for independent draws.
+        r_hat: Split R-hat of each site (SMC: R-hat between runs), `(*shape)`; None for independent draws.
         effective_sample_size: Effective number of draws of each site, `(*shape)`.
         num_divergences: Divergent transitions; None where there are none by construction.
         inference_data: The same as an ArviZ `InferenceData`.
+        log_evidence: Log of p(y at the design), nats, the outcome in its own coordinates; None where not estimated.
+        log_evidence_error: Its standard error, nats.
+        acceptance_rate: Share of proposals (SMC) or simulations (ABC) accepted, one tensor a chain with one entry a
+            temperature or population.
+        temperatures: Powers of the likelihood that SMC went through, one tensor a chain, the last entry 1.
+        tolerance: Largest distance accepted by ABC, in standardised statistics.
+        num_simulations: Runs of the model, in experiments; None where they are not counted.
     """
 
     values: Mapping[str, Tensor]
@@ -290,6 +297,12 @@ class PosteriorSample:
     r_hat: Mapping[str, Tensor] | None = None
     num_divergences: int | None = None
     inference_data: Any = field(default=None, repr=False)
+    log_evidence: float | None = None
+    log_evidence_error: float | None = None
+    acceptance_rate: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    temperatures: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    tolerance: float | None = None
+    num_simulations: int | None = None
 
     def flat(self, name: str) -> Tensor:
         """Return the draws of one site with the chains joined, `(num_chains * num_draws, *shape)`."""

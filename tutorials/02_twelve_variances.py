@@ -134,7 +134,20 @@ print(sbc(simulated_plain, seed=3))
 # What follows from this can be measured. Each line trains as the thread did (affine couplings, rate 1e-3, here 3,000
 # steps of 128 data sets), with one thing changed (`python benchmarks/set_summaries.py --table thread`):
 #
-# THREAD_TABLE
+# | summary | variances ignored, of 12 | mean correlation | bound, nats |
+# |---|---|---|---|
+# | plain deep set | 9 | 0.21 | 1.90 |
+# | no constraint on the variances | 10 | 0.14 | 0.78 |
+# | plain MLP on all rows side by side | 6 | 0.46 | 3.38 |
+# | ten times as many statistics | 9 | 0.20 | 1.98 |
+# | 263 rows | 8 | 0.32 | 5.63 (exact 25.15) |
+# | orthogonal initial weights | 4 | 0.55 | 5.24 |
+# | doubled training | 9 | 0.21 | 2.09 |
+# | penalty on correlated statistics | 1 | 0.51 | 3.20 |
+# | `eig_flow(model)` | 0 | 0.82 | 8.54 (exact 8.66) |
+#
+# More data, more statistics and longer training hardly help: they do not move the plateau. Orthogonal initial weights
+# and a penalty that drives the statistics apart do, since they keep the features different; neither is enough alone.
 #
 # ## The cure
 #
@@ -157,7 +170,8 @@ print(learnt)
 save(plot_recovery(learnt)[0, 0].figure, "recovery")
 
 # %% [markdown]
-# OURS_TEXT
+# All twelve are recovered, as well as the exact posterior mean does (0.829), and the bound is within a tenth of a nat
+# of what there is to know.
 #
 # A plate alone would not have been enough: seven measurements at seven designs stand in a plate too, and are no set.
 # That is why the density is asked. A summary of your own is given as a module, or as a mapping from outcome sites to

@@ -198,7 +198,7 @@ def optimise_design(
             selection = torch.stack([search.score(climb, SELECTION_SIZE)[0] for climb in climbs])
             best = climbs[int(selection.argmax())]
         result = _report(search, best, selection, num_samples, initial, started)
-    _store(sites, result.designs)
+    store_designs(sites, result.designs)
     return result
 
 
@@ -277,7 +277,7 @@ def _check_needs(sites: Sites, objective: Objective, prior_entropy: float | None
         check_no_nuisance(sites, "this objective")
 
 
-def _store(sites: Sites, designs: Mapping[str, Tensor]) -> None:
+def store_designs(sites: Sites, designs: Mapping[str, Tensor]) -> None:
     """Leave the best design where Pyro users look for it: in the parameter store, or in the module that owns it."""
     store = pyro.get_param_store()
     with torch.no_grad():

@@ -38,6 +38,9 @@ LONG = 64
 SUMMARY_DIMS = (8, 256)
 """Least and greatest width of a summary that is picked."""
 
+HIDDEN_DIMS = (64, 32)
+"""Width of a picked set network, and that for more than `LONG` rows, whose cost goes with rows and width alike."""
+
 Summary = nn.Module | Mapping[Any, nn.Module] | None
 
 
@@ -133,7 +136,7 @@ def _picked(sites: Sites) -> ComposedSummary | None:
     for rows in exchangeable_rows(sites):
         num_rows, row_dim = rows.entries.shape
         cross = row_dim > 1 and (row_dim <= 5 or sites.theta_dim > 2 * row_dim)
-        parts.append(DeepSetSummary(row_dim, width, cross=cross))
+        parts.append(DeepSetSummary(row_dim, width, hidden_dim=HIDDEN_DIMS[num_rows > LONG], cross=cross))
         entries.append(rows.entries.flatten())
         words.append(f"deep set of {num_rows} exchangeable rows of {' and '.join(rows.names)}")
         left = {name: site for name, site in left.items() if name not in rows.names}

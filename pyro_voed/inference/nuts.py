@@ -39,15 +39,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_voed.caller_state import isolated
-from pyro_voed.checks import Labels, as_labels, check_callable, check_count, check_positive
-from pyro_voed.inference.outcomes import check_outcome, check_supports, to_inference_data
+from pyro_voed.checks import Labels, check_callable, check_count, check_positive
+from pyro_voed.inference.outcomes import check_outcome, deterministic_outcomes, like_simulated, to_inference_data
 from pyro_voed.programs import (
     Assign,
     base_distribution,
-    is_deterministic,
     is_plate,
     run_rows,
-    sample_nodes,
     support_transform,
 )
 from pyro_voed.resolve import resolve
@@ -127,7 +125,8 @@ def nuts_posterior(
         raise ValueError(f"target_accept_prob: expected a number in (0, 1), got {target_accept_prob}.")
     with isolated(seed):
         started = time.perf_counter()
-        _refuse_deterministic(model, model_args, model_kwargs, observation_labels)
+        # Before `resolve`, which would ask for the targets first.
+        _refuse_implicit(deterministic_outcomes(model, model_args, model_kwargs, observation_labels))
         # Chains never run rows together, so a model need not be batch-friendly for its reference posterior.
         sites = resolve(
             model,
@@ -144,7 +143,9 @@ def nuts_posterior(
         if batch := design_batch_shape(sites, values):
             raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
         observed = check_outcome(sites, observations)
-        conditioned = _conditioned(sites, _like_simulated(sites, observed, values), values)
+        with torch.no_grad():
+            run = run_rows(sites.program, 1, sites.shapes, designs=values)
+        conditioned = _conditioned(sites, like_simulated(sites, run, observed), values)
         disable_bar = not (sys.stderr.isatty() if progress is None else progress)
         chains, flags = [], []
         for chain_seed in torch.randint(2**31 - 1, (num_chains,)).tolist():
@@ -210,8 +211,10 @@ class _RealCoordinates(Messenger):
             return
         fn = msg["fn"]
         if isinstance(base_distribution(fn), dist.Delta):
-            # A guide used as prior hands its draws on like this; nothing is left to sample.
+            # A guide used as prior hands its draws on like this; nothing is left to sample. Its log density there is
+            # the Jacobian of the hand-over, which the coordinates that are sampled, real already, must not get again.
             msg["value"] = fn()
+            msg["fn"] = dist.Delta(msg["value"], event_dim=fn.event_dim)
         elif _is_real(fn.support):
             return
         else:
@@ -286,19 +289,6 @@ def _targets(
     return targets
 
 
-def _refuse_deterministic(
-    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None, labels: Labels
-) -> None:
-    named = as_labels(labels, "observation_labels")
-    if named is None:
-        return
-    # Before `resolve`, which would ask for the targets first.
-    with poutine.trace() as recorder:
-        model(*args, **dict(kwargs or {}))
-    nodes = sample_nodes(recorder.trace)
-    _refuse_implicit([name for name in named if name in nodes and is_deterministic(nodes[name])])
-
-
 def _refuse_implicit(names: Sequence[str]) -> None:
     if names:
         raise NotImplementedError(
@@ -316,20 +306,6 @@ def _check_sampleable(sites: Sites) -> None:
             f"latent sites {discrete} are discrete: NUTS moves along gradients, and Pyro's enumeration of them changes "
             "the shapes of other sites. Sum them out in the model, or use flow_posterior for continuous targets."
         )
-
-
-def _like_simulated(sites: Sites, observed: Mapping[str, Tensor], designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the outcome in the dtype that the model draws, simulated values standing where nothing was measured."""
-    with torch.no_grad():
-        run = run_rows(sites.program, 1, sites.shapes, designs=designs)
-    check_supports(sites, run, observed)
-    conditioned = {}
-    for site in sites.observations:
-        simulated = run.value(site.name)[0]
-        value = observed[site.name].to(simulated)
-        # A NaN there would pass the mask of the log density but not that of its gradient.
-        conditioned[site.name] = value if site.measured is None else torch.where(site.measured, value, simulated)
-    return conditioned
 
 
 def _warn_mixing(r_hat: Mapping[str, Tensor], effective: Mapping[str, Tensor], num_divergences: int) -> None:

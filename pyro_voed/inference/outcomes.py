@@ -6,15 +6,16 @@ into a run of one experiment at the design in question, and that run is packed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro import poutine
 from torch import Tensor
 
-from pyro_voed.checks import as_site_values
-from pyro_voed.programs import ProgramRun, run_rows
+from pyro_voed.checks import Labels, as_labels, as_site_values
+from pyro_voed.programs import ProgramRun, is_deterministic, run_rows, sample_nodes
 from pyro_voed.results import element_names
 from pyro_voed.simulate import pack_outcomes
 from pyro_voed.sites import Site, Sites
@@ -98,6 +99,48 @@ def check_supports(sites: Sites, run: ProgramRun, values: Mapping[str, Tensor]) 
         support = node["fn"].support
         if not support.check(values[site.name].reshape(node["value"].shape)).all():
             raise ValueError(f"observations['{site.name}'] lies outside the site's support {support}.")
+
+
+def like_simulated(sites: Sites, run: ProgramRun, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the outcome in the dtype that the model draws, simulated values standing where nothing was measured.
+
+    Args:
+        sites: A resolved model.
+        run: A run of one experiment at the design that the outcome was observed at.
+        values: A checked outcome.
+
+    Raises:
+        ValueError: If a value lies outside the site's support.
+    """
+    check_supports(sites, run, values)
+    conditioned = {}
+    for site in sites.observations:
+        simulated = run.value(site.name)[0]
+        value = values[site.name].to(simulated)
+        # A NaN there would pass the mask of the log density but not that of its gradient.
+        conditioned[site.name] = value if site.measured is None else torch.where(site.measured, value, simulated)
+    return conditioned
+
+
+def deterministic_outcomes(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None, labels: Labels
+) -> list[str]:
+    """Return which of the named outcomes the model computes rather than draws, seen in one run of it.
+
+    Needs no targets, without which a model that computes its outcome cannot be resolved.
+
+    Example:
+        >>> from pyro_voed.problems.implicit_toy import implicit_toy
+        >>> deterministic_outcomes(implicit_toy(), (), None, "y")
+        ['y']
+    """
+    named = as_labels(labels, "observation_labels")
+    if named is None:
+        return []
+    with poutine.trace() as recorder:
+        model(*args, **dict(kwargs or {}))
+    nodes = sample_nodes(recorder.trace)
+    return [name for name in named if name in nodes and is_deterministic(nodes[name])]
 
 
 def packed_names(sites: Sites) -> list[str]:

@@ -1,7 +1,7 @@
 """Ready models with known answers, one module for each.
 
 Every module makes its model with a function of the module's own name and computes exact values with `exact_eig` (of
-`covariance` nothing is known exactly; it comes with an observed data set for comparison with a sampler):
+`covariance`, `aphids` and `electrocoating` nothing is known exactly; they come with published or reference values):
 
 >>> import torch
 >>> from pyro_voed.problems import finite
@@ -11,7 +11,9 @@ Every module makes its model with a function of the module's own name and comput
 """
 
 from pyro_voed.problems import (
+    aphids,
     covariance,
+    electrocoating,
     finite,
     implicit_toy,
     linear_gaussian,
@@ -22,7 +24,9 @@ from pyro_voed.problems import (
 )
 
 __all__ = [
+    "aphids",
     "covariance",
+    "electrocoating",
     "finite",
     "implicit_toy",
     "linear_gaussian",

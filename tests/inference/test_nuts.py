@@ -287,3 +287,27 @@ def test_an_outcome_that_only_simulates():
 
     with pytest.raises(NotImplementedError, match="flow_posterior"):
         nuts_posterior(model, torch.tensor(0.0), "y", **SHORT)
+
+
+def test_a_guide_that_hands_its_draws_on_is_a_prior_by_its_own_density():
+    """Its Delta site carries the Jacobian of the hand-over, which the sampled coordinate must not get once more."""
+
+    def model():
+        theta = pyro.sample("theta", dist.LogNormal(0.0, 1.0))
+        return pyro.sample("y", dist.Normal(theta, 2.0))
+
+    def guide():
+        packed = pyro.sample("packed", dist.Normal(0.5, 0.6), infer={"is_auxiliary": True})
+        pyro.sample("theta", dist.Delta(packed.exp(), log_density=-packed))
+
+    posterior = nuts_posterior(model, torch.tensor(2.5), "y", prior=guide, num_samples=1_000, num_warmup=200, seed=0)
+    packed = torch.linspace(-2.0, 3.0, 20_001, dtype=torch.float64)
+    log_weight = dist.Normal(0.5, 0.6).log_prob(packed) + dist.Normal(packed.exp(), 2.0).log_prob(torch.tensor(2.5))
+    weight = log_weight.softmax(0)
+    mean = (weight * packed.exp()).sum()
+    variance = (weight * (packed.exp() - mean).square()).sum()
+    effective = posterior.effective_sample_size["theta"]
+    assert abs(posterior.flat("theta").mean() - mean) < THRESHOLD * (variance / effective).sqrt()
+    # Counted twice the Jacobian would move the mean by this many standard errors, so the test can fail.
+    doubled = (log_weight - packed).softmax(0)
+    assert mean - (doubled * packed.exp()).sum() > 2 * THRESHOLD * (variance / effective).sqrt()
