@@ -410,7 +410,9 @@ def test_design_gradients_of_discrete_draws_match_closed_forms():
 def test_searches_over_discrete_draws_climb():
     assert optimise_design(poisson_outcome, "y", **QUICK).designs["xi"] > 2.5
     pyro.clear_param_store()
-    assert optimise_design(bernoulli_nuisance, "y", "theta", **QUICK).designs["xi"] > 0.75
+    # Without noise at either end, which are equally good, and with most at one half: the search starts near the middle,
+    # and to which side it falls depends on what the density has learnt by then.
+    assert abs(optimise_design(bernoulli_nuisance, "y", "theta", **QUICK).designs["xi"] - 0.5) > 0.25
 
 
 @pytest.mark.parametrize("start", [0.25, 0.9])
