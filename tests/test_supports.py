@@ -209,7 +209,7 @@ def known_warnings(test):
 
 @known_warnings
 def test_posterior_draws_stay_on_the_support(case):
-    result = eig_flow(case.model, "y", num_steps=100, batch_size=64, num_samples=200, seed=0)
+    result = eig_flow(case.model, "y", num_steps=30, batch_size=64, num_samples=200, seed=0)
     assert math.isfinite(result.eig)
     sample = sample_joint(result.sites, 1)
     posterior = flow_posterior(result, sample.values["y"][0], 300, seed=0)
@@ -221,7 +221,7 @@ def test_posterior_draws_stay_on_the_support(case):
 @known_warnings
 def test_correlation_matrices_have_a_unit_diagonal_and_are_positive_definite():
     case = CASES["correlation factor in a plate"]
-    result = eig_flow(case.model, "y", num_steps=100, batch_size=64, num_samples=200, seed=0)
+    result = eig_flow(case.model, "y", num_steps=30, batch_size=64, num_samples=200, seed=0)
     factor = flow_posterior(result, torch.zeros(3), 300, seed=0).values["target"][0].double()
     matrix = factor @ factor.mT
     torch.testing.assert_close(matrix.diagonal(dim1=-2, dim2=-1), torch.ones(300, 3, 4).double(), rtol=0, atol=1e-6)

@@ -170,8 +170,8 @@ print(learnt)
 save(plot_recovery(learnt)[0, 0].figure, "recovery")
 
 # %% [markdown]
-# All twelve are recovered, as well as the exact posterior mean does (0.829), and the bound is within a tenth of a nat
-# of what there is to know.
+# All twelve are recovered, as well as the exact posterior mean does (0.829). The bound is 8.547 ± 0.023 nats of 8.656,
+# where the plain deep set, with seven of the twelve ignored, had 3.439.
 #
 # A plate alone would not have been enough: seven measurements at seven designs stand in a plate too, and are no set.
 # That is why the density is asked. A summary of your own is given as a module, or as a mapping from outcome sites to
