@@ -205,7 +205,20 @@ save(plot_tarp(balls).figure, "tarp")
 # supports (a Cholesky factor for the correlations), so every sampled covariance is positive definite by construction,
 # and nothing has to be said about it.
 #
-# COVARIANCE_TEXT
+# One call, `eig_flow(covariance(), "y")`, with 6,000 steps of 128 data sets (`python benchmarks/covariance.py --steps
+# 6000 --batch 128`):
+#
+# | | |
+# |---|---|
+# | correlation of posterior mean and truth: means, scales, correlations | 0.995, 0.998, 0.974 at least |
+# | simulation-based calibration of all 90 quantities | passed, p = 0.43 |
+# | least eigenvalue of 4,000 sampled covariances, at the thread's data | 0.006 |
+# | distance of posterior means from NUTS, mean of 90 | 0.165 posterior standard deviations |
+# | training, 828 s; then a posterior for any data set | 0.5 s |
+# | NUTS, two chains of 300 draws, for one data set | 82 s |
+#
+# Part of the distance, about 0.04, is the error of the NUTS run. The rest is what the flow has not learnt yet: its
+# bound, 195.4 nats, was still rising.
 #
 # ## References
 #
