@@ -51,7 +51,7 @@ from torch import Tensor
 
 from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_callable, check_count, check_positive
-from pyro_voed.design.search import (
+from pyro_voed.design.evaluator import (
     Estimator,
     Evaluator,
     at_best,
@@ -231,7 +231,7 @@ def search_spsa(
     Args:
         estimator: From designs to an `EIGResult`, such as
             ``lambda designs: eig_lbkld(model, "y", "theta", designs=designs)``, with `seed` left out; the contract is
-            in `search`. For a search it may be cruder than for a report, as long as it errs alike at all designs.
+            in `evaluator`. For a search it may be cruder than for a report, as long as it errs alike at all designs.
         num_steps: Steps of each start; a step costs ``2 * num_repeats`` estimates.
         num_repeats: Directions averaged in a step.
         num_starts: Number of starts. The first is the stored value, else the model's initial one; further ones are

@@ -1,7 +1,7 @@
 """Whether a posterior can be trusted: checks that need no look inside the method that made it.
 
 * over simulated experiments (`simulate_posteriors`): `sbc`, `expected_coverage`, `tarp`, `recovery`,
-  `negative_log_posterior`, `nrmse`;
+  `negative_log_posterior`;
 * at one outcome: `posterior_predictive_check`, `misspecification`, `local_c2st`;
 * between two sets of draws: `agreement`, `c2st`, `mmd`, `sliced_wasserstein`, `empirical_kl`;
 * of what was learnt: `collapse_check`, `bound_gap`.
@@ -17,7 +17,7 @@ from pyro_voed.diagnostics.local_c2st import LocalC2STResult, local_c2st
 from pyro_voed.diagnostics.misspecification import MisspecificationResult, misspecification
 from pyro_voed.diagnostics.predictive import PredictiveCheckResult, posterior_predictive_check
 from pyro_voed.diagnostics.recovery import RecoveryResult, recovery
-from pyro_voed.diagnostics.scores import NegativeLogPosteriorResult, NRMSEResult, negative_log_posterior, nrmse
+from pyro_voed.diagnostics.scores import NegativeLogPosteriorResult, negative_log_posterior
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors, simulate_posteriors
 from pyro_voed.diagnostics.tarp import TARPResult, tarp
 
@@ -29,7 +29,6 @@ __all__ = [
     "DistanceResult",
     "LocalC2STResult",
     "MisspecificationResult",
-    "NRMSEResult",
     "NegativeLogPosteriorResult",
     "PredictiveCheckResult",
     "RecoveryResult",
@@ -46,7 +45,6 @@ __all__ = [
     "misspecification",
     "mmd",
     "negative_log_posterior",
-    "nrmse",
     "posterior_predictive_check",
     "recovery",
     "sbc",

@@ -1,4 +1,4 @@
-r"""Scores of posteriors over simulated experiments: one number for density, one a column for point estimates.
+r"""How probable posteriors find the truth, on average over simulated experiments: one number for the whole density.
 
 The mean negative log posterior density of the truths,
 
@@ -9,13 +9,7 @@ The mean negative log posterior density of the truths,
 is least where :math:`q` is the posterior, and what two methods differ by is the difference of their mean divergences
 from it, in nats. Its level means nothing by itself: it depends on the units of :math:`\theta`.
 
-The normalised root mean square error of the posterior mean :math:`m(y)`,
-
-.. math::
-    \mathrm{NRMSE}_j = \frac{\sqrt{\mathrm{E}\, (m_j(y) - \theta_j)^2}}{\sqrt{\operatorname{var} \theta_j}} ,
-
-is 1 for the prior mean and 0 for exact recovery. For the exact posterior its square is the share of the prior variance
-that the experiment leaves, so it tells how informative the experiment is as much as how good the posterior is.
+How far off posterior means are, `recovery` says.
 
 References:
     J.-M. Lueckmann et al. (2021), Benchmarking simulation-based inference. AISTATS, section 2.3.
@@ -28,8 +22,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.monte_carlo import mean_and_standard_error
@@ -54,31 +46,6 @@ class NegativeLogPosteriorResult:
             f"negative log posterior {self.value:.4f} +- {self.standard_error:.4f} nats "
             f"({self.num_simulations:,} experiments)"
         )
-
-
-@dataclass(frozen=True)
-class NRMSEResult:
-    """Root mean square error of the posterior mean, in prior standard deviations.
-
-    Attributes:
-        columns: Names of the columns.
-        value: The error of each, `(dim,)`: 1 for the prior mean, 0 for exact recovery.
-        standard_error: Its standard error over fresh experiments, `(dim,)`.
-        num_simulations: Simulated experiments.
-        num_draws: Posterior draws behind each mean.
-    """
-
-    columns: tuple[str, ...]
-    value: Float[Tensor, " dim"]
-    standard_error: Float[Tensor, " dim"]
-    num_simulations: int
-    num_draws: int
-
-    def __str__(self) -> str:
-        width = max(len(name) for name in self.columns)
-        rows = zip(self.columns, self.value.tolist(), self.standard_error.tolist(), strict=True)
-        lines = [f"{name:<{width}s}  NRMSE {value:.4f} +- {error:.4f} prior sd" for name, value, error in rows]
-        return "\n".join([*lines, f"{self.num_simulations:,} experiments, {self.num_draws:,} draws each"])
 
 
 def negative_log_posterior(simulated: SimulatedPosteriors) -> NegativeLogPosteriorResult:
@@ -110,7 +77,10 @@ def negative_log_posterior(simulated: SimulatedPosteriors) -> NegativeLogPosteri
             "simulated: expected log densities of the truths, which draws alone do not give. Make it with "
             "simulate_posteriors, or pass log_density."
         )
-    _check_several(simulated)
+    if simulated.num_simulations < 2:
+        raise ValueError(
+            f"simulated: expected at least 2 experiments for a standard error, got {simulated.num_simulations}."
+        )
     bad = int((~torch.isfinite(log_density)).sum())
     if bad:
         raise ArithmeticError(
@@ -119,52 +89,3 @@ def negative_log_posterior(simulated: SimulatedPosteriors) -> NegativeLogPosteri
         )
     mean, standard_error = mean_and_standard_error(-log_density)
     return NegativeLogPosteriorResult(mean.item(), standard_error.item(), simulated.num_simulations)
-
-
-def nrmse(simulated: SimulatedPosteriors) -> NRMSEResult:
-    r"""Return the root mean square error of the posterior mean in prior standard deviations, for each column.
-
-    The prior standard deviation is that of the truths. Means of :math:`L` draws carry noise, which raises the value by
-    a factor of about :math:`\sqrt{1 + 1/L}` where the posterior is exact. The standard error is that of the delta
-    method: with :math:`r` the estimate, :math:`e_i` the errors and :math:`z_i` the truths less their mean, that of
-    the mean of :math:`\tfrac r2 (e_i^2 / \overline{e^2} - z_i^2 / \overline{z^2})`.
-
-    Args:
-        simulated: At least two simulated experiments.
-
-    Raises:
-        ValueError: If there are fewer than two experiments, or the truths of a column are all equal.
-
-    Example:
-        >>> truths = torch.tensor([[-1.0], [1.0]])
-        >>> nrmse(SimulatedPosteriors(truths, torch.zeros(2, 5, 1), ("theta",))).value  # the prior mean
-        tensor([1.])
-    """
-    _check_several(simulated)
-    truths = simulated.truths.double()
-    squared_error = (simulated.draws.double().mean(1) - truths).square()
-    squared_truth = (truths - truths.mean(0)).square()
-    mean_error, variance = squared_error.mean(0), squared_truth.mean(0)
-    constant = [name for name, spread in zip(simulated.columns, variance.tolist(), strict=True) if spread == 0]
-    if constant:
-        raise ValueError(f"truths: expected columns with spread, got {constant} constant. Leave them out.")
-    value = (mean_error / variance).sqrt()
-    # Multiplied out, so that errors of exactly 0 give 0 and not 0 / 0.
-    terms = squared_error - mean_error / variance * squared_truth
-    _, error = mean_and_standard_error(terms)
-    slope = torch.where(value > 0, 0.5 / (value * variance), 0.0)
-    dtype = simulated.truths.dtype
-    return NRMSEResult(
-        columns=simulated.columns,
-        value=value.to(dtype),
-        standard_error=(slope * error).to(dtype),
-        num_simulations=simulated.num_simulations,
-        num_draws=simulated.num_draws,
-    )
-
-
-def _check_several(simulated: SimulatedPosteriors) -> None:
-    if simulated.num_simulations < 2:
-        raise ValueError(
-            f"simulated: expected at least 2 experiments for a standard error, got {simulated.num_simulations}."
-        )

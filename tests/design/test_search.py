@@ -9,13 +9,8 @@ import torch
 from pyro.distributions import constraints
 
 from pyro_voed import eig_lbkld, eig_nmc, resolve
-from pyro_voed.design.search import (
-    from_coordinates,
-    in_interval,
-    search_grid,
-    search_random,
-    to_coordinates,
-)
+from pyro_voed.design.evaluator import from_coordinates, in_interval, to_coordinates
+from pyro_voed.design.search import search_grid, search_random
 from pyro_voed.problems import implicit_toy
 from pyro_voed.results import EIGResult
 
