@@ -223,7 +223,7 @@ class DesignResult:
         initial: The estimate at the starting design, where it was asked for.
         final: The full estimate behind `eig`.
         path: Designs during the search of the winning start, `(num_records, *shape)` each.
-        path_steps: Step at which each entry of the path was recorded.
+        path_steps: Number of steps taken when each entry of the path was recorded, zero at the start.
         history: Training record of the winning start.
         start_eigs: Selection estimate of every start in nats, `(num_starts,)`.
         num_simulations: Experiments simulated in all.

@@ -78,6 +78,15 @@ class CouplingFlow(nn.Module):
             Conditioner(sizes[1 - moved], sizes[moved], hidden_dim, elementwise.num_parameters) for moved in self.steps
         )
 
+    def start_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
+        """Start at the linear-Gaussian posterior of pilot draws, in place; a flow that has learnt stays as it is.
+
+        Args:
+            theta: Draws of theta, standardised.
+            context: Their contexts, as `log_prob` gets them.
+        """
+        self.gaussian.start_(theta, context)
+
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
         """Return the distribution of theta given the context."""
         return FlowDistribution(self, context)

@@ -11,7 +11,7 @@ Means and scales are buffers: they travel with `state_dict` and across devices, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -101,6 +101,14 @@ class Standardise(nn.Module):
         return -self.scale.log().sum()
 
 
+@runtime_checkable
+class Startable(Protocol):
+    """A density that can start at pilot draws."""
+
+    def start_(self, theta: Tensor, context: Tensor) -> None:
+        """Take what can be had in closed form from standardised draws."""
+
+
 class StandardisedDensity(nn.Module):
     """Standardise theta and context, summarise the context, then apply a density; in raw coordinates outside.
 
@@ -161,6 +169,18 @@ class StandardisedDensity(nn.Module):
             return standardised
         seen, bypassing = standardised.split([self.context_dim - self.num_bypass, self.num_bypass], -1)
         return torch.cat([self.summary(seen), bypassing], -1)
+
+    @torch.no_grad()
+    def start_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
+        """Let a flow start at the linear-Gaussian posterior of pilot draws; other densities stay as they are.
+
+        Args:
+            theta: Raw draws, which must take no part in choosing when training stops.
+            context: Their raw contexts.
+        """
+        if isinstance(self.density, Startable):
+            with evaluating(self):
+                self.density.start_(self.theta_scaling(theta), self.encode(context))
 
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
         """Return the distribution of raw theta given the raw context."""

@@ -112,10 +112,12 @@ class Search:
         def after_step(step: int) -> None:
             steps.append(step)
             self.project(leaves)
-            if step % RECORD_EVERY == 0:
-                record(step)
+            if (step + 1) % RECORD_EVERY == 0:
+                record(step + 1)
             if not cooling and step % RESCALE_EVERY == 0:
                 objective.rescale(density, sample_joint(sites, RESCALE_SIZE, self.designs_of(leaves)))
+
+        record(0)
 
         def learnt() -> dict[str, Any]:
             return {"density": density, "designs": self._detached(leaves)}
@@ -134,7 +136,8 @@ class Search:
                 progress=self.progress,
                 description="optimise_design",
             )
-        record(history.num_steps)
+        if path_steps[-1] != history.num_steps:
+            record(history.num_steps)
         return Climb(
             self._detached(leaves),
             density if density is None else density.eval(),

@@ -72,12 +72,13 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
     def after_step(step: int) -> None:
         bounds.append(latest.clone())
         _project(search, leaves)
-        if step % RECORD_EVERY == 0:
-            record(step)
+        if (step + 1) % RECORD_EVERY == 0:
+            record(step + 1)
         if not cooling and step % RESCALE_EVERY == 0:
             density.rescale_context_(_draw(search, _designs(search, leaves), RESCALE_SIZE).y)
 
     capture = search.captured()
+    record(0)
 
     def learnt() -> dict[str, Any]:
         return {"density": density, "designs": _detached(search, leaves)}
@@ -96,7 +97,8 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
             progress=search.progress,
             description="optimise_design",
         )
-    record(history.num_steps)
+    if path_steps[-1] != history.num_steps:
+        record(history.num_steps)
     ended = _detached(search, leaves)
     own_bounds = torch.stack(bounds).cpu()
     return [

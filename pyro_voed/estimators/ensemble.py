@@ -41,7 +41,9 @@ class Ensemble:
         """Densities in all."""
         return self.num_rates * self.batch.numel()
 
-    def build(self, given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> StackedDensity:
+    def build(
+        self, given: Any, pilot: JointSample, sites: Sites, summary: Summary, *, started: bool = True
+    ) -> StackedDensity:
         """Return the stacked density to train, each member's scales taken from its own part of the pilot.
 
         Raises:
@@ -55,10 +57,10 @@ class Ensemble:
                 )
             own = [given.member(index) for index in range(given.num_members)]
         elif not self.batch:
-            own = [build_posterior(given, pilot, sites, summary)]
+            own = [build_posterior(given, pilot, sites, summary, started=started)]
         else:
             parts = [at_member(pilot, index, self.batch) for index in range(self.batch.numel())]
-            own = [build_posterior(given, part, sites, summary) for part in parts]
+            own = [build_posterior(given, part, sites, summary, started=started) for part in parts]
         return StackedDensity(own * self.num_rates)
 
     def log_q(

@@ -19,18 +19,33 @@ from pyro_voed.sites import Sites
 Terms = Callable[[JointSample, Any], Tensor]
 
 
-def build_posterior(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> Any:
-    """Return a conditional density of the targets given outcomes (and, over several designs, the design)."""
+def build_posterior(
+    given: Any, pilot: JointSample, sites: Sites, summary: Summary, *, started: bool = True
+) -> StandardisedDensity:
+    """Return a conditional density of the targets given outcomes (and, over several designs, the design).
+
+    Args:
+        given: None for the default, a factory, a density, or that of an earlier result.
+        pilot: Simulations that scales are taken from.
+        sites: The resolved model.
+        summary: As the user gave it.
+        started: Also start a flow at the pilot's linear-Gaussian posterior. Not for pools, part of which decides when
+            training stops.
+    """
     # A density of an earlier result has its own.
     module = None if isinstance(given, StandardisedDensity) else outcome_summary(sites, summary)
-    return build_density(
+    theta, context = (values.reshape(-1, values.shape[-1]) for values in (pilot.theta, pilot.context()))
+    density = build_density(
         given,
-        pilot.theta.reshape(-1, pilot.theta.shape[-1]),
-        pilot.context().reshape(-1, pilot.context().shape[-1]),
+        theta,
+        context,
         num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
         summary=module,
         discrete=discrete_values(sites),
     )
+    if started and not isinstance(given, StandardisedDensity):
+        density.start_(theta, context)
+    return density
 
 
 def build_nothing(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> None:

@@ -106,7 +106,8 @@ def flow_bound(
     rates = budget.learning_rate if isinstance(budget.learning_rate, tuple) else (budget.learning_rate,)
     batch = design_batch_shape(sites, designs) if ensemble else torch.Size()
     stack = Ensemble(len(rates), batch) if batch or len(rates) > 1 else None
-    trained: Any = (build_posterior if stack is None else stack.build)(density, pilot, sites, summary)
+    build = build_posterior if stack is None else stack.build
+    trained: Any = build(density, pilot, sites, summary, started=pool is None)
     history = chosen = None
     histories: list[FitHistory] = []
     trained.eval()
@@ -124,7 +125,7 @@ def flow_bound(
     with kept_on_error(lambda: {"density": trained}):
         if budget.num_steps != 0 and pool is not None and len(rates) > 1:
             alone = Ensemble(1, batch)
-            parts = [alone.build(density, pilot, sites, summary) for _ in rates]
+            parts = [alone.build(density, pilot, sites, summary, started=False) for _ in rates]
             # Each rate on its own: which pass over the pool was the best differs from one to the next.
             histories = [
                 train(part, alone.terms, replace(budget, learning_rate=rate))

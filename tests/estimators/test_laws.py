@@ -20,7 +20,7 @@ from pyro.distributions import constraints
 from pyro_voed import eig_flow, eig_marginal, eig_nmc, resolve, sample_joint
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow
 from pyro_voed.estimators import ba_terms, barber_agakov, marginal_terms, nmc_terms
-from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
+from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
 
 SIDE = 4.0
 AGREE = 4.5
@@ -594,10 +594,14 @@ def test_a_trained_density_is_used_again_without_training(name):
 
 
 def test_training_goes_on_from_an_earlier_result():
-    poor = estimate("flow", CASES["linear_gaussian"], num_steps=10)
-    better = estimate("flow", CASES["linear_gaussian"], density=poor.density)
-    assert better.history.bound[0] > poor.history.bound[0] + 0.1
-    assert better.eig > poor.eig + 0.1
+    # With a start at the linear posterior, only a problem far from linear has something to go on with.
+    settings = {"num_steps": 200, "num_samples": 5_000, "progress": False}
+    poor = eig_flow(nonlinear.nonlinear(0.9), "y", seed=0, **settings)
+    better = eig_flow(nonlinear.nonlinear(0.9), "y", density=poor.density, seed=1, **settings)
+    first, then = poor.history.bound[:20].mean(), better.history.bound[:20].mean()
+    # Means of 20 steps have a standard error of .02; a start over would make them equal.
+    assert then > first + 0.2
+    assert better.eig > poor.eig
 
 
 def test_a_density_of_other_dimensions_is_refused():
