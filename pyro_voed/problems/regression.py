@@ -158,7 +158,7 @@ def exact_eig(
             "exact_eig: the marginal density has a closed form only where every row has at most one entry that is not "
             "zero. For other designs bound the EIG from both sides: certify(eig_flow(...)) or eig_ace and eig_vnmc."
         )
-    tau, weights = _sigma_nodes(len(rows))
+    tau, weights = sigma_nodes(len(rows))
     of_coefficients = (weights * _information(rows, tau)).sum()
     of_scale = torch.stack([_scale_information(rows, num_outcomes, seed + repeat) for repeat in range(num_repeats)])
     return of_coefficients + of_scale.mean(), of_scale.std() / math.sqrt(num_repeats)
@@ -202,10 +202,10 @@ def _log_density(estimates: Tensor, residuals: Tensor, sizes: Tensor, num_rows: 
     free = num_rows - len(sizes)
     of_residuals = -free * (tau.log() + 0.5 * math.log(2 * math.pi)) - 0.5 * residuals / tau.square()
     scales = tau.unsqueeze(-1) / sizes.sqrt()
-    return of_residuals + (_log_convolution(estimates, scales) - 0.5 * sizes.log()).sum(-1)
+    return of_residuals + (log_convolution(estimates, scales) - 0.5 * sizes.log()).sum(-1)
 
 
-def _log_convolution(m: Float[Tensor, "*#batch"], t: Float[Tensor, "*#batch"]) -> Float[Tensor, "..."]:
+def log_convolution(m: Float[Tensor, "*#batch"], t: Float[Tensor, "*#batch"]) -> Float[Tensor, "..."]:
     """Compute the log density of a standard Laplace plus N(0, t^2): no term overflows, at any m and t."""
     m = m.abs()
     above = torch.special.log_ndtr(m / t - t) - m
@@ -213,7 +213,7 @@ def _log_convolution(m: Float[Tensor, "*#batch"], t: Float[Tensor, "*#batch"]) -
     return 0.5 * t.square() - math.log(2.0) + torch.logaddexp(above, below)
 
 
-def _sigma_nodes(num_rows: int) -> tuple[Float[Tensor, "num_nodes"], Float[Tensor, "num_nodes"]]:
+def sigma_nodes(num_rows: int) -> tuple[Float[Tensor, "num_nodes"], Float[Tensor, "num_nodes"]]:
     """Give tau at the nodes of a trapezoidal rule in log sigma, and the prior's weights there, which sum to one."""
     step = _SIGMA_STEP / math.sqrt(2 * max(num_rows, 10))
     log_sigma = torch.arange(*_LOG_SIGMA, step, dtype=torch.double)
@@ -227,7 +227,7 @@ def _information(rows: Tensor, tau: Float[Tensor, "num_nodes"]) -> Float[Tensor,
     t = tau.unsqueeze(-1) / distinct.sqrt()  # (num_nodes, num_distinct)
     step = torch.arange(-22.0, 1e-9, _MESSAGE_STEP, dtype=torch.double)
     m = _REACH * (1 + t.unsqueeze(-1)) * step.exp()
-    log_f = _log_convolution(m, t.unsqueeze(-1))
+    log_f = log_convolution(m, t.unsqueeze(-1))
     # Twice the integral over m > 0, in log m.
     entropy = -2.0 * _MESSAGE_STEP * (m * log_f.exp() * log_f).sum(-1)
     return ((entropy - 0.5 * torch.log(2 * math.pi * math.e * t.square())) * counts).sum(-1)
@@ -245,7 +245,7 @@ def _scale_information(rows: Tensor, num_outcomes: int, seed: int) -> Float[Tens
     outcomes = w @ rows.mT + tau.unsqueeze(-1) * torch.special.ndtri(uniform[:, 1 + num_columns :])
     estimates, residuals, sizes = _statistics(outcomes, rows)
     own = _log_density(estimates, residuals, sizes, num_rows, tau)
-    nodes, weights = _sigma_nodes(num_rows)
+    nodes, weights = sigma_nodes(num_rows)
     terms = []
     size = max(1, _CHUNK_ENTRIES // (len(nodes) * max(1, len(sizes))))
     for m, rest, given in zip(estimates.split(size), residuals.split(size), own.split(size), strict=True):

@@ -65,13 +65,13 @@ def test_density_integrates_to_one(tau):
 def test_convolution_is_finite_and_right_at_its_ends():
     m = torch.tensor([0.0, 1e-9, 0.3, 5.0, 300.0]).double()
     for t in (1e-7, 1e-3, 1.0, 50.0, 1e3):
-        log_f = rg._log_convolution(m, torch.tensor(t).double())
+        log_f = rg.log_convolution(m, torch.tensor(t).double())
         assert log_f.isfinite().all()
-        torch.testing.assert_close(log_f, rg._log_convolution(-m, torch.tensor(t).double()))
+        torch.testing.assert_close(log_f, rg.log_convolution(-m, torch.tensor(t).double()))
     # Without noise a Laplace; under much of it a Gaussian of the variances' sum, up to the Laplace's own kurtosis.
-    torch.testing.assert_close(rg._log_convolution(m[1:], torch.tensor(1e-12).double()), -m[1:] - math.log(2.0))
+    torch.testing.assert_close(rg.log_convolution(m[1:], torch.tensor(1e-12).double()), -m[1:] - math.log(2.0))
     wide = torch.distributions.Normal(0.0, math.sqrt(1e6 + 2.0)).log_prob(m)
-    torch.testing.assert_close(rg._log_convolution(m, torch.tensor(1e3).double()), wide, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rg.log_convolution(m, torch.tensor(1e3).double()), wide, rtol=0, atol=1e-6)
 
 
 def test_exact_eig_of_one_measurement_agrees_with_another_quadrature():
