@@ -1,0 +1,154 @@
+"""Searches for the times at which to count aphids, and their picture; a part of `aphids.py`, not run by itself.
+
+One flow that takes the times as context is trained at sorted times drawn at random; its bound, at any times, is what a
+grid (one and two times) or SPSA (three and four) maximises. A quadratic surface is then fitted to the bound at many
+designs about the best one, as single estimates are too noisy to tell neighbours apart, and its top is the design found.
+"""
+
+from functools import partial
+
+import matplotlib.pyplot as plt
+import pyro
+import torch
+
+from pyro_voed import amortise_eig, search_grid, search_spsa
+from pyro_voed.densities import AffineCouplingFlow
+from pyro_voed.plots.style import BLUE, GREEN, GREY, VERMILLION
+from pyro_voed.problems.aphids import PRIOR_COVARIANCE, PRIOR_MEAN, PUBLISHED, aphids, leaping_counts
+
+BY_NEIGHBOURS, BY_FLOW = (0, 1, 3, 5), (0, 2, 4, 6)
+"""Members of `PUBLISHED` found by either method, one for each number of times."""
+PRIOR = torch.distributions.MultivariateNormal(torch.tensor(PRIOR_MEAN), torch.tensor(PRIOR_COVARIANCE))
+FIRST_DAY, LAST_DAY = 10.0, 40.0
+GRID_STEPS = {1: 0.5, 2: 1.0}
+HALF_WIDTHS = {1: 1.0, 2: 1.5, 3: 2.5, 4: 2.5}
+"""By number of times, of the box about the best design of a search, in days, over which a quadratic is fitted."""
+
+
+def found(study, num_times):
+    return study.part(
+        f"search_{num_times}",
+        searched,
+        num_times=num_times,
+        num_steps=study.size(1_500, 20),
+        num_rows=study.size(2_000, 100),
+        grid_step=GRID_STEPS[num_times] * study.size(1, 6) if num_times in GRID_STEPS else None,
+        climbs=study.size(60, 2),
+        num_designs=study.size(150 * num_times, 40),
+    )
+
+
+def searched(num_times, num_steps, num_rows, grid_step, climbs, num_designs):
+    """Search on the bound of a flow that takes the times as context, trained at sorted times."""
+    simulator = partial(leaping_counts, step=0.25)
+    even = torch.linspace(FIRST_DAY, LAST_DAY, num_times + 2)[1:-1]
+    surface = amortise_eig(
+        aphids(even, simulator=simulator),
+        "y",
+        "theta",
+        proposal=lambda num: {"xi": scattered_times(num, num_times)},
+        density=partial(AffineCouplingFlow, num_transforms=3, hidden_dim=64),
+        num_steps=num_steps,
+        learning_rate=3e-3,
+        seed=num_times,
+    )
+    estimator = partial(surface.at, num_samples=num_rows)
+    method = "spsa" if grid_step is None else "grid"
+    if method == "grid":
+        days = torch.arange(FIRST_DAY, LAST_DAY + 0.01, grid_step)
+        grid = torch.combinations(days, num_times)
+        result = search_grid(estimator, {"xi": grid}, seed=0)
+        values = {"grid": grid, "eig": result.candidates.eig}
+    else:
+        starts = {"xi": torch.stack([even - 5.0, even + 5.0])}
+        result = search_spsa(
+            estimator, num_steps=climbs, starts=starts, perturbation=0.06, common_random_numbers=False, seed=0
+        )
+        values = {"path": result.path["xi"]}
+    pyro.clear_param_store()  # where the search left its best design, for all models with a design "xi"
+    centre = result.designs["xi"]
+    top, rounds = top_of_surface(surface, centre, num_designs, num_rows)
+    return {
+        "method": method,
+        "searched": sorted(centre.tolist()),
+        "times": [round(time, 1) for time in top.tolist()],
+        "simulations": surface.num_simulations + result.num_simulations + rounds * num_designs * num_rows,
+        **values,
+    }
+
+
+def scattered_times(num, num_times):
+    return (FIRST_DAY + (LAST_DAY - FIRST_DAY) * torch.rand(num, num_times)).sort(-1).values
+
+
+def top_of_surface(surface, centre, num_designs, num_rows, num_points=200_000, most_rounds=4):
+    """Return where a quadratic fitted to estimates about a design is largest, and how many were fitted.
+
+    It is searched in the box of the fit; where it is at a side of it, the next box is put about it.
+    """
+    generator, half_width = torch.Generator().manual_seed(0), HALF_WIDTHS[len(centre)]
+    for round_number in range(most_rounds):
+        sizes = (num_designs, num_points)
+        offsets, points = (2.0 * torch.rand(size, len(centre), generator=generator) - 1.0 for size in sizes)
+        designs = (centre + half_width * offsets).sort(-1).values
+        eig = surface.at({"xi": designs}, num_samples=num_rows, seed=round_number).eig
+        coefficients = torch.linalg.lstsq(quadratic_features(offsets), eig.double().unsqueeze(-1)).solution
+        top = points[(quadratic_features(points) @ coefficients).argmax()]
+        centre = (centre + half_width * top).sort(-1).values
+        if top.abs().max() < 0.95:
+            break
+    return centre, round_number + 1
+
+
+def quadratic_features(x):
+    first, second = torch.triu_indices(x.shape[1], x.shape[1])
+    return torch.cat([torch.ones(len(x), 1), x, x[:, first] * x[:, second]], 1).double()
+
+
+def picture_of_designs(study):
+    figure, axes = plt.subplots(1, 3, figsize=(12.0, 3.7), layout="constrained")
+    draw_one_time(axes[0], found(study, 1))
+    draw_two_times(axes[1], found(study, 2))
+    draw_all_designs(axes[2], {num_times: found(study, num_times)["times"] for num_times in (1, 2, 3, 4)})
+    return figure
+
+
+def draw_one_time(ax, part):
+    ax.plot(part["grid"][:, 0], part["eig"], color=GREY)
+    ax.axvline(PUBLISHED[0][0][0], color=BLUE, linestyle="--", label="published, both methods")
+    ax.axvline(part["times"][0], color=VERMILLION, label="found here")
+    ax.set(xlabel="time, days", ylabel="bound, nats", title="one time")
+    ax.legend()
+
+
+def draw_two_times(ax, part):
+    filled = ax.tricontourf(*part["grid"].T, part["eig"], levels=14, cmap="cividis")
+    ax.figure.colorbar(filled, ax=ax, label="bound, nats")
+    marks = [(PUBLISHED[1][0], BLUE, "o", "published, LB-KLD"), (PUBLISHED[2][0], GREEN, "s", "published, flow")]
+    for times, colour, marker, label in [*marks, (part["times"], VERMILLION, "*", "found here")]:
+        size = 14 if marker == "*" else 8
+        ax.plot(*times, marker, color=colour, markersize=size, markeredgecolor="white", label=label, linestyle="none")
+    ax.set(xlabel="first time, days", ylabel="second time, days", title="two times", xlim=(10, 32), ylim=(14, 40))
+    ax.legend(loc="lower right")
+
+
+def draw_all_designs(ax, ours):
+    days = torch.arange(0.0, 45.1, 0.5)
+    pyro.set_rng_seed(0)
+    theta = PRIOR.sample((400,))
+    numbers = leaping_counts(theta[:, 0], theta[:, 1], days.expand(400, -1))
+    low, high = numbers.quantile(torch.tensor([0.05, 0.95]), 0)
+    band = ax.twinx()
+    band.fill_between(days, low, high, color=GREY, alpha=0.25, linewidth=0)
+    band.set(ylabel="aphids, 5 to 95 % of experiments", ylim=(0, None))
+    kinds = [(BY_NEIGHBOURS, BLUE, "o", "published, LB-KLD"), (BY_FLOW, GREEN, "s", "published, flow")]
+    for num_times, times in ours.items():
+        for shift, (index, colour, marker, label) in zip((0.22, 0.0), kinds, strict=True):
+            published = PUBLISHED[index[num_times - 1]][0]
+            ax.plot(published, [num_times + shift] * num_times, marker, color=colour, label=label)
+        ax.plot(times, [num_times - 0.22] * num_times, "*", color=VERMILLION, markersize=11, label="found here")
+    ax.set(xlabel="time, days", ylabel="number of counts", yticks=list(ours), ylim=(0.4, 6.2), xlim=(0, 45))
+    ax.set_title("all designs, over the numbers of aphids")
+    ax.legend(*[part[:3] for part in ax.get_legend_handles_labels()], loc="upper right")
+    ax.set_zorder(band.get_zorder() + 1)
+    ax.patch.set_visible(False)
