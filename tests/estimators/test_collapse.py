@@ -84,6 +84,7 @@ def test_the_probe_sees_variances_through_the_moments_of_rows():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_plain_deep_set_collapses_and_the_default_does_not(seed):
     class PlainSet(nn.Module):
