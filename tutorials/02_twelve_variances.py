@@ -232,8 +232,8 @@ save(plot_tarp(balls).figure, "tarp")
 # | training, 1042 s; then a posterior for any data set | 0.7 s |
 # | NUTS, three chains of 1,000 draws, for one data set | 630 s |
 #
-# (Both times with five other runs on the two cores; alone NUTS takes 190 s.) The linear start matters here: from the
-# standard normal 9,000 steps led to 196.0 nats and a distance of 0.186, where these 4,000 lead to 196.3.
+# (Both times with five other runs on the two cores; with one, NUTS takes 190 s.) Before flows had their linear start,
+# and at twice the rate, 9,000 steps led to 196.0 nats and a distance of 0.186; these 4,000 lead to 196.3.
 #
 # ## References
 #

@@ -42,7 +42,7 @@ def five_affine(theta_dim, context_dim):
     return AffineCouplingFlow(theta_dim, context_dim, num_transforms=5, hidden_dim=64)
 
 
-#: Densities by name: a factory or density, and the learning rate it is trained with.
+#: Densities by name, as `eig_flow` takes them.
 DENSITIES = {
     "default": None,
     "five_affine": five_affine,
@@ -95,21 +95,18 @@ def search(density, warm_steps, search_steps, fit_steps, batch, rate, design_rat
         train(design, fitted.density, steps=0, batch=batch, rate=rate, seed=seed + 3 + k, num_samples=num_samples)
         for k in range(REPEATS)
     ]
-    path = found.path["xi"]
     kept = [warm, found, fitted]
     return {
-        "start_bound": warm.eig.item(),
-        "found_bound": found.eig.item(),
         "bounds": [repeat.eig.item() for repeat in repeats],
         "simulations": sum(run.num_simulations for run in kept),
         "seconds": sum(run.seconds for run in kept),
         "design": design,
-        "path": path[:: max(1, len(path) // 100)],
     }
 
 
 def score(design, num_outer, num_outcomes, num_parts):
     """Estimate a design's information by nested Monte Carlo with re-used draws, ten times, and exactly."""
+    design = torch.tensor(design)
     nested = [eig_nmc(at(design), "y", num_outer_samples=num_outer, seed=seed) for seed in range(REPEATS)]
     largest = torch.where(design.abs() == design.abs().amax(-1, keepdim=True), design, 0.0)
     columns = design.abs().argmax(-1).unique().numel()
@@ -193,7 +190,12 @@ def searches(study):
     found = {}
     for name, density in (("flow", "default"), ("gaussian_gamma", "gaussian_gamma")):
         if name in study.chosen or "scores" in study.chosen:
-            settings = sizes | {"density": density, "rate": 2e-3, "design_rate": study.design_rate, "seed": 0}
+            settings = sizes | {
+                "density": density,
+                "rate": 2e-3,
+                "design_rate": 1e-2 if study.quick else 6e-4,
+                "seed": 0,
+            }
             found[name] = study.part(name, search, **settings)
     return found
 
@@ -311,7 +313,6 @@ def marginals(rows):
 
 def main():
     study = Study("regression", __doc__.splitlines()[0], ["flow", "gaussian_gamma", "scores", "identity"])
-    study.design_rate = 6e-4 if not study.quick else 1e-2
     found = searches(study)
     scores = {}
     if "scores" in study.chosen:
@@ -319,7 +320,7 @@ def main():
         for name, result in found.items():
             settings = sizes | {"design": result["design"].tolist(), "num_outcomes": study.size(128, 2)}
             settings["num_parts"] = study.size(512, 4)
-            scores[name] = study.part(f"scores_{name}", scored_list, **settings)
+            scores[name] = study.part(f"scores_{name}", score, **settings)
             if "refusal" in scores[name]:
                 scores[name] |= enclose_design(study, name, settings["design"])
     if found:
@@ -332,10 +333,6 @@ def enclose_design(study, name, design):
     settings = {"steps": study.size(2_000, 20), "batch": study.size(512, 64), "rate": 2e-3, "seed": 0}
     budget = {"width": 1.0, "max_simulations": study.size(2_000_000, 20_000)}
     return study.part(f"enclosed_{name}", enclose, design=design, **settings, **budget)
-
-
-def scored_list(design, **sizes):
-    return score(torch.tensor(design), **sizes)
 
 
 if __name__ == "__main__":

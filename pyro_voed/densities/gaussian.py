@@ -24,7 +24,6 @@ MAX_CORRELATED_DIM = 32
 MAX_LOG_SCALE = 8.0
 """Bound that log-scales approach smoothly: standardised targets stay far inside, and `exp` cannot overflow."""
 
-
 SMALLEST_START = 1e-3
 """Least standard deviation, of standardised targets, at which a linear start is taken."""
 
@@ -108,6 +107,9 @@ class ConditionalGaussian(nn.Module):
             context: Their contexts.
         """
         if self.linear is None or self.head.weight.any() or len(theta) <= 2 * self.dim:
+            return
+        # A summary that gives no finite numbers is told of where terms are checked, in the first step of training.
+        if not context.isfinite().all():
             return
         prediction = predict_linearly(theta, context)
         deviation = prediction.covariance.diagonal().sqrt()

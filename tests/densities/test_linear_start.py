@@ -81,6 +81,16 @@ def test_targets_that_the_context_fixes_are_no_start():
     assert not flow.gaussian.linear.weight.any()
 
 
+def test_contexts_that_say_nothing_or_are_not_finite_are_no_obstacle():
+    theta = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    constant, broken = AffineCouplingFlow(2, 3), AffineCouplingFlow(2, 3)
+    constant.start_(theta, torch.ones(100, 3))
+    assert not constant.gaussian.linear.weight.any()
+    assert constant.log_prob(theta, torch.ones(100, 3)).isfinite().all()
+    broken.start_(theta, torch.full((100, 3), torch.nan))
+    assert all(value.isfinite().all() for value in broken.parameters())
+
+
 def test_densities_that_cannot_start_are_left_alone():
     class Fixed(torch.nn.Module):
         def condition(self, context):
