@@ -137,6 +137,7 @@ def fit_pool(
     patience: int = 20,
     max_epochs: int = 1_000,
     refresh: Callable[[Any], Any] | None = None,
+    begin: Callable[[Any], None] = lambda training: None,
     explain: Callable[[Any], str] = lambda batch: "",
     progress: bool | None = None,
     description: str = "fit",
@@ -156,6 +157,8 @@ def fit_pool(
         max_epochs: Most passes over the training part.
         refresh: Gives a part of the pool with new outcomes for the same forward runs, or that part itself. Then
             every pass sees new outcomes, and the validation bound is a mean over `VALIDATION_COPIES` of them.
+        begin: Called once, before the first step, with the part of the pool that is learnt from: a closed-form start
+            that has seen the validation part would spoil what that is for.
         explain: Says what in a batch is not finite, for the error.
         progress: Show a bar; None shows it on a terminal only.
         description: Word in front of the bar.
@@ -169,6 +172,7 @@ def fit_pool(
     """
     started = time.perf_counter()
     training, validation = _split(pool, validation_fraction)
+    begin(training)
     copies = [validation] if refresh is None else [refresh(validation) for _ in range(VALIDATION_COPIES)]
     best = _Best([parameter for group in ascent.optimiser.param_groups for parameter in group["params"]])
     bounds: list[float] = []

@@ -329,15 +329,16 @@ def test_the_weights_put_back_are_those_of_the_best_validation_bound():
 
 def test_validation_rows_are_never_trained_on():
     pool, weight = Rows(torch.arange(100.0).unsqueeze(-1)), nn.Parameter(torch.zeros(1))
-    trained, validated = set(), set()
+    trained, validated, begun = set(), set(), []
 
     def terms(batch):
         (trained if torch.is_grad_enabled() else validated).update(batch.values.flatten().tolist())
         return closeness(weight)(batch.values)
 
-    fit_pool(pool, terms, ascend(weight), validation_fraction=0.2, max_epochs=3, **QUIET)
+    fit_pool(pool, terms, ascend(weight), validation_fraction=0.2, max_epochs=3, begin=begun.append, **QUIET)
     assert len(validated) == 20
     assert len(trained) == 80
+    assert [set(part.values.flatten().tolist()) for part in begun] == [trained]
     assert not trained & validated
 
 

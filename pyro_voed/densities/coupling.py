@@ -87,6 +87,16 @@ class CouplingFlow(nn.Module):
         """
         self.gaussian.start_(theta, context)
 
+    @torch.no_grad()
+    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
+        """Stay the same density of contexts c that from now on come as (c - shift) / factor, in place."""
+        if not self.context_dim:
+            return
+        first = self.trunk[0]
+        first.bias += first.weight @ shift
+        first.weight *= factor
+        self.gaussian.rescale_(factor, shift)
+
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
         """Return the distribution of theta given the context."""
         return FlowDistribution(self, context)

@@ -127,6 +127,13 @@ class ConditionalGaussian(nn.Module):
         raw_log_scale = MAX_LOG_SCALE * torch.atanh(log_scale / MAX_LOG_SCALE)
         self.head.bias.copy_(torch.cat([prediction.offset, raw_log_scale, pairs]))
 
+    @torch.no_grad()
+    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
+        """Stay the same function of contexts c that from now on come as (c - shift) / factor, in place."""
+        if self.linear is not None:
+            self.head.bias[: self.dim] += self.linear.weight @ shift
+            self.linear.weight *= factor
+
 
 def _strictly_lower_places(dim: int) -> Tensor:
     """Return, for each entry of a flattened matrix, where its value lies in [0, packed lower triangle]."""

@@ -109,11 +109,30 @@ class StackedDensity(nn.Module):
 
     @torch.no_grad()
     def rescale_context_(self, context: Float[Tensor, "num members context_dim"]) -> None:
-        """Take the context scaling of each member from its own simulations, in place and without gradient."""
+        """Standardise each member's contexts as its own simulations now are, see `StandardisedDensity`."""
         for index, own in enumerate(context.unbind(-2)):
-            scaling = copy.deepcopy(self._pattern[0].context_scaling).to(own).fit_(own)
-            self.get_buffer("context_scaling/mean")[index] = scaling.mean
-            self.get_buffer("context_scaling/scale")[index] = scaling.scale
+            member = self.member(index)
+            member.rescale_context_(own)
+            self._replace(index, member)
+
+    @torch.no_grad()
+    def start_(
+        self, theta: Float[Tensor, "num members theta_dim"], context: Float[Tensor, "num members context_dim"]
+    ) -> None:
+        """Let each member that can start at the linear-Gaussian posterior of its own draws."""
+        for index, own in enumerate(zip(theta.unbind(-2), context.unbind(-2), strict=True)):
+            member = self.member(index)
+            member.start_(*own)
+            self._replace(index, member)
+
+    def _replace(self, index: int, member: StandardisedDensity) -> None:
+        """Take weights and scales of a member, in place."""
+        state = member.state_dict()
+        for key, name in self._weight_names.items():
+            self.weights[key][index] = state[name]
+        for key, name in self._buffer_names.items():
+            if name in state:
+                self.get_buffer(key)[index] = state[name]
 
     def _each(self, apply: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """Apply each member to its own arguments, whose members are the last but one dimension."""

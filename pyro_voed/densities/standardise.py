@@ -109,6 +109,14 @@ class Startable(Protocol):
         """Take what can be had in closed form from standardised draws."""
 
 
+@runtime_checkable
+class Rescalable(Protocol):
+    """A density that can stay what it is when its context gets another scale."""
+
+    def rescale_(self, factor: Tensor, shift: Tensor) -> None:
+        """Stay the same density of contexts c that from now on come as (c - shift) / factor."""
+
+
 class StandardisedDensity(nn.Module):
     """Standardise theta and context, summarise the context, then apply a density; in raw coordinates outside.
 
@@ -181,6 +189,21 @@ class StandardisedDensity(nn.Module):
         if isinstance(self.density, Startable):
             with evaluating(self):
                 self.density.start_(self.theta_scaling(theta), self.encode(context))
+
+    @torch.no_grad()
+    def rescale_context_(self, context: Float[Tensor, "num context_dim"]) -> None:
+        """Standardise contexts as they now are; a flow stays the density of raw contexts that it was.
+
+        Behind a summary, which is no linear map, the density is another afterwards, as densities of other kinds are.
+
+        Args:
+            context: Raw contexts.
+        """
+        scaling = self.context_scaling
+        mean, scale = scaling.mean.clone(), scaling.scale.clone()
+        scaling.fit_(context)
+        if self.summary is None and isinstance(self.density, Rescalable):
+            self.density.rescale_(scaling.scale / scale, (scaling.mean - mean) / scale)
 
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
         """Return the distribution of raw theta given the raw context."""

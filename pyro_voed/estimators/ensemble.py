@@ -63,18 +63,27 @@ class Ensemble:
             own = [build_posterior(given, part, sites, summary, started=started) for part in parts]
         return StackedDensity(own * self.num_rates)
 
+    def start(self, density: StackedDensity, sample: JointSample) -> None:
+        """Let flows that have learnt nothing start at the linear-Gaussian posterior of their own simulations."""
+        density.start_(*self._of_members(sample))
+
     def log_q(
         self, sample: JointSample, density: StackedDensity | CompiledDensity
     ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
         """Return log-densities of the sample's targets under every member that is of their design."""
+        log_q = density.log_prob(*self._of_members(sample))
         if self.batch:
-            num = sample.num_samples
+            return log_q.reshape(sample.num_samples, self.num_rates, *self.batch)
+        return log_q.reshape(*sample.theta.shape[:-1], self.num_rates).movedim(-1, 1)
+
+    def _of_members(self, sample: JointSample) -> tuple[Tensor, Tensor]:
+        """Return targets and contexts `(rows, members, dim)`, each member's own."""
+        if self.batch:
             alone = replace(sample, designs=None)
-            theta, context = (self._to_members(v.reshape(num, -1, v.shape[-1])) for v in (alone.theta, alone.context()))
-            return density.log_prob(theta, context).reshape(num, self.num_rates, *self.batch)
-        leading = sample.theta.shape[:-1]
-        theta, context = (self._to_members(v.reshape(-1, 1, v.shape[-1])) for v in (sample.theta, sample.context()))
-        return density.log_prob(theta, context).reshape(*leading, self.num_rates).movedim(-1, 1)
+            theta, context = (v.reshape(v.shape[0], -1, v.shape[-1]) for v in (alone.theta, alone.context()))
+        else:
+            theta, context = (v.reshape(-1, 1, v.shape[-1]) for v in (sample.theta, sample.context()))
+        return self._to_members(theta), self._to_members(context)
 
     def _to_members(self, values: Float[Tensor, "rows designs dim"]) -> Float[Tensor, "rows members dim"]:
         return values.unsqueeze(1).expand(-1, self.num_rates, -1, -1).flatten(1, 2)

@@ -131,10 +131,14 @@ def train_density(
     prepare: Callable[[JointSample], JointSample] = lambda sample: sample,
     pool: JointSample | None = None,
     draw: Callable[[], JointSample] | None = None,
+    begin: Callable[[JointSample], None] = lambda training: None,
     progress: bool | None,
     description: str,
 ) -> FitHistory:
-    """Train a density on fresh simulations or on the pool; with validation of distributions off, as it is costly."""
+    """Train a density on fresh simulations or on the pool; with validation of distributions off, as it is costly.
+
+    Before it learns from a pool, `begin` gets the part of it that is learnt from.
+    """
     capture = capture_steps(sites, looped=_loops(sites, designs)) if budget.capture and pool is None else None
     ascent = Ascent([weights_group(density, budget.learning_rate)], replayable=capture is not None)
     trained: Any = CompiledDensity(density) if budget.compile else density
@@ -144,7 +148,8 @@ def train_density(
     with pyro.validation_enabled(False):
         if pool is not None:
             rows = max(1, budget.batch_size // math.prod(pool.theta.shape[1:-1]))
-            history = fit_pool(pool, objective, ascent, batch_size=rows, refresh=refresher(pool, prepare), **common)
+            own: dict[str, Any] = {"batch_size": rows, "refresh": refresher(pool, prepare), "begin": begin}
+            history = fit_pool(pool, objective, ascent, **own, **common)
         else:
             plain = draw or (lambda: draw_training(sites, budget.batch_size, designs, likelihood=likelihood))
 

@@ -29,12 +29,12 @@ def build_posterior(
         pilot: Simulations that scales are taken from.
         sites: The resolved model.
         summary: As the user gave it.
-        started: Also start a flow at the pilot's linear-Gaussian posterior. Not for pools, part of which decides when
-            training stops.
+        started: Also start a flow at the pilot's linear-Gaussian posterior. Not for pools, whose density starts once
+            the part that decides when training stops has been set aside (`start_posterior`).
     """
     # A density of an earlier result has its own.
     module = None if isinstance(given, StandardisedDensity) else outcome_summary(sites, summary)
-    theta, context = (values.reshape(-1, values.shape[-1]) for values in (pilot.theta, pilot.context()))
+    theta, context = _rows(pilot)
     density = build_density(
         given,
         theta,
@@ -48,13 +48,24 @@ def build_posterior(
     return density
 
 
+def start_posterior(density: StandardisedDensity, sample: JointSample) -> None:
+    """Let a flow that has learnt nothing start at the linear-Gaussian posterior of simulations."""
+    density.start_(*_rows(sample))
+
+
+def _rows(sample: JointSample) -> tuple[Tensor, Tensor]:
+    """Return targets and contexts of all designs as rows."""
+    theta, context = (values.reshape(-1, values.shape[-1]) for values in (sample.theta, sample.context()))
+    return theta, context
+
+
 def build_nothing(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> None:
     """Return None, for objectives that learn nothing."""
 
 
 def rescale_context(density: Any, sample: JointSample) -> None:
     """Standardise outcomes as they are at the present design."""
-    density.context_scaling.fit_(sample.y)
+    density.rescale_context_(sample.y)
 
 
 def rescale_nothing(density: Any, sample: JointSample) -> None:

@@ -41,7 +41,7 @@ from pyro_voed.estimators.learning import (
     evaluate_terms,
     train_density,
 )
-from pyro_voed.estimators.objective import Objective, build_posterior
+from pyro_voed.estimators.objective import Objective, build_posterior, start_posterior
 from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
@@ -128,13 +128,14 @@ def flow_bound(
             parts = [alone.build(density, pilot, sites, summary, started=False) for _ in rates]
             # Each rate on its own: which pass over the pool was the best differs from one to the next.
             histories = [
-                train(part, alone.terms, replace(budget, learning_rate=rate))
+                train(part, alone.terms, replace(budget, learning_rate=rate), begin=partial(alone.start, part))
                 for part, rate in zip(parts, rates, strict=True)
             ]
             trained = StackedDensity([part.member(index) for part in parts for index in range(part.num_members)])
             history = histories[0]
         elif budget.num_steps != 0:
-            history = train(trained, barber_agakov if stack is None else stack.terms, budget)
+            begin = partial(start_posterior if stack is None else stack.start, trained)
+            history = train(trained, barber_agakov if stack is None else stack.terms, budget, begin=begin)
         if stack is not None and len(rates) > 1:
             trained, winner = stack.best(trained, _scores(sites, designs, stack, trained, prepare))
             chosen = torch.tensor(rates)[winner.cpu()]

@@ -8,6 +8,8 @@ from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDen
 from pyro_voed.densities.linear_start import predict_linearly
 from pyro_voed.problems.linear_gaussian import DEFAULT_DESIGN, exact_eig, linear_gaussian
 
+DESIGNS = torch.stack([torch.tensor(DEFAULT_DESIGN), torch.eye(3, 2)])
+
 
 def linear(num, context_dim, noise, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -109,8 +111,12 @@ def test_untrained_bound_is_that_of_the_linear_gaussian():
     assert abs(result.eig - exact_eig(torch.tensor(DEFAULT_DESIGN))) < 0.02 + 4 * result.standard_error
 
 
-def test_a_pool_starts_at_the_standard_normal():
-    # Part of it decides when training stops, and must not have been fitted before.
-    settings = {"num_simulations": 100, "learning_rate": 1e-12, "max_steps": 10, "num_samples": 100}
+@pytest.mark.parametrize(
+    "sizes", [{}, {"ensemble": True, "designs": {"xi": DESIGNS}}, {"learning_rate": (1e-12, 1e-13)}]
+)
+def test_a_pool_starts_at_the_linear_gaussian_posterior_too(sizes):
+    num_designs = len(DESIGNS) if "designs" in sizes else 1
+    settings = {"num_simulations": 1_000 * num_designs, "learning_rate": 1e-12, "num_samples": 20_000, **sizes}
     result = eig_flow(linear_gaussian(), "y", seed=0, progress=False, **settings)
-    assert result.density.density.gaussian.linear.weight.abs().max() < 1e-6
+    exact = exact_eig(sizes["designs"]["xi"] if "designs" in sizes else torch.tensor(DEFAULT_DESIGN))
+    assert ((result.eig - exact).abs() < 0.02 + 4 * result.standard_error).all()

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.distributions import Normal
 
 from pyro_voed.ascent import Ascent
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
@@ -104,11 +105,33 @@ def test_an_exploding_member_does_not_slow_the_others(members):
 def test_rescaling_takes_each_members_own_simulations(members):
     stacked = StackedDensity(members)
     outcomes = torch.randn(50, MEMBERS, 2).double() * torch.arange(1.0, MEMBERS + 1)[:, None] + 3
+    theta = torch.randn(50, MEMBERS, stacked.theta_dim).double()
+    before = stacked.log_prob(theta, outcomes)
     stacked.rescale_context_(outcomes)
     for index in range(MEMBERS):
         expected = Standardise(2).double().fit_(outcomes[:, index])
         torch.testing.assert_close(stacked.member(index).context_scaling.mean, expected.mean)
         torch.testing.assert_close(stacked.member(index).context_scaling.scale, expected.scale)
+    torch.testing.assert_close(stacked.log_prob(theta, outcomes), before)
+
+
+def test_each_member_starts_at_its_own_draws():
+    fresh = [
+        StandardisedDensity(SplineCouplingFlow(3, 2), Standardise(3), Standardise(2)).double() for _ in range(MEMBERS)
+    ]
+    stacked = StackedDensity(fresh)
+    context = torch.randn(200, MEMBERS, stacked.context_dim).double()
+    theta = (
+        context[..., :1] * torch.arange(1.0, MEMBERS + 1)[:, None]
+        + torch.randn(200, MEMBERS, stacked.theta_dim).double()
+    )
+    stacked.start_(theta, context)
+    for index, member in enumerate(fresh):
+        member.start_(theta[:, index], context[:, index])
+        own = stacked.member(index).log_prob(theta[:, index], context[:, index])
+        torch.testing.assert_close(own, member.log_prob(theta[:, index], context[:, index]))
+        # Predicting the first coordinate, of deviation (1 + i^2)^0.5, leaves one of 1.
+        assert own.mean() > Normal(0, 1).log_prob(theta[:, index]).sum(-1).mean()
 
 
 def test_members_of_other_structure_are_refused_by_name():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal
 
 from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
 
@@ -65,3 +66,36 @@ def test_refuses_parts_that_do_not_fit():
         StandardisedDensity(AffineCouplingFlow(2, 4), Standardise(2), Standardise(4), nn.Linear(4, 5))
     with pytest.raises(ValueError, match="num_bypass"):
         StandardisedDensity(AffineCouplingFlow(2, 4), Standardise(2), Standardise(4), num_bypass=5)
+
+
+def learnt(summary=None):
+    """Return a flow that follows its context, standardised by draws of it."""
+    flow = AffineCouplingFlow(2, 3 if summary is None else 4)
+    for parameter in flow.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return StandardisedDensity(flow, Standardise(2), Standardise(3).fit_(torch.randn(50, 3)), summary).double()
+
+
+def test_a_flow_stays_what_it_is_when_its_contexts_get_other_scales():
+    density = learnt()
+    theta, context = torch.randn(20, 2).double(), 30.0 * torch.randn(20, 3).double() + 7.0
+    before = density.log_prob(theta, context)
+    density.rescale_context_(context)
+    torch.testing.assert_close(density.encode(context).std(0), torch.ones(3).double())
+    torch.testing.assert_close(density.log_prob(theta, context), before)
+
+
+def test_a_flow_without_context_has_nothing_to_rescale():
+    flow, theta = AffineCouplingFlow(2, 0), torch.randn(5, 2)
+    flow.rescale_(torch.ones(0), torch.zeros(0))
+    torch.testing.assert_close(flow.log_prob(theta, torch.zeros(5, 0)), Normal(0, 1).log_prob(theta).sum(-1))
+
+
+def test_behind_a_summary_only_the_scales_change():
+    density = learnt(nn.Linear(3, 4))
+    weights = {name: value.clone() for name, value in density.named_parameters()}
+    context = 30.0 * torch.randn(20, 3).double() + 7.0
+    density.rescale_context_(context)
+    torch.testing.assert_close(density.context_scaling(context).std(0), torch.ones(3).double())
+    for name, value in density.named_parameters():
+        assert torch.equal(value, weights[name])
