@@ -6,7 +6,7 @@ Everything that is learnt, with or without designs, is learnt here. Terms come f
   the bound no longer rises by more than its noise, comparing one window of steps with the one before, then cools
   down to zero over a fixed number of steps.
 * *A fixed budget* (`fit_pool`): minibatches of one pool of simulations, for expensive simulators; part of the pool is
-  kept for validation, training stops when the validation bound has stopped rising, and the best weights are put back.
+  kept for validation, the rate cools down when its bound has stopped rising, and the best weights are put back.
 
 Gradients are taken for the given parameters only, so nothing accumulates on tensors that belong to the caller. A term
 that is not finite stops the loop with the step and the count; the weights are then those of the last good step.
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -144,8 +144,11 @@ def fit_pool(
 ) -> FitHistory:
     """Ascend on minibatches of a fixed pool, stop early, and put the best weights back.
 
-    The rate is constant until the validation bound has not risen for `patience` epochs; the best weights are put back
-    and training goes on at a tenth of the rate until the same happens again.
+    The rate is constant until the validation bound has not risen for `patience` epochs. Then the best weights are put
+    back and the rate cools down to zero, by half a cosine over as many epochs as there were, or until the validation
+    bound has not risen for half of these. On a small pool that can be too slow: weights that have learnt the pool by
+    heart before the rate is low. If cooling down has not raised the bound, the best weights are put back once more and
+    training goes on at a tenth of the rate, with the same patience.
 
     Args:
         pool: The simulations.
@@ -153,7 +156,7 @@ def fit_pool(
         ascent: Optimiser and parameters.
         batch_size: Rows a step.
         validation_fraction: Part of the pool that is kept for validation.
-        patience: Epochs without a better validation bound before the rate drops, then before training stops.
+        patience: Epochs without a better validation bound before the rate cools down; fewest of cooling down.
         max_epochs: Most passes over the training part.
         refresh: Gives a part of the pool with new outcomes for the same forward runs, or that part itself. Then
             every pass sees new outcomes, and the validation bound is a mean over `VALIDATION_COPIES` of them.
@@ -179,30 +182,29 @@ def fit_pool(
     factors: list[float] = []
     scores: list[float] = []
     reason: StopReason = "budget"
-    factor, stale = 1.0, 0
+    plan = _PoolPlan(patience)
     with _interruptible() as interrupted, tqdm(total=max_epochs, desc=description, disable=_hidden(progress)) as bar:
         for _ in range(max_epochs):
-            ascent.scale_rates(factor)
+            ascent.scale_rates(plan.factor)
             if refresh is not None:
                 training = refresh(training)
             for rows in torch.randperm(training.num_samples).split(batch_size):
                 bounds.append(_one_step(training[rows], terms, ascent, explain, len(bounds)))
-                factors.append(factor)
+                factors.append(plan.factor)
             with torch.no_grad():
                 means = [_finite_mean(copy, terms, explain, len(bounds)) for copy in copies]
             scores.append(sum(means) / len(means))
-            stale = 0 if best.offer(scores[-1]) else stale + 1
+            plan.count(better=best.offer(scores[-1]))
             bar.update()
             bar.set_postfix_str(f"validation bound {scores[-1]:.4f}")
             if interrupted():
                 reason = "interrupted"
                 break
-            if stale >= patience:
+            if plan.is_stalled:
                 best.restore()
-                if factor < 1.0:
+                if not plan.goes_on():
                     reason = "early stopping"
                     break
-                factor, stale = 0.1, 0
     best.restore()
     return FitHistory(
         torch.tensor(bounds), torch.tensor(factors), reason, time.perf_counter() - started, torch.tensor(scores)
@@ -267,7 +269,52 @@ class _Plan:
     def factor(self, step: int) -> float:
         if self.start is None:
             return 1.0
-        return 0.5 * (1.0 + math.cos(math.pi * (step - self.start + 1) / (self.cooldown + 1)))
+        return _half_cosine(step - self.start, self.cooldown)
+
+
+@dataclass
+class _PoolPlan:
+    """The rate on a pool: constant, then cooling down, then low where cooling down was too slow for a small pool."""
+
+    patience: int
+    phase: Literal["constant", "cooling", "low"] = "constant"
+    length: int = 0
+    epochs: int = 0
+    stale: int = 0
+    improved: bool = False
+
+    def count(self, *, better: bool) -> None:
+        self.epochs += 1
+        self.stale = 0 if better else self.stale + 1
+        self.improved = self.improved or better
+
+    @property
+    def is_stalled(self) -> bool:
+        if self.phase == "cooling":
+            return self.epochs >= self.length or self.stale >= max(self.patience, self.length // 2)
+        return self.stale >= self.patience
+
+    def goes_on(self) -> bool:
+        """Enter the next phase; return whether there is one."""
+        if self.phase == "constant":
+            self.phase, self.length = "cooling", max(self.patience, self.epochs)
+        elif self.phase == "cooling" and not self.improved:
+            self.phase = "low"
+        else:
+            return False
+        self.epochs, self.stale, self.improved = 0, 0, False
+        return True
+
+    @property
+    def factor(self) -> float:
+        if self.phase == "cooling":
+            return _half_cosine(self.epochs, self.length)
+        return 1.0 if self.phase == "constant" else 0.1
+
+
+def _half_cosine(step: int, length: int) -> float:
+    """Return the rate's factor in a step of cooling down, which falls from 1 to 0 without reaching either."""
+    return 0.5 * (1.0 + math.cos(math.pi * (step + 1) / (length + 1)))
 
 
 class _Best:

@@ -309,7 +309,30 @@ def test_training_on_a_pool_stops_early_at_the_best_weights():
     # 360 rows for training give an estimate of deviation 1 / sqrt(360) in each coordinate.
     assert (weight - TARGET).abs().max() < 5 / 360**0.5
     assert history.validation.shape[0] * 8 == history.num_steps  # 360 rows in batches of fifty are eight steps
-    assert history.learning_rate.unique().tolist() == pytest.approx([0.1, 1.0])
+    rates = history.learning_rate[::8]
+    first = int((rates < 1.0).nonzero()[0])
+    # Five epochs without a better bound, then the rate falls for as many epochs as there were, or half of them.
+    assert first - history.validation[:first].argmax() == 6
+    assert (rates[:first] == 1.0).all()
+    assert (rates[first : first + max(5, first // 2)].diff() < 0.0).all()
+
+
+def test_a_pool_learnt_by_heart_is_gone_over_once_more_at_a_tenth_of_the_rate():
+    weight = nn.Parameter(torch.zeros(1))
+
+    def terms(batch):
+        # Every step of training makes the validation rows worse.
+        slope = weight if torch.is_grad_enabled() else -weight
+        return slope + 0.0 * batch.values.sum(-1)
+
+    history = fit_pool(pool_of(40), terms, ascend(weight), batch_size=36, patience=4, **QUIET)
+    rates = history.learning_rate.tolist()
+    assert rates[:5] == [1.0] * 5
+    assert all(0.0 < rate < 1.0 for rate in rates[5:])
+    assert rates[-4:] == pytest.approx([0.1] * 4)
+    assert len(rates) == 5 + 4 + 4
+    assert history.stop_reason == "early stopping"
+    assert weight.item() == pytest.approx(0.05)  # one step of Adam
 
 
 def test_the_weights_put_back_are_those_of_the_best_validation_bound():

@@ -1,8 +1,9 @@
 """Searches for the times at which to count aphids, and their picture; a part of `aphids.py`, not run by itself.
 
 One flow that takes the times as context is trained at sorted times drawn at random; its bound, at any times, is what a
-grid (one and two times) or SPSA (three and four) maximises. A quadratic surface is then fitted to the bound at many
-designs about the best one, as single estimates are too noisy to tell neighbours apart, and its top is the design found.
+grid (one and two times) or SPSA (three and four) maximises. Then the flow learns on about the best design, and a
+quadratic surface is fitted to its bound at many designs there, all on the same simulated plants, as separate estimates
+are too noisy to tell neighbours apart. Its top is the design found.
 """
 
 from functools import partial
@@ -15,14 +16,16 @@ from pyro_voed import amortise_eig, search_grid, search_spsa
 from pyro_voed.densities import AffineCouplingFlow
 from pyro_voed.plots.style import BLUE, GREEN, GREY, VERMILLION
 from pyro_voed.problems.aphids import PRIOR_COVARIANCE, PRIOR_MEAN, PUBLISHED, aphids, leaping_counts
+from pyro_voed.simulate import pack_designs
 
 BY_NEIGHBOURS, BY_FLOW = (0, 1, 3, 5), (0, 2, 4, 6)
 """Members of `PUBLISHED` found by either method, one for each number of times."""
 PRIOR = torch.distributions.MultivariateNormal(torch.tensor(PRIOR_MEAN), torch.tensor(PRIOR_COVARIANCE))
 FIRST_DAY, LAST_DAY = 10.0, 40.0
 GRID_STEPS = {1: 0.5, 2: 1.0}
-HALF_WIDTHS = {1: 1.0, 2: 1.5, 3: 2.5, 4: 2.5}
-"""By number of times, of the box about the best design of a search, in days, over which a quadratic is fitted."""
+HALF_WIDTH = 2.0
+"""Of the box about the best design of a search, in days, over which a quadratic is fitted."""
+MOST_ROUNDS = 5
 
 
 def found(study, num_times):
@@ -31,27 +34,19 @@ def found(study, num_times):
         searched,
         num_times=num_times,
         num_steps=study.size(1_500, 20),
-        num_rows=study.size(2_000, 100),
+        num_local_steps=study.size(750, 10),
+        num_rows=study.size(1_000, 100),
         grid_step=GRID_STEPS[num_times] * study.size(1, 6) if num_times in GRID_STEPS else None,
-        climbs=study.size(60, 2),
+        climbs=study.size(200, 2),
         num_designs=study.size(150 * num_times, 40),
+        num_plants=study.size(50_000, 200),
     )
 
 
-def searched(num_times, num_steps, num_rows, grid_step, climbs, num_designs):
-    """Search on the bound of a flow that takes the times as context, trained at sorted times."""
-    simulator = partial(leaping_counts, step=0.25)
+def searched(num_times, num_steps, num_local_steps, num_rows, grid_step, climbs, num_designs, num_plants):
+    """Search on the bound of a flow that takes the times as context, then about the best design of that search."""
     even = torch.linspace(FIRST_DAY, LAST_DAY, num_times + 2)[1:-1]
-    surface = amortise_eig(
-        aphids(even, simulator=simulator),
-        "y",
-        "theta",
-        proposal=lambda num: {"xi": scattered_times(num, num_times)},
-        density=partial(AffineCouplingFlow, num_transforms=3, hidden_dim=64),
-        num_steps=num_steps,
-        learning_rate=3e-3,
-        seed=num_times,
-    )
+    surface = learn_surface(even, scattered_times, None, num_steps, seed=num_times)
     estimator = partial(surface.at, num_samples=num_rows)
     method = "spsa" if grid_step is None else "grid"
     if method == "grid":
@@ -62,42 +57,92 @@ def searched(num_times, num_steps, num_rows, grid_step, climbs, num_designs):
     else:
         starts = {"xi": torch.stack([even - 5.0, even + 5.0])}
         result = search_spsa(
-            estimator, num_steps=climbs, starts=starts, perturbation=0.06, common_random_numbers=False, seed=0
+            estimator,
+            num_steps=climbs,
+            num_repeats=2,
+            starts=starts,
+            perturbation=0.06,
+            common_random_numbers=False,
+            seed=0,
         )
         values = {"path": result.path["xi"]}
     pyro.clear_param_store()  # where the search left its best design, for all models with a design "xi"
-    centre = result.designs["xi"]
-    top, rounds = top_of_surface(surface, centre, num_designs, num_rows)
+    searched_times = result.designs["xi"].sort().values
+    plants = Plants(num_plants)
+    top, rounds, simulations = searched_times, 0, surface.num_simulations + result.num_simulations + num_plants
+    while rounds < MOST_ROUNDS:
+        near = partial(times_near, centre=top)
+        surface = learn_surface(top, near, surface.density, num_local_steps, seed=100 * num_times + rounds)
+        simulations += surface.num_simulations
+        rounds += 1
+        top, inside = top_of_surface(surface, plants, top, num_designs, rounds)
+        if inside:
+            break
     return {
         "method": method,
-        "searched": sorted(centre.tolist()),
+        "searched": searched_times.tolist(),
         "times": [round(time, 1) for time in top.tolist()],
-        "simulations": surface.num_simulations + result.num_simulations + rounds * num_designs * num_rows,
+        "rounds": rounds,
+        "simulations": simulations,
         **values,
     }
+
+
+def learn_surface(times, scattered, density, num_steps, seed):
+    """Train a flow, or go on with one, at times drawn by `scattered(num, num_times)`."""
+    num_times = len(times)
+    return amortise_eig(
+        aphids(times, simulator=partial(leaping_counts, step=0.25)),
+        "y",
+        "theta",
+        proposal=lambda num: {"xi": scattered(num, num_times)},
+        density=density or partial(AffineCouplingFlow, num_transforms=3, hidden_dim=64),
+        num_steps=num_steps,
+        learning_rate=3e-3,
+        seed=seed,
+    )
 
 
 def scattered_times(num, num_times):
     return (FIRST_DAY + (LAST_DAY - FIRST_DAY) * torch.rand(num, num_times)).sort(-1).values
 
 
-def top_of_surface(surface, centre, num_designs, num_rows, num_points=200_000, most_rounds=4):
-    """Return where a quadratic fitted to estimates about a design is largest, and how many were fitted.
+def times_near(num, num_times, centre):
+    return in_order(centre + 1.2 * HALF_WIDTH * (2.0 * torch.rand(num, num_times) - 1.0))
 
-    It is searched in the box of the fit; where it is at a side of it, the next box is put about it.
-    """
-    generator, half_width = torch.Generator().manual_seed(0), HALF_WIDTHS[len(centre)]
-    for round_number in range(most_rounds):
-        sizes = (num_designs, num_points)
-        offsets, points = (2.0 * torch.rand(size, len(centre), generator=generator) - 1.0 for size in sizes)
-        designs = (centre + half_width * offsets).sort(-1).values
-        eig = surface.at({"xi": designs}, num_samples=num_rows, seed=round_number).eig
-        coefficients = torch.linalg.lstsq(quadratic_features(offsets), eig.double().unsqueeze(-1)).solution
-        top = points[(quadratic_features(points) @ coefficients).argmax()]
-        centre = (centre + half_width * top).sort(-1).values
-        if top.abs().max() < 0.95:
-            break
-    return centre, round_number + 1
+
+def in_order(times):
+    return times.clamp(0.0, 50.0).sort(-1).values
+
+
+class Plants:
+    """Plants that are counted every tenth of a day, so that all designs can be compared on the same ones."""
+
+    def __init__(self, num_plants):
+        pyro.set_rng_seed(0)
+        self.theta = PRIOR.sample((num_plants,))
+        self.counts = leaping_counts(*self.theta.unbind(-1), (torch.arange(501) / 10).expand(num_plants, -1))
+
+    def bound(self, surface, times):
+        """Return the bound at times, up to the entropy of the prior, which all designs share."""
+        counts = self.counts[:, (10 * times).round().long()]
+        seen = pack_designs(surface.sites, {"xi": times}).expand(len(counts), -1)
+        with torch.no_grad():
+            return surface.density.log_prob(self.theta, torch.cat([counts, seen], -1)).mean()
+
+
+def top_of_surface(surface, plants, centre, num_designs, seed, num_points=200_000):
+    """Return where a quadratic fitted to bounds about a design is largest, and whether that is inside the box of the fit."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets, points = (
+        2.0 * torch.rand(size, len(centre), generator=generator) - 1.0 for size in (num_designs, num_points)
+    )
+    designs = (10.0 * in_order(centre + HALF_WIDTH * offsets)).round() / 10.0
+    eig = torch.stack([plants.bound(surface, times) for times in designs])
+    offsets = (designs - centre) / HALF_WIDTH
+    coefficients = torch.linalg.lstsq(quadratic_features(offsets), eig.double().unsqueeze(-1)).solution
+    top = points[(quadratic_features(points) @ coefficients).argmax()]
+    return in_order(centre + HALF_WIDTH * top), bool(top.abs().max() < 0.95)
 
 
 def quadratic_features(x):

@@ -2,7 +2,7 @@
 
 A simulation is kept without noise, targets and mean currents, at 50 times of which every fifth are the 10. Outcomes
 are drawn from the means: for a pool anew at every pass, as `eig_flow(num_simulations=...)` does where outcomes are a
-forward map plus noise, or once.
+forward map plus noise, or once. Densities are of the targets' normal scores, in which the prior is standard normal.
 
 All estimators are evaluated on the same experiments, so that what two of them differ by is known far better than
 either.
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal, biject_to, constraints
+from torch.distributions import Normal
 
 from pyro_voed import JointSample, barber_agakov, eig_flow, eig_marginal, eig_nmc, smc_posterior
 from pyro_voed.ascent import Ascent
@@ -27,6 +27,7 @@ from pyro_voed.densities import AffineCouplingFlow, StandardisedDensity
 from pyro_voed.diagnostics import c2st
 from pyro_voed.estimators import marginal_terms
 from pyro_voed.estimators.building import build_density
+from pyro_voed.estimators.objective import start_posterior
 from pyro_voed.problems.electrocoating import (
     EFFICIENCY,
     MINIMUM_CHARGE,
@@ -43,8 +44,6 @@ Pool = Mapping[str, Tensor]
 
 TARGETS = ("efficiency", "minimum_current", "minimum_charge")
 PRIORS = torch.tensor([EFFICIENCY, MINIMUM_CURRENT, MINIMUM_CHARGE])
-#: From the real line to the targets' supports, as Pyro itself maps them.
-SUPPORT = biject_to(constraints.interval(PRIORS[:, 2], PRIORS[:, 3]))
 MOST_TIMES = 50
 #: Experiments on which a bound is followed during training.
 WATCHED = 2_000
@@ -62,12 +61,32 @@ def simulate_pool(current: float, size: int, seed: int) -> dict[str, Tensor]:
     return {"theta": theta, "mean": 1e3 * torch.cat(solved)}
 
 
+def normal_scores(theta: Tensor) -> Tensor:
+    """Return standard normal coordinates of targets, by the prior's distribution function."""
+    below, within, standard = _prior_masses(theta)
+    places = (torch.special.ndtr(standard) - below) / within
+    return torch.special.ndtri(places.clamp(1e-12, 1.0 - 1e-12)).to(theta)
+
+
+def from_normal_scores(scores: Tensor) -> Tensor:
+    """Return targets from their normal scores."""
+    below, within, _ = _prior_masses(PRIORS[:, 0])
+    drawn = torch.special.ndtri(below + within * torch.special.ndtr(scores.double()))
+    return (PRIORS[:, 0] + PRIORS[:, 1] * drawn).to(scores)
+
+
+def _prior_masses(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    location, scale, low, high = PRIORS.double().unbind(-1)
+    below, above = (torch.special.ndtr((end - location) / scale) for end in (low, high))
+    return below, above - below, (theta.double() - location) / scale
+
+
 def experiments(pool: Pool, num_times: int) -> JointSample:
     """Give every simulation an outcome, and the means to draw it anew."""
     mean = _mean(pool, num_times)
-    theta = SUPPORT.inv(pool["theta"])
-    log_det = SUPPORT.log_abs_det_jacobian(theta, pool["theta"]).sum(-1)
-    log_prior = TruncatedNormal(*PRIORS.unbind(-1)).log_prob(pool["theta"]).sum(-1) + log_det
+    theta = normal_scores(pool["theta"])
+    log_prior = Normal(0.0, 1.0).log_prob(theta).sum(-1)
+    log_det = log_prior - TruncatedNormal(*PRIORS.unbind(-1)).log_prob(pool["theta"]).sum(-1)
     outcome = Normal(mean, RELATIVE_NOISE * mean)
 
     def drawn() -> JointSample:
@@ -180,6 +199,7 @@ def train(
         batch_size=batch_size,
         max_epochs=max_epochs,
         refresh=next_pass,
+        begin=(lambda part: None) if is_upper(method) else partial(start_posterior, density),
         progress=False,
     )
     seconds = time.process_time() - started
@@ -212,7 +232,7 @@ def draw_posterior(density: StandardisedDensity, y: Tensor, num_draws: int) -> T
     """Draw targets given one outcome, in their own units, `(num_draws, 3)`."""
     torch.manual_seed(0)
     with torch.no_grad():
-        return SUPPORT(density.condition(y).sample((num_draws,)))
+        return from_normal_scores(density.condition(y).sample((num_draws,)))
 
 
 def draw_outcomes(density: StandardisedDensity, num_draws: int) -> Tensor:

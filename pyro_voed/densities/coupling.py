@@ -93,8 +93,9 @@ class CouplingFlow(nn.Module):
         if not self.context_dim:
             return
         first = self.trunk[0]
-        first.bias += first.weight @ shift
-        first.weight *= factor
+        assert isinstance(first, nn.Linear)
+        first.bias.add_(first.weight @ shift)
+        first.weight.mul_(factor)
         self.gaussian.rescale_(factor, shift)
 
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
