@@ -132,7 +132,7 @@ class Plants:
 
 
 def top_of_surface(surface, plants, centre, num_designs, seed, num_points=200_000):
-    """Return where a quadratic fitted to bounds about a design is largest, and whether that is inside the box of the fit."""
+    """Return where a quadratic fitted to bounds about a design is largest, and whether that is inside its box."""
     generator = torch.Generator().manual_seed(seed)
     offsets, points = (
         2.0 * torch.rand(size, len(centre), generator=generator) - 1.0 for size in (num_designs, num_points)
