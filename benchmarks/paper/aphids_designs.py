@@ -2,8 +2,8 @@
 
 One flow that takes the times as context is trained at sorted times drawn at random; its bound, at any times, is what a
 grid (one and two times) or SPSA (three and four) maximises. Then the flow learns on about the best design, and a
-quadratic surface is fitted to its bound at many designs there, all on the same simulated plants, as separate estimates
-are too noisy to tell neighbours apart. Its top is the design found.
+cubic surface is fitted to its bound at many designs there, all on the same simulated plants, as separate estimates are
+too noisy to tell neighbours apart. Its top is the design found.
 """
 
 from functools import partial
@@ -23,9 +23,8 @@ BY_NEIGHBOURS, BY_FLOW = (0, 1, 3, 5), (0, 2, 4, 6)
 PRIOR = torch.distributions.MultivariateNormal(torch.tensor(PRIOR_MEAN), torch.tensor(PRIOR_COVARIANCE))
 FIRST_DAY, LAST_DAY = 10.0, 40.0
 GRID_STEPS = {1: 0.5, 2: 1.0}
-HALF_WIDTH = 2.0
-"""Of the box about the best design of a search, in days, over which a quadratic is fitted."""
-MOST_ROUNDS = 5
+HALF_WIDTHS = (2.0, 1.0)
+"""Of the boxes about the best design so far, in days, over which a cubic surface is fitted, one after the other."""
 
 
 def found(study, num_times):
@@ -40,11 +39,15 @@ def found(study, num_times):
         climbs=study.size(200, 2),
         num_designs=study.size(150 * num_times, 40),
         num_plants=study.size(50_000, 200),
+        most_rounds=study.size(4, 1),
     )
 
 
-def searched(num_times, num_steps, num_local_steps, num_rows, grid_step, climbs, num_designs, num_plants):
-    """Search on the bound of a flow that takes the times as context, then about the best design of that search."""
+def searched(num_times, num_steps, num_local_steps, num_rows, grid_step, climbs, num_designs, num_plants, most_rounds):
+    """Search on the bound of a flow that takes the times as context, then about the best design of that search.
+
+    Where the top of a surface lies at a side of its box, the next box of that size, of `most_rounds`, is put about it.
+    """
     even = torch.linspace(FIRST_DAY, LAST_DAY, num_times + 2)[1:-1]
     surface = learn_surface(even, scattered_times, None, num_steps, seed=num_times)
     estimator = partial(surface.at, num_samples=num_rows)
@@ -69,15 +72,16 @@ def searched(num_times, num_steps, num_local_steps, num_rows, grid_step, climbs,
     pyro.clear_param_store()  # where the search left its best design, for all models with a design "xi"
     searched_times = result.designs["xi"].sort().values
     plants = Plants(num_plants)
-    top, rounds, simulations = searched_times, 0, surface.num_simulations + result.num_simulations + num_plants
-    while rounds < MOST_ROUNDS:
-        near = partial(times_near, centre=top)
-        surface = learn_surface(top, near, surface.density, num_local_steps, seed=100 * num_times + rounds)
-        simulations += surface.num_simulations
-        rounds += 1
-        top, inside = top_of_surface(surface, plants, top, num_designs, rounds)
-        if inside:
-            break
+    top, simulations, rounds = searched_times, surface.num_simulations + result.num_simulations + num_plants, 0
+    for half_width in HALF_WIDTHS:
+        for _ in range(most_rounds):
+            near = partial(times_near, centre=top, half_width=1.2 * half_width)
+            surface = learn_surface(top, near, surface.density, num_local_steps, seed=100 * num_times + rounds)
+            simulations += surface.num_simulations
+            rounds += 1
+            top, inside = top_of_surface(surface, plants, top, half_width, num_designs, seed=rounds)
+            if inside:
+                break
     return {
         "method": method,
         "searched": searched_times.tolist(),
@@ -107,8 +111,8 @@ def scattered_times(num, num_times):
     return (FIRST_DAY + (LAST_DAY - FIRST_DAY) * torch.rand(num, num_times)).sort(-1).values
 
 
-def times_near(num, num_times, centre):
-    return in_order(centre + 1.2 * HALF_WIDTH * (2.0 * torch.rand(num, num_times) - 1.0))
+def times_near(num, num_times, centre, half_width):
+    return in_order(centre + half_width * (2.0 * torch.rand(num, num_times) - 1.0))
 
 
 def in_order(times):
@@ -131,23 +135,25 @@ class Plants:
             return surface.density.log_prob(self.theta, torch.cat([counts, seen], -1)).mean()
 
 
-def top_of_surface(surface, plants, centre, num_designs, seed, num_points=200_000):
-    """Return where a quadratic fitted to bounds about a design is largest, and whether that is inside its box."""
+def top_of_surface(surface, plants, centre, half_width, num_designs, seed, num_points=200_000):
+    """Return where a cubic fitted to bounds about a design is largest, and whether that is inside its box."""
     generator = torch.Generator().manual_seed(seed)
     offsets, points = (
         2.0 * torch.rand(size, len(centre), generator=generator) - 1.0 for size in (num_designs, num_points)
     )
-    designs = (10.0 * in_order(centre + HALF_WIDTH * offsets)).round() / 10.0
+    designs = (10.0 * in_order(centre + half_width * offsets)).round() / 10.0
     eig = torch.stack([plants.bound(surface, times) for times in designs])
-    offsets = (designs - centre) / HALF_WIDTH
-    coefficients = torch.linalg.lstsq(quadratic_features(offsets), eig.double().unsqueeze(-1)).solution
-    top = points[(quadratic_features(points) @ coefficients).argmax()]
-    return in_order(centre + HALF_WIDTH * top), bool(top.abs().max() < 0.95)
+    features = cubic_features((designs - centre) / half_width)
+    coefficients = torch.linalg.lstsq(features, eig.double().unsqueeze(-1)).solution
+    top = points[(cubic_features(points) @ coefficients).argmax()]
+    return in_order(centre + half_width * top), bool(top.abs().max() < 0.95)
 
 
-def quadratic_features(x):
-    first, second = torch.triu_indices(x.shape[1], x.shape[1])
-    return torch.cat([torch.ones(len(x), 1), x, x[:, first] * x[:, second]], 1).double()
+def cubic_features(x):
+    """Return all products of up to three coordinates."""
+    with_one = torch.cat([torch.ones(len(x), 1), x], 1).double()
+    places = torch.combinations(torch.arange(with_one.shape[1]), 3, with_replacement=True)
+    return with_one[:, places].prod(-1)
 
 
 def picture_of_designs(study):
