@@ -71,7 +71,7 @@ def bounds(study):
     for index, (times, published_neighbours, published_flow) in enumerate(PUBLISHED):
         sizes = {"times": times, "repeats": REPEATS}
         near = study.part(f"neighbours_{index}", neighbour_bounds, num_samples=study.size(10_000, 1_000), **sizes)
-        own = {"num_training": study.size(24_000, 600), "num_samples": study.size(5_980, 200)}
+        own = {"num_training": study.size(24_000, 100), "num_samples": study.size(5_980, 200)}
         flow = study.part(f"flow_{index}", flow_bounds, **own, **sizes)
         rows.append(
             [
@@ -252,7 +252,7 @@ def compared(study, num_times):
         f"compare_{num_times}",
         flow_bounds_on_common_draws,
         designs=[*sorted(published), tuple(found(study, num_times)["times"])],
-        num_training=study.size(50_000, 1_000),
+        num_training=study.size(50_000, 200),
         num_samples=study.size(250_000, 1_000),
     )
 
