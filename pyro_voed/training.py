@@ -146,8 +146,8 @@ def fit_pool(
 
     The rate is constant until the validation bound has not risen for `patience` epochs. Then the best weights are put
     back and the rate cools down to zero, by half a cosine over as many epochs as there were, or until the validation
-    bound has not risen for half of these. On a small pool that can be too slow: weights that have learnt the pool by
-    heart before the rate is low. If cooling down has not raised the bound, the best weights are put back once more and
+    bound has not risen for half of these. On a small pool that can be too slow: weights learn the pool by heart
+    before the rate is low. If cooling down has not raised the bound, the best weights are put back once more and
     training goes on at a tenth of the rate, with the same patience.
 
     Args:
