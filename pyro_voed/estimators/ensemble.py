@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_voed.densities import StackedDensity, StandardisedDensity
 from pyro_voed.densities.compiled import CompiledDensity
-from pyro_voed.estimators.objective import build_posterior
+from pyro_voed.estimators.objective import build_posterior, learns
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.simulate import JointSample
 from pyro_voed.sites import Sites
@@ -64,8 +64,9 @@ class Ensemble:
         return StackedDensity(own * self.num_rates)
 
     def start(self, density: StackedDensity, sample: JointSample) -> None:
-        """Let flows that have learnt nothing start at the linear-Gaussian posterior of their own simulations."""
-        density.start_(*self._of_members(sample))
+        """Let flows that have learnt nothing start as `start_posterior` does, each at its own simulations."""
+        if not learns(density.summary):
+            density.start_(*self._of_members(sample))
 
     def log_q(
         self, sample: JointSample, density: StackedDensity | CompiledDensity

@@ -49,8 +49,18 @@ def build_posterior(
 
 
 def start_posterior(density: StandardisedDensity, sample: JointSample) -> None:
-    """Let a flow that has learnt nothing start at the linear-Gaussian posterior of simulations."""
-    density.start_(*_rows(sample))
+    """Let a flow that has learnt nothing start at the linear-Gaussian posterior of a pool.
+
+    Not behind a summary that has yet to learn: what its random features predict on a pool is in part that pool's
+    chance, and training, which changes the features, does not get rid of it.
+    """
+    if not learns(density.summary):
+        density.start_(*_rows(sample))
+
+
+def learns(summary: nn.Module | None) -> bool:
+    """Return whether a summary has weights to be trained."""
+    return summary is not None and any(weight.requires_grad for weight in summary.parameters())
 
 
 def _rows(sample: JointSample) -> tuple[Tensor, Tensor]:
