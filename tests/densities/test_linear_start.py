@@ -124,3 +124,12 @@ def test_a_pool_starts_at_the_linear_gaussian_posterior_too(sizes, monkeypatch):
     result = eig_flow(linear_gaussian(), "y", seed=0, progress=False, **settings)
     exact = exact_eig(sizes["designs"]["xi"] if "designs" in sizes else torch.tensor(DEFAULT_DESIGN))
     assert ((result.eig - exact).abs() < 0.02 + 4 * result.standard_error).all()
+
+
+@pytest.mark.parametrize("ensemble", [{}, {"ensemble": True, "designs": {"xi": DESIGNS}}])
+def test_a_pool_behind_a_summary_that_has_yet_to_learn_starts_at_the_standard_normal(ensemble, monkeypatch):
+    monkeypatch.setattr(learning, "fit_pool", partial(learning.fit_pool, max_epochs=1))
+    settings = {"num_simulations": 400, "learning_rate": 1e-12, "num_samples": 100, **ensemble}
+    result = eig_flow(linear_gaussian(), "y", summary=torch.nn.Linear(3, 2), seed=0, progress=False, **settings)
+    flow = result.density.member(0) if ensemble else result.density
+    assert flow.density.gaussian.linear.weight.abs().max() < 1e-6
