@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from pyro_voed import compare_estimators, eig_flow
-from pyro_voed.budgets import ESTIMATORS, at_budget, pooled
+from pyro_voed.compare.budgets import ESTIMATORS, at_budget, pooled
 from pyro_voed.plots import plot_comparison
 from pyro_voed.problems.nonlinear import exact_eig, nonlinear
 

@@ -18,7 +18,7 @@ import warnings
 import torch
 
 from pyro_voed import compare_estimators
-from pyro_voed.budgets import ESTIMATORS
+from pyro_voed.compare.budgets import ESTIMATORS
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
 
 PROBLEMS = {

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from pyro_voed import eig_flow, resolve, sample_joint
-from pyro_voed.ascent import Ascent
 from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors, simulate_posteriors
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.problems.twelve_variances import exact_correlation, exact_eig, twelve_variances
 from pyro_voed.summaries import DeepSetSummary, SetTransformerSummary
-from pyro_voed.training import fit_fresh
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_fresh
 
 NUM_VARIABLES = 12
 IGNORED = 0.2

@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from pyro_voed.ascent import Ascent
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
 from pyro_voed.estimators.learning import weights_group
+from pyro_voed.training.ascent import Ascent
 
 THETA_DIM, CONTEXT_DIM = 2, 3
 

@@ -14,7 +14,7 @@ The modules in the order in which data flow through them:
 * `problems`: ready models with known answers.
 """
 
-from pyro_voed.comparison import compare_estimators
+from pyro_voed.compare.comparison import compare_estimators
 from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
 from pyro_voed.estimators import (
     AmortisedEIG,
@@ -42,11 +42,11 @@ from pyro_voed.estimators import (
     nwj,
     prior_contrastive,
 )
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import JointSample, sample_joint
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.inference import abc_posterior, flow_guide, flow_posterior, nuts_posterior, smc_posterior
-from pyro_voed.resolve import resolve
 from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, PosteriorSample
-from pyro_voed.simulate import JointSample, sample_joint
-from pyro_voed.sites import Sites
 
 __version__ = "0.1.0"
 

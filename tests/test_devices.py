@@ -21,8 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pyro_voed
-from pyro_voed.ascent import Ascent, _clip_members, _scale_steps
-from pyro_voed.captured import HeldConstants, NotReplayable
 from pyro_voed.densities import (
     AffineCouplingFlow,
     Classifier,
@@ -35,24 +33,15 @@ from pyro_voed.densities import (
 )
 from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
 from pyro_voed.estimators import learning
-from pyro_voed.estimators.objective import build_posterior
-from pyro_voed.estimators.posterior_bound import barber_agakov
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import pack_designs, sample_joint, unpack_designs, unpack_targets
 from pyro_voed.monte_carlo import controlled_terms, log_mean_exp, mean_and_standard_error, pareto_k
-from pyro_voed.problems.implicit_toy import implicit_toy
-from pyro_voed.problems.linear_gaussian import linear_gaussian
-from pyro_voed.problems.michaelis_menten import michaelis_menten
-from pyro_voed.problems.nonlinear import nonlinear
-from pyro_voed.problems.regression import regression as many_coefficients
-from pyro_voed.resolve import resolve
-from pyro_voed.simulate import draw_joint, pack_designs, sample_joint, unpack_designs, unpack_targets
+from pyro_voed.training.ascent import Ascent, _clip_members, _scale_steps
 
 DEVICE = torch.device("meta")
 ROWS, MEMBERS, THETA_DIM, CONTEXT_DIM = 6, 3, 3, 2
 
 aten = torch.ops.aten
-CROSSINGS = []
-"""Copies between the CPU and the pretended device, and values asked of it, since somebody looked."""
-
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 WITHOUT_SCALARS = {aten.cat.default, aten.stack.default}
@@ -87,10 +76,6 @@ def run_operation(operation, args, kwargs):
     there = [tensor for tensor in tensors if isinstance(tensor, There)]
     check_devices(operation, args, there, [tensor for tensor in tensors if not isinstance(tensor, There)])
     asked = kwargs.get("device")
-    if operation in COPIES and len(there) < len(tensors) + (asked is not None and torch.device(asked) != DEVICE):
-        CROSSINGS.append(operation)
-    if operation is aten._local_scalar_dense.default and there:
-        CROSSINGS.append(operation)
     if operation is aten.copy_.default:
         ends_there = isinstance(args[0], There)
     else:
@@ -405,79 +390,3 @@ def test_a_climb_and_a_posterior_stay_on_the_models_device(pretence):
     result = pyro_voed.optimise_design(regression, "y", "theta", **LEARNT)
     posterior = pyro_voed.flow_posterior(result, {"y": torch.zeros(2, device=DEVICE)}, num_samples=10)
     assert_there(result.final.eig, *result.final.designs.values(), *posterior.values.values())
-
-
-def constants_of(device):
-    """Numbers as models write them: plain, of one's own device, and a list."""
-    loc = torch.zeros(3, device=device)
-    return dist.Normal(loc, 2.0).sample() + loc.new_tensor([1.0, 2.0, 3.0]) + torch.tensor(0.5, device=device)
-
-
-def test_numbers_of_the_host_are_brought_to_the_device_once(pretence):
-    held = HeldConstants()
-    # Checks of distributions ask the device for values; training goes without them.
-    with pyro.validation_enabled(False), held:
-        constants_of(DEVICE)
-        held.closed = True
-        CROSSINGS.clear()
-        torch.manual_seed(0)
-        looked_up = constants_of(DEVICE)
-    assert CROSSINGS == []
-    torch.manual_seed(0)
-    assert torch.equal(constants_of(DEVICE), looked_up)
-    assert CROSSINGS
-
-
-def test_a_constant_that_is_written_to_stays_a_constant(pretence):
-    held = HeldConstants()
-    with held:
-        torch.tensor([1.0, 2.0]).to(DEVICE).mul_(7.0)
-        assert torch.tensor([1.0, 2.0]).to(DEVICE).tolist() == [1.0, 2.0]
-
-
-def test_numbers_that_differ_from_step_to_step_are_no_constants(pretence):
-    held = HeldConstants()
-    with held:
-        torch.randn(3).to(DEVICE)
-        held.closed = True
-        with pytest.raises(NotReplayable, match="differ from step to step"):
-            torch.randn(3).to(DEVICE)
-        torch.randn(3).to(torch.float64)  # what stays on the CPU is nobody's business
-        torch.ones(3, device=DEVICE).to(DEVICE, torch.float64)
-
-
-PROBLEMS = {
-    "Michaelis-Menten": lambda: michaelis_menten(there(7).sigmoid()),
-    "linear-Gaussian": lambda: linear_gaussian(there(4, 2)),
-    "nonlinear": lambda: nonlinear(there(1).sigmoid().squeeze()),
-    "regression": lambda: many_coefficients(there(3, 2)),
-    "implicit": lambda: implicit_toy(there(1).sigmoid().squeeze()),
-}
-
-
-TARGETS = {"implicit": "theta"}
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_a_step_brings_nothing_to_the_device_but_constants(name, pretence):
-    """What a CUDA graph cannot hold: copies from the host, and questions to the device."""
-    with pyro.validation_enabled(False):
-        sites = resolve(PROBLEMS[name](), "y", TARGETS.get(name))
-        designs = sites.design_values
-        pilot = sample_joint(sites, 50)
-        density = build_posterior(None, pilot, sites, None)
-        ascent = Ascent([{"params": list(density.parameters()), "lr": 1e-3}], replayable=True)
-
-        def step():
-            with torch.enable_grad():
-                sample = draw_joint(sites, ROWS, designs)
-                return ascent.step_unseen(barber_agakov(sample, density).mean())
-
-        held = HeldConstants()
-        with held:
-            step()
-            held.closed = True
-            CROSSINGS.clear()
-            finite = step()
-    assert CROSSINGS == []
-    assert_there(finite)

@@ -25,8 +25,8 @@ from side_by_side import describe, note, timed, write_table
 from torch import Tensor
 
 from pyro_voed import eig_flow, resolve, sample_joint
+from pyro_voed.experiment.simulate import JointSample
 from pyro_voed.problems import linear_gaussian, michaelis_menten, nonlinear
-from pyro_voed.simulate import JointSample
 
 NUM_FRESH = 10_000
 

@@ -19,7 +19,6 @@ from side_by_side import alternate, describe, median_ratio, timed, verdict, writ
 from torch import Tensor
 
 from pyro_voed import eig_flow, resolve, sample_joint
-from pyro_voed.ascent import Ascent
 from pyro_voed.problems.michaelis_menten import (
     NOISE_SCALE,
     PRIOR_MEAN,
@@ -28,6 +27,7 @@ from pyro_voed.problems.michaelis_menten import (
     mean_rate,
     michaelis_menten,
 )
+from pyro_voed.training.ascent import Ascent
 
 RATE = 2e-3
 LOG_NORMALISER = 2.0 * math.log(PRIOR_SCALE * math.sqrt(2.0 * math.pi))

@@ -35,7 +35,6 @@ from pyro_voed import (
     resolve,
     sample_joint,
 )
-from pyro_voed.ascent import Ascent
 from pyro_voed.densities import AffineCouplingFlow, StackedDensity
 from pyro_voed.diagnostics import agreement
 from pyro_voed.estimators.building import build_density
@@ -43,7 +42,8 @@ from pyro_voed.estimators.learning import weights_group
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.plots import plot_posterior_pair
 from pyro_voed.problems.aphids import PUBLISHED, aphids, leaping_counts
-from pyro_voed.training import fit_pool
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_pool
 
 REPEATS = 2
 

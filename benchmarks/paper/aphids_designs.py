@@ -14,9 +14,9 @@ import torch
 
 from pyro_voed import amortise_eig, search_grid, search_spsa
 from pyro_voed.densities import AffineCouplingFlow
+from pyro_voed.experiment.simulate import pack_designs
 from pyro_voed.plots.style import BLUE, GREEN, GREY, VERMILLION
 from pyro_voed.problems.aphids import PRIOR_COVARIANCE, PRIOR_MEAN, PUBLISHED, aphids, leaping_counts
-from pyro_voed.simulate import pack_designs
 
 BY_NEIGHBOURS, BY_FLOW = (0, 1, 3, 5), (0, 2, 4, 6)
 """Members of `PUBLISHED` found by either method, one for each number of times."""

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from pyro_voed import JointSample, barber_agakov, eig_flow, eig_marginal, eig_nmc, smc_posterior
-from pyro_voed.ascent import Ascent
 from pyro_voed.densities import AffineCouplingFlow, StandardisedDensity
 from pyro_voed.diagnostics import c2st
 from pyro_voed.estimators import marginal_terms
@@ -38,7 +37,8 @@ from pyro_voed.problems.electrocoating import (
     simulate,
 )
 from pyro_voed.summaries import RecurrentSummary
-from pyro_voed.training import fit_pool
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_pool
 
 Pool = Mapping[str, Tensor]
 

@@ -14,12 +14,12 @@ import torch
 from study import table
 
 from pyro_voed import resolve, sample_joint
-from pyro_voed.ascent import Ascent
 from pyro_voed.densities import SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
 from pyro_voed.estimators.learning import weights_group
 from pyro_voed.plots.style import BLACK, COLOURS, LINE_STYLES
 from pyro_voed.problems import nonlinear as problem
-from pyro_voed.training import fit_fresh
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_fresh
 
 TRANSFORMS = (1, 2, 3, 4, 5)
 

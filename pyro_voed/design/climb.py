@@ -11,13 +11,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.ascent import Ascent
-from pyro_voed.captured import Capture
 from pyro_voed.checks import check_known
 from pyro_voed.design.gradients import score_terms
 from pyro_voed.estimators.learning import (
     EVALUATION_CHUNK,
-    capture_steps,
     check_pilot,
     evaluate_terms,
     explain_terms,
@@ -25,12 +22,13 @@ from pyro_voed.estimators.learning import (
 from pyro_voed.estimators.objective import Objective, batched_means
 from pyro_voed.estimators.posterior_bound import stated_prior
 from pyro_voed.estimators.summarising import Summary
+from pyro_voed.experiment.scoring import log_joint
+from pyro_voed.experiment.simulate import JointSample, draw_joint, sample_joint
+from pyro_voed.experiment.sites import DesignSite, Sites
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import FitHistory, element_names
-from pyro_voed.scoring import log_joint
-from pyro_voed.simulate import JointSample, draw_joint, sample_joint
-from pyro_voed.sites import DesignSite, Sites
-from pyro_voed.training import fit_fresh, kept_on_error
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_fresh, kept_on_error
 
 RESCALE_EVERY = 50
 RESCALE_SIZE = 500
@@ -74,7 +72,6 @@ class Search:
     batch_size: int
     learning_rate: float
     design_learning_rate: float
-    capture: bool
     progress: bool | None
 
     def climb(self, start: Mapping[str, Tensor]) -> Climb:
@@ -86,8 +83,7 @@ class Search:
             pilot = self.draw(self.designs_of(leaves), 2 * RESCALE_SIZE)
         check_pilot(sites, pilot)
         density = objective.build(self.density, pilot, sites, self.summary)
-        capture = self.captured()
-        ascent = Ascent(self._groups(density, leaves), replayable=capture is not None)
+        ascent = Ascent(self._groups(density, leaves))
         path: dict[str, list[Tensor]] = {name: [] for name in leaves}
         path_steps: list[int] = []
         steps: list[int] = []
@@ -132,7 +128,6 @@ class Search:
                 explain=explain_terms,
                 after_step=after_step,
                 before_cooldown=lambda: cooling.append(True),
-                capture=capture,
                 progress=self.progress,
                 description="optimise_design",
             )
@@ -165,19 +160,6 @@ class Search:
         scored = self.scored if any(value.requires_grad for value in designs.values()) else ()
         sample = draw_joint(self.sites, num_samples, designs, likelihood=self.objective.needs_likelihood, score=scored)
         return self._prepared(sample, designs)
-
-    def captured(self) -> Capture | None:
-        """Return how steps are captured, None where they are run as they are."""
-        if not self.capture:
-            return None
-        if self.objective.inner_steps:
-            warnings.warn(
-                "capture: steps towards a saddle point are of two kinds, which one recording does not hold. Training "
-                "runs without.",
-                stacklevel=5,
-            )
-            return None
-        return capture_steps(self.sites)
 
     def _prepared(self, sample: JointSample, designs: Mapping[str, Tensor]) -> JointSample:
         sample = stated_prior(self.prior_entropy)(sample)

@@ -28,8 +28,8 @@ from torch.distributions import constraints
 
 from pyro_voed.checks import check_known
 from pyro_voed.design.optimise import store_designs
+from pyro_voed.experiment.sites import DesignSite
 from pyro_voed.results import EIGResult
-from pyro_voed.sites import DesignSite
 
 Estimator = Callable[[dict[str, Tensor]], EIGResult]
 """From designs, `(*design_batch, *shape)` for each label, to an estimate at each of them."""

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.programs import is_deterministic, run_rows, sample_nodes
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.programs import is_deterministic, run_rows, sample_nodes
+from pyro_voed.experiment.sites import Sites
 
 PROBE_ROWS = 5
 

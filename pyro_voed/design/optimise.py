@@ -27,7 +27,6 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count, check_known, check_positive
 from pyro_voed.design.climb import Climb, Search, unconstrained
 from pyro_voed.design.gradients import score_sites
@@ -38,9 +37,10 @@ from pyro_voed.estimators.nested import check_densities, check_no_nuisance
 from pyro_voed.estimators.objective import Objective, as_objective
 from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, flow_bound
 from pyro_voed.estimators.summarising import Summary
-from pyro_voed.resolve import resolve
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.results import DesignResult, EIGResult
-from pyro_voed.sites import Sites
 
 SELECTION_SIZE = 5_000
 
@@ -68,7 +68,6 @@ def optimise_design(
     learning_rate: float = 2e-3,
     design_learning_rate: float = 3e-2,
     num_samples: int = 20_000,
-    capture: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -108,7 +107,6 @@ def optimise_design(
         learning_rate: Peak learning rate of the density.
         design_learning_rate: Peak learning rate of the designs, in unconstrained coordinates.
         num_samples: Fresh experiments behind the reported number.
-        capture: On CUDA, record a whole step of the search as a CUDA graph and replay it, as in `eig_flow`.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show progress bars; None shows them on a terminal only.
@@ -178,11 +176,10 @@ def optimise_design(
             batch_size=batch_size,
             learning_rate=learning_rate,
             design_learning_rate=design_learning_rate,
-            capture=capture,
             progress=progress,
         )
         initial = None
-        budget = Budget(None, num_steps, max_steps, batch_size, learning_rate, num_samples, capture=capture)
+        budget = Budget(None, num_steps, max_steps, batch_size, learning_rate, num_samples)
         if initial_eig:
             initial = flow_bound(
                 sites, sites.design_values, budget, density, summary, prior_entropy, progress, time.perf_counter()

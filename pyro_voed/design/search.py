@@ -26,7 +26,6 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_callable, check_count
 from pyro_voed.design.evaluator import (
     Estimator,
@@ -39,6 +38,7 @@ from pyro_voed.design.evaluator import (
     store_best,
     to_coordinates,
 )
+from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.results import Bound, EIGResult
 
 

@@ -49,7 +49,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_callable, check_count, check_positive
 from pyro_voed.design.evaluator import (
     Estimator,
@@ -63,9 +62,10 @@ from pyro_voed.design.evaluator import (
     store_best,
     to_coordinates,
 )
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.sites import DesignSite, given_designs
 from pyro_voed.results import DesignResult, FitHistory
-from pyro_voed.sites import DesignSite, given_designs
-from pyro_voed.training import kept_on_error
+from pyro_voed.training.loop import kept_on_error
 
 PILOT_DIRECTIONS = 5
 AVERAGED_SHARE = 5

@@ -14,14 +14,14 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.ascent import Ascent
 from pyro_voed.densities import StackedDensity
 from pyro_voed.design.climb import RECORD_EVERY, RESCALE_EVERY, RESCALE_SIZE, Climb, Search, nudged
 from pyro_voed.design.gradients import score_terms
 from pyro_voed.estimators.ensemble import at_member
 from pyro_voed.estimators.learning import check_pilot, explain_terms, weights_group
-from pyro_voed.simulate import JointSample
-from pyro_voed.training import fit_fresh, kept_on_error
+from pyro_voed.experiment.simulate import JointSample
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_fresh, kept_on_error
 
 
 def can_climb_together(search: Search) -> bool:
@@ -59,7 +59,6 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
 
     def terms(sample: JointSample) -> Tensor:
         plain = objective(sample, density)
-        # In place, so that a replayed step writes it too.
         latest.copy_(plain.detach().mean(0))
         return plain if sample.score is None else score_terms(plain, sample.score)
 
@@ -77,7 +76,6 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
         if not cooling and step % RESCALE_EVERY == 0:
             density.rescale_context_(_draw(search, _designs(search, leaves), RESCALE_SIZE).y)
 
-    capture = search.captured()
     record(0)
 
     def learnt() -> dict[str, Any]:
@@ -87,13 +85,12 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
         history = fit_fresh(
             lambda: _draw(search, _designs(search, leaves), search.batch_size),
             terms,
-            Ascent(groups, replayable=capture is not None),
+            Ascent(groups),
             num_steps=search.num_steps,
             max_steps=search.max_steps,
             explain=explain_terms,
             after_step=after_step,
             before_cooldown=lambda: cooling.append(True),
-            capture=capture,
             progress=search.progress,
             description="optimise_design",
         )

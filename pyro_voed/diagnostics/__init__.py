@@ -7,12 +7,12 @@
 * of what was learnt: `collapse_check`, `bound_gap`.
 """
 
+from pyro_voed.certificates.gap import BoundGap, bound_gap
 from pyro_voed.diagnostics.agreement import AgreementResult, C2STResult, agreement, c2st
 from pyro_voed.diagnostics.calibration import SBCResult, sbc
 from pyro_voed.diagnostics.collapse import collapse_check
 from pyro_voed.diagnostics.coverage import CoverageResult, expected_coverage
 from pyro_voed.diagnostics.distances import DistanceResult, empirical_kl, mmd, sliced_wasserstein
-from pyro_voed.diagnostics.gap import BoundGap, bound_gap
 from pyro_voed.diagnostics.local_c2st import LocalC2STResult, local_c2st
 from pyro_voed.diagnostics.misspecification import MisspecificationResult, misspecification
 from pyro_voed.diagnostics.predictive import PredictiveCheckResult, posterior_predictive_check

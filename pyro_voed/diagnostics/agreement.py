@@ -33,8 +33,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count, check_positive
+from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.results import PosteriorSample
 
 MIN_DRAWS = 100

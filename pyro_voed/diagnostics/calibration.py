@@ -34,9 +34,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.diagnostics.uniformity import random_ranks, uniformity_band, uniformity_p_values
+from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.monte_carlo import mean_and_standard_error
 
 MOST_POINTS = 100

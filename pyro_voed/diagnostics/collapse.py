@@ -13,12 +13,12 @@ from dataclasses import replace
 import pyro
 import torch
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count
 from pyro_voed.estimators.collapse import NUM_EXPERIMENTS, collapse_of
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.simulate import sample_joint
 from pyro_voed.inference.flow import DesignIndex, trained_density
 from pyro_voed.results import CollapseCheck, DesignResult, EIGResult
-from pyro_voed.simulate import sample_joint
 
 
 def collapse_check(

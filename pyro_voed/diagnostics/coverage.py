@@ -30,10 +30,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.diagnostics.calibration import PASSED, check_simulated
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.diagnostics.uniformity import random_ranks, uniformity_band, uniformity_p_values
+from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.monte_carlo import mean_and_standard_error
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))

@@ -43,7 +43,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.diagnostics.agreement import _columns, _thin
 from pyro_voed.diagnostics.mmd_terms import (
@@ -53,6 +52,7 @@ from pyro_voed.diagnostics.mmd_terms import (
     permuted_mmd_squared,
     squared_distances,
 )
+from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.results import PosteriorSample
 
 NUM_BLOCKS = 20

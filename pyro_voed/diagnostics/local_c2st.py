@@ -36,10 +36,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count
 from pyro_voed.diagnostics.agreement import MIN_DRAWS, _initial_parameters, _logits
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.inference.flow import DesignIndex, flow_posterior, trained_density
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome
 from pyro_voed.results import DesignResult, EIGResult

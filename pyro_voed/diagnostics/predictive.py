@@ -28,10 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.programs import run_rows
 from pyro_voed.inference.flow import DesignIndex, flow_posterior, trained_density
-from pyro_voed.programs import run_rows
 from pyro_voed.results import DesignResult, EIGResult
 
 Statistic = Callable[[Mapping[str, Tensor]], Tensor]

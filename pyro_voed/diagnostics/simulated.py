@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.simulate import sample_joint, unpack_targets
 from pyro_voed.inference.flow import DesignIndex, trained_density
 from pyro_voed.results import DesignResult, EIGResult, element_names
-from pyro_voed.simulate import sample_joint, unpack_targets
 
 Quantities = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Test quantities: from target values `(*batch, *shape)` by site to named values `(*batch, *shape)`."""

@@ -36,11 +36,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count
 from pyro_voed.diagnostics.calibration import PASSED, check_simulated
 from pyro_voed.diagnostics.coverage import LEVELS
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.monte_carlo import mean_and_standard_error
 
 NUM_RELABELLINGS = 2_000

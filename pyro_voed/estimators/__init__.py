@@ -1,10 +1,10 @@
 """Estimators of the expected information gain: one family, one chapter each."""
 
+from pyro_voed.bounds.critic import donsker_varadhan, info_nce, nwj, tuba
+from pyro_voed.certificates.certificate import certify, max_regret
 from pyro_voed.estimators.amortised import AmortisedEIG, amortise_eig
 from pyro_voed.estimators.ba import eig_ba
-from pyro_voed.estimators.certificate import certify, max_regret
 from pyro_voed.estimators.critic import critic_objective, eig_critic
-from pyro_voed.estimators.critic_terms import donsker_varadhan, info_nce, nwj, tuba
 from pyro_voed.estimators.flow import eig_flow
 from pyro_voed.estimators.importance import adaptive_contrastive, eig_ace, eig_vnmc
 from pyro_voed.estimators.importance_terms import ace_terms, vnmc_terms

@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_callable, check_count, check_known
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.estimators.learning import (
@@ -43,11 +42,12 @@ from pyro_voed.estimators.learning import (
 from pyro_voed.estimators.objective import build_posterior
 from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, stated_prior
 from pyro_voed.estimators.summarising import Summary
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, draw_joint
+from pyro_voed.experiment.sites import DesignSite, Sites, given_designs
 from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, draw_joint
-from pyro_voed.sites import DesignSite, Sites, given_designs
 
 PILOT_SIZE = 2_000
 EVALUATION_ROWS = 100_000
@@ -162,8 +162,6 @@ def amortise_eig(
     max_steps: int = 20_000,
     batch_size: int = 1_024,
     learning_rate: float = 2e-3,
-    compile: bool = False,
-    capture: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -191,8 +189,6 @@ def amortise_eig(
         max_steps: Most steps.
         batch_size: Experiments a step, each at a design of its own where the model allows.
         learning_rate: Peak learning rate.
-        compile: Compile the density for training with `torch.compile`, as in `eig_flow`.
-        capture: Record a training step as a CUDA graph and replay it, as in `eig_flow`.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show a progress bar; None shows it on a terminal only.
@@ -251,7 +247,7 @@ def amortise_eig(
             sites,
             trained,
             barber_agakov,
-            Budget(None, num_steps, max_steps, batch_size, learning_rate, 2, compile=compile, capture=capture),
+            Budget(None, num_steps, max_steps, batch_size, learning_rate, 2),
             None,
             likelihood=False,
             prepare=prepare,

@@ -18,7 +18,7 @@ from pyro_voed.densities import (
     as_density,
     context_groups,
 )
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.sites import Sites
 
 
 def discrete_values(sites: Sites) -> list[Tensor | None]:

@@ -33,9 +33,9 @@ from torch import Tensor
 from pyro_voed.densities import StandardisedDensity
 from pyro_voed.estimators.learning import draw_training
 from pyro_voed.estimators.summarising import Rows, exchangeable_rows
+from pyro_voed.experiment.simulate import JointSample
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.results import CollapseCheck, element_names
-from pyro_voed.simulate import JointSample
-from pyro_voed.sites import Sites
 from pyro_voed.summaries import row_moments
 
 NUM_EXPERIMENTS, NUM_DRAWS = 2_000, 50

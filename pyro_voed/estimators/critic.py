@@ -50,11 +50,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.ascent import Ascent
-from pyro_voed.caller_state import isolated
+from pyro_voed.bounds.critic import CriticTerms, info_nce, log_mean_exp_product
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
-from pyro_voed.estimators.critic_terms import CriticTerms, info_nce, log_mean_exp_product
 from pyro_voed.estimators.learning import (
     Budget,
     check_pilot,
@@ -66,12 +64,14 @@ from pyro_voed.estimators.learning import (
 )
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.summarising import Summary, outcome_summary
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
-from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
-from pyro_voed.sites import Sites
-from pyro_voed.training import fit_fresh, fit_pool, kept_on_error
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_fresh, fit_pool, kept_on_error
 
 MINIMAL_EFFECTIVE_SAMPLE_SIZE = 100.0
 SATURATION_MARGIN = 0.5

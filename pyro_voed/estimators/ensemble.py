@@ -16,11 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.densities import StackedDensity, StandardisedDensity
-from pyro_voed.densities.compiled import CompiledDensity
 from pyro_voed.estimators.objective import build_posterior, learns
 from pyro_voed.estimators.summarising import Summary
-from pyro_voed.simulate import JointSample
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.simulate import JointSample
+from pyro_voed.experiment.sites import Sites
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Ensemble:
             density.start_(*self._of_members(sample))
 
     def log_q(
-        self, sample: JointSample, density: StackedDensity | CompiledDensity
+        self, sample: JointSample, density: StackedDensity
     ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
         """Return log-densities of the sample's targets under every member that is of their design."""
         log_q = density.log_prob(*self._of_members(sample))
@@ -90,7 +89,7 @@ class Ensemble:
         return values.unsqueeze(1).expand(-1, self.num_rates, -1, -1).flatten(1, 2)
 
     def terms(
-        self, sample: JointSample, density: StackedDensity | CompiledDensity
+        self, sample: JointSample, density: StackedDensity
     ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
         """Return Barber-Agakov terms of every member."""
         assert sample.log_prior is not None  # checked at the door

@@ -24,17 +24,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyro_voed.caller_state import isolated
+from pyro_voed.certificates.certificate import MOST_SIMULATIONS, certified, check_request
 from pyro_voed.checks import Labels, check_positive
-from pyro_voed.estimators.certificate import MOST_SIMULATIONS, certified, check_request
 from pyro_voed.estimators.learning import check_sizes, default_budget
 from pyro_voed.estimators.marginal import marginal_bound
 from pyro_voed.estimators.nested import InnerDraws, nested_estimate
 from pyro_voed.estimators.posterior_bound import flow_bound
 from pyro_voed.estimators.summarising import Summary
-from pyro_voed.resolve import resolve
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import candidate_designs, design_batch_shape
 
 NMC_SIZE = 2_000
 
@@ -66,8 +66,6 @@ def eig_flow(
     batch_size: int | None = None,
     learning_rate: float | Sequence[float] = 2e-3,
     num_samples: int | None = None,
-    compile: bool = False,
-    capture: bool = False,
     vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
@@ -115,11 +113,6 @@ def eig_flow(
             validation draws, and reported on others.
         num_samples: Fresh experiments at each design behind the reported number; default 20,000 shared among the
             designs (at least 2,000 each), 2,000 where experiments are run one by one.
-        compile: Compile the density for training with `torch.compile`: steps are up to twice as fast, after most of a
-            minute at the start. Where it cannot be compiled, training runs as usual, with a warning.
-        capture: On CUDA, record a whole training step on fresh simulations (model, density, gradient, optimiser) as a
-            CUDA graph and replay it. Replayed simulations are first compared with fresh ones; where a step cannot be
-            recorded, or the model draws from Python's or NumPy's generators, training runs as usual, with a warning.
         vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator. Equal seeds give equal results.
         progress: Show progress bars; None shows them on a terminal only.
@@ -179,7 +172,7 @@ def eig_flow(
             num_samples=num_samples,
             ensemble=ensemble,
         )
-        budget = replace(budget, redraw_outcomes=redraw_outcomes, compile=compile, capture=capture)
+        budget = replace(budget, redraw_outcomes=redraw_outcomes)
         result = flow_bound(
             sites,
             candidates,

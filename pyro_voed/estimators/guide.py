@@ -32,9 +32,9 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_voed.caller_state import param_store_kept
 from pyro_voed.checks import as_site_values, check_callable
-from pyro_voed.programs import (
+from pyro_voed.experiment.caller_state import param_store_kept
+from pyro_voed.experiment.programs import (
     Program,
     ProgramRun,
     base_distribution,
@@ -43,8 +43,8 @@ from pyro_voed.programs import (
     sample_nodes,
     support_transform,
 )
-from pyro_voed.simulate import JointSample, pack_run, unpack_designs
-from pyro_voed.sites import Site, Sites
+from pyro_voed.experiment.simulate import JointSample, pack_run, unpack_designs
+from pyro_voed.experiment.sites import Site, Sites
 
 CHECK_SIZE = 3
 

@@ -33,7 +33,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.importance_terms import HEAVY_TAIL, ace_terms, importance_terms
@@ -43,16 +42,17 @@ from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.posterior_bound import flow_bound
 from pyro_voed.estimators.proposals import Proposal, as_proposal
 from pyro_voed.estimators.summarising import Summary
-from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
-from pyro_voed.resolve import resolve
-from pyro_voed.results import EIGResult
-from pyro_voed.simulate import (
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import (
     JointSample,
     candidate_designs,
     design_batch_shape,
     flat_designs,
 )
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.sites import Sites
+from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
+from pyro_voed.results import EIGResult
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pyro_voed.estimators.nested import PAIR_MEMORY
 from pyro_voed.estimators.proposals import proposal_at
-from pyro_voed.scoring import log_joint
-from pyro_voed.simulate import JointSample, sample_joint
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.scoring import log_joint
+from pyro_voed.experiment.simulate import JointSample, sample_joint
+from pyro_voed.experiment.sites import Sites
 
 DEFENSIVE_SHARE = 0.1
 """Share of the prior in the proposal."""

@@ -44,16 +44,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.learning import EVALUATION_CHUNK
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.scoring import log_joint
+from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
-from pyro_voed.scoring import log_joint
-from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
-from pyro_voed.sites import Sites
 
 LogDensity = Callable[[Tensor], Tensor]
 """Log densities `(num_rows,)` of vectors `(num_rows, dim)`, each row's of that row alone."""

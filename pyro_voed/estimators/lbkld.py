@@ -59,13 +59,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
-from pyro_voed.programs import run_rows
-from pyro_voed.resolve import resolve
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.programs import run_rows
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape, flat_designs, pack_outcomes
+from pyro_voed.experiment.sites import Site, Sites
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import candidate_designs, design_batch_shape, flat_designs, pack_outcomes
-from pyro_voed.sites import Site, Sites
 
 NUM_BLOCKS = 20
 NUM_NEIGHBOURS = 4

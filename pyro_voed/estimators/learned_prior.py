@@ -30,8 +30,8 @@ from torch import Tensor
 
 from pyro_voed.estimators.building import build_density, discrete_values
 from pyro_voed.estimators.learning import Budget, draw_training, train_density
-from pyro_voed.simulate import JointSample
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.simulate import JointSample
+from pyro_voed.experiment.sites import Sites
 
 PILOT_SIZE = 1_000
 

@@ -16,16 +16,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_voed.ascent import Ascent
-from pyro_voed.captured import Capture, recorder
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities import (
     StackedDensity,
 )
-from pyro_voed.densities.compiled import CompiledDensity
-from pyro_voed.monte_carlo import controlled_terms
-from pyro_voed.results import FitHistory, element_names
-from pyro_voed.simulate import (
+from pyro_voed.experiment.simulate import (
     JointSample,
     batch_shape,
     design_batch_shape,
@@ -34,8 +29,11 @@ from pyro_voed.simulate import (
     non_finite_sites,
     sample_joint,
 )
-from pyro_voed.sites import Site, Sites
-from pyro_voed.training import fit_fresh, fit_pool
+from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.monte_carlo import controlled_terms
+from pyro_voed.results import FitHistory, element_names
+from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.loop import fit_fresh, fit_pool
 
 Terms = Callable[[JointSample, Any], Tensor]
 """An objective: terms of shape `(num_samples, *design_batch)` from a sample and a density."""
@@ -61,8 +59,6 @@ class Budget:
         batch_size: Experiments a step.
         learning_rate: Peak learning rate of the density, or several to choose from.
         num_samples: Fresh experiments (at each design) behind the reported number.
-        compile: Compile the density's log-density for training.
-        capture: Record a training step on fresh simulations and replay it.
         redraw_outcomes: Draw the outcomes of a pool's forward runs anew for every pass, where that is right.
     """
 
@@ -73,8 +69,6 @@ class Budget:
     learning_rate: float | tuple[float, ...]
     num_samples: int
     redraw_outcomes: bool = True
-    compile: bool = False
-    capture: bool = False
 
 
 def draw_pool(
@@ -95,8 +89,7 @@ def draw_pool(
     size = max(fewest, budget.num_simulations // design_batch_shape(sites, designs).numel())
     redraw = budget.redraw_outcomes and sites.redrawable
     with torch.no_grad():
-        # Without the way to its nuisance values a pool does not hold on to the run that made it.
-        pool = replace(sample_joint(sites, size, designs, likelihood=likelihood, redraw=redraw), nuisance=None)
+        pool = sample_joint(sites, size, designs, likelihood=likelihood, redraw=redraw)
         if pool.redraw is not None and not sites.program.vectorised:
             # A trace for every experiment is slow to draw from: a few whole versions, then their traces can go.
             versions = [pool.redraw() for _ in range(POOL_VERSIONS)]
@@ -139,10 +132,8 @@ def train_density(
 
     Before it learns from a pool, `begin` gets the part of it that is learnt from.
     """
-    capture = capture_steps(sites, looped=_loops(sites, designs)) if budget.capture and pool is None else None
-    ascent = Ascent([weights_group(density, budget.learning_rate)], replayable=capture is not None)
-    trained: Any = CompiledDensity(density) if budget.compile else density
-    objective = lambda sample: terms(sample, trained)  # noqa: E731
+    ascent = Ascent([weights_group(density, budget.learning_rate)])
+    objective = lambda sample: terms(sample, density)  # noqa: E731
     common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": description}
     density.train()
     with pyro.validation_enabled(False):
@@ -158,32 +149,9 @@ def train_density(
                     return prepare(plain())
 
             steps: dict[str, Any] = {"num_steps": budget.num_steps, "max_steps": budget.max_steps}
-            history = fit_fresh(prepared, objective, ascent, capture=capture, **steps, **common)
+            history = fit_fresh(prepared, objective, ascent, **steps, **common)
     density.eval()
     return history
-
-
-def capture_steps(sites: Sites, *, looped: bool = False) -> Capture | None:
-    """Return how training steps of a model are captured; None, with a warning, where there is no capturing them."""
-    record = recorder(sites.device)
-    if record is None:
-        obstacle = f"steps are recorded on CUDA devices only, and the model's tensors are on '{sites.device}'"
-    elif looped or not sites.program.vectorised:
-        obstacle = "experiments of this model are run one by one"
-    else:
-        return Capture(record, site_values, sites.program.calls)
-    warnings.warn(f"capture: {obstacle}. Training runs without.", stacklevel=4)
-    return None
-
-
-def site_values(sample: JointSample) -> dict[str, Tensor]:
-    """Return the values of all random sites of a sample, designs of a batch taken as further experiments."""
-    values = {**sample.values, **(sample.nuisance() if sample.nuisance is not None else {})}
-    return {name: value.flatten(0, sample.theta.dim() - 2) for name, value in values.items()}
-
-
-def _loops(sites: Sites, designs: Mapping[str, Tensor] | None) -> bool:
-    return bool(design_batch_shape(sites, designs or {})) and sites.program.design_singletons is None
 
 
 def weights_group(density: nn.Module, learning_rate: float | tuple[float, ...]) -> dict[str, Any]:

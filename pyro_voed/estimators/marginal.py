@@ -43,7 +43,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.guide import GuideDensity
@@ -60,19 +59,20 @@ from pyro_voed.estimators.learning import (
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance, log_marginal
 from pyro_voed.estimators.objective import Objective, detached_module
 from pyro_voed.estimators.summarising import Summary
-from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.programs import ProgramRun, run_rows
-from pyro_voed.resolve import resolve
-from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.scoring import pairwise_log_likelihood
-from pyro_voed.simulate import (
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.programs import ProgramRun, run_rows
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.scoring import pairwise_log_likelihood
+from pyro_voed.experiment.simulate import (
     JointSample,
     candidate_designs,
     design_batch_shape,
     flat_designs,
     sample_joint,
 )
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.sites import Sites
+from pyro_voed.monte_carlo import mean_and_standard_error
+from pyro_voed.results import EIGResult, FitHistory
 
 MASS_FUNCTION_DRAWS = 10_000
 MASS_FUNCTION_OUTCOMES = 1_024

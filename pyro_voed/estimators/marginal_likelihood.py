@@ -31,7 +31,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels
 from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.learning import (
@@ -44,12 +43,13 @@ from pyro_voed.estimators.learning import (
     train_density,
 )
 from pyro_voed.estimators.marginal import dequantiser
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import JointSample, candidate_designs, design_batch_shape
-from pyro_voed.sites import Sites
-from pyro_voed.training import kept_on_error
+from pyro_voed.training.loop import kept_on_error
 
 
 def marginal_likelihood_terms(

@@ -28,12 +28,12 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_voed.experiment.programs import ProgramRun, run_rows
+from pyro_voed.experiment.scoring import NormalPairs, normal_pairs, outcome_log_likelihood, pairwise_log_likelihood
+from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, run_controls
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error
-from pyro_voed.programs import ProgramRun, run_rows
 from pyro_voed.results import EIGResult
-from pyro_voed.scoring import NormalPairs, normal_pairs, outcome_log_likelihood, pairwise_log_likelihood
-from pyro_voed.simulate import design_batch_shape, flat_designs, run_controls
-from pyro_voed.sites import Sites
 
 PAIR_MEMORY = 2**25
 """Bytes of one chunk of pairs. Temporaries of some megabytes stay in the allocator's reach; at ten times the size the

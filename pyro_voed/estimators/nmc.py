@@ -40,15 +40,15 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.importance import check_importance, importance_estimate
 from pyro_voed.estimators.nested import PAIR_MEMORY, InnerDraws, nested_estimate
 from pyro_voed.estimators.proposals import as_proposal
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import candidate_designs
 from pyro_voed.monte_carlo import log_mean_exp
-from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import candidate_designs
 
 PROPOSAL_DRAWS = 100
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pyro_voed.densities import StandardisedDensity
 from pyro_voed.estimators.building import build_density, discrete_values
 from pyro_voed.estimators.summarising import Summary, outcome_summary
+from pyro_voed.experiment.simulate import JointSample
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.results import Bound
-from pyro_voed.simulate import JointSample
-from pyro_voed.sites import Sites
 
 Terms = Callable[[JointSample, Any], Tensor]
 

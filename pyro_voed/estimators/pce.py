@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.nested import PAIR_MEMORY, InnerDraws, nested_estimate
 from pyro_voed.estimators.objective import Objective, build_nothing, rescale_nothing
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import JointSample, candidate_designs
 from pyro_voed.monte_carlo import log_mean_exp
-from pyro_voed.resolve import resolve
 from pyro_voed.results import EIGResult
-from pyro_voed.simulate import JointSample, candidate_designs
 
 
 def pce_terms(log_likelihood: Tensor, contrast_log_likelihood: Tensor) -> Tensor:

@@ -43,11 +43,11 @@ from pyro_voed.estimators.learning import (
 )
 from pyro_voed.estimators.objective import Objective, build_posterior, start_posterior
 from pyro_voed.estimators.summarising import Summary, outcome_summary
+from pyro_voed.experiment.simulate import JointSample, design_batch_shape, draw_joint, sample_joint
+from pyro_voed.experiment.sites import Sites
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.simulate import JointSample, design_batch_shape, draw_joint, sample_joint
-from pyro_voed.sites import Sites
-from pyro_voed.training import kept_on_error
+from pyro_voed.training.loop import kept_on_error
 
 PILOT_SIZE = 1_000
 SELECTION_SIZE = 10_000

@@ -50,10 +50,10 @@ from pyro_voed.estimators.laplace import (
     newton_modes,
 )
 from pyro_voed.estimators.nested import log_likelihood_of_pairs
-from pyro_voed.programs import run_rows
-from pyro_voed.scoring import log_joint
-from pyro_voed.simulate import JointSample, pack_designs, pack_run, unpack_targets
-from pyro_voed.sites import Sites
+from pyro_voed.experiment.programs import run_rows
+from pyro_voed.experiment.scoring import log_joint
+from pyro_voed.experiment.simulate import JointSample, pack_designs, pack_run, unpack_targets
+from pyro_voed.experiment.sites import Sites
 
 SMALLEST_CURVATURE = 1e-6
 """Least curvature that a Gaussian is given, as a share of its largest."""

@@ -29,14 +29,14 @@ from jaxtyping import Float
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_voed.caller_state import isolated
 from pyro_voed.checks import check_count
 from pyro_voed.densities import StackedDensity
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.programs import sample_nodes, trace_program
+from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, pack_designs, unpack_targets
+from pyro_voed.experiment.sites import Site, Sites
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names, to_inference_data
-from pyro_voed.programs import sample_nodes, trace_program
 from pyro_voed.results import DesignResult, EIGResult, PosteriorSample
-from pyro_voed.simulate import design_batch_shape, flat_designs, pack_designs, unpack_targets
-from pyro_voed.sites import Site, Sites
 
 DesignIndex = int | tuple[int, ...] | None
 """Which member of a batch of designs; None where there is one design."""

@@ -15,10 +15,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_voed.checks import Labels, as_labels, as_site_values
-from pyro_voed.programs import ProgramRun, is_deterministic, run_rows, sample_nodes
+from pyro_voed.experiment.programs import ProgramRun, is_deterministic, run_rows, sample_nodes
+from pyro_voed.experiment.simulate import pack_outcomes
+from pyro_voed.experiment.sites import Site, Sites
 from pyro_voed.results import element_names
-from pyro_voed.simulate import pack_outcomes
-from pyro_voed.sites import Site, Sites
 
 
 def check_outcome(sites: Sites, observations: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def check_outcome(sites: Sites, observations: Tensor | Mapping[str, Any]) -> dic
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.resolve import resolve
+        >>> from pyro_voed.experiment.resolve import resolve
         >>> check_outcome(resolve(linear_gaussian(), "y"), torch.tensor([1.0, 2.0, 4.0]))
         {'y': tensor([1., 2., 4.])}
     """
@@ -148,7 +148,7 @@ def packed_names(sites: Sites) -> list[str]:
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.resolve import resolve
+        >>> from pyro_voed.experiment.resolve import resolve
         >>> packed_names(resolve(linear_gaussian(), "y"))
         ['y[0]', 'y[1]', 'y[2]']
     """

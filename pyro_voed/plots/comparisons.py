@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from pyro_voed.comparison import Comparison
+from pyro_voed.compare.comparison import Comparison
 from pyro_voed.plots.style import axes_or_new
 
 
@@ -25,7 +25,7 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
         ValueError: If no estimator gave an estimate.
 
     Example:
-        >>> from pyro_voed.comparison import ComparisonRow
+        >>> from pyro_voed.compare.comparison import ComparisonRow
         >>> row = ComparisonRow("flow", 1_000, 1.1, 0.02, "lower", num_simulations=1e3, error=-0.1)
         >>> plot_comparison(Comparison((row,), 1, exact=1.2)).get_xlabel()
         'simulated experiments'

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pyro_voed.ascent import Ascent
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
 from pyro_voed.densities.stacked import member_density
 from pyro_voed.estimators.learning import weights_group
+from pyro_voed.training.ascent import Ascent
 
 MEMBERS, ROWS = 4, 7
 

@@ -16,9 +16,9 @@ from torch import nn
 from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.diagnostics.misspecification import misspecification, outlyingness, summarise, whitening
 from pyro_voed.estimators import eig_flow
+from pyro_voed.experiment.simulate import sample_joint
 from pyro_voed.inference.flow import trained_density
 from pyro_voed.problems.linear_gaussian import linear_gaussian
-from pyro_voed.simulate import sample_joint
 
 THRESHOLD = 4.0
 

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_voed.diagnostics.gap import bound_gap
+from pyro_voed.certificates.gap import bound_gap
 from pyro_voed.diagnostics.predictive import _place, posterior_predictive_check
 from pyro_voed.diagnostics.recovery import recovery
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors

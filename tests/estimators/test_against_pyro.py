@@ -19,8 +19,8 @@ from pyro.contrib.oed.eig import nmc_eig
 
 from pyro_voed import eig_nmc, prior_contrastive, resolve, sample_joint
 from pyro_voed.design.gradients import score_sites, score_terms
+from pyro_voed.experiment.scoring import log_joint
 from pyro_voed.problems import finite, linear_gaussian
-from pyro_voed.scoring import log_joint
 
 SIDE = 4.0
 REPEATS = 20

@@ -14,10 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_voed.densities import Standardise
-from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
-from pyro_voed.estimators.critic import critic_objective, eig_critic
-from pyro_voed.estimators.critic_terms import (
+from pyro_voed.bounds.critic import (
     donsker_varadhan,
     donsker_varadhan_terms,
     info_nce,
@@ -27,6 +24,9 @@ from pyro_voed.estimators.critic_terms import (
     tuba,
     tuba_terms,
 )
+from pyro_voed.densities import Standardise
+from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
+from pyro_voed.estimators.critic import critic_objective, eig_critic
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian
 from pyro_voed.results import EIGResult
 

@@ -15,11 +15,11 @@ from pyro_voed.estimators.ba import eig_ba
 from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.marginal import eig_marginal
 from pyro_voed.estimators.nmc import eig_nmc
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import sample_joint
 from pyro_voed.problems.finite import DEFAULT_EIG as FINITE_EIG
 from pyro_voed.problems.finite import finite
 from pyro_voed.problems.linear_gaussian import DEFAULT_DESIGN, exact_eig, exact_posterior, linear_gaussian
-from pyro_voed.resolve import resolve
-from pyro_voed.simulate import sample_joint
 
 DESIGN = torch.tensor(DEFAULT_DESIGN)
 OUTCOME = torch.tensor([1.0, 2.0, 1.5])

@@ -16,6 +16,8 @@ from pyro_voed.estimators.marginal_likelihood import (
     eig_marginal_likelihood,
     marginal_likelihood_terms,
 )
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import sample_joint
 from pyro_voed.problems.finite import DEFAULT_EIG as FINITE_EIG
 from pyro_voed.problems.finite import finite
 from pyro_voed.problems.implicit_toy import DEFAULT_EIG as IMPLICIT_EIG
@@ -28,8 +30,6 @@ from pyro_voed.problems.linear_gaussian import (
     dependent_nuisance,
     linear_gaussian,
 )
-from pyro_voed.resolve import resolve
-from pyro_voed.simulate import sample_joint
 
 THRESHOLD = 4.5
 SMALL = functools.partial(AffineCouplingFlow, num_transforms=1, hidden_dim=16, num_hidden=1)

@@ -21,12 +21,12 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from pyro_voed.design import optimise_design
 from pyro_voed.estimators import eig_flow, eig_marginal, eig_nmc
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.simulate import sample_joint
 from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names
 from pyro_voed.problems.implicit_toy import implicit_toy
 from pyro_voed.problems.linear_gaussian import exact_posterior, linear_gaussian
-from pyro_voed.resolve import resolve
-from pyro_voed.simulate import sample_joint
 from tests.inference.cases import (
     COUNTS,
     DESIGN,

@@ -9,9 +9,9 @@ from pyro import poutine
 from torch.distributions import MultivariateNormal
 
 from pyro_voed import eig_flow, resolve, sample_joint
+from pyro_voed.experiment.simulate import unpack_targets
 from pyro_voed.inference import flow_posterior
 from pyro_voed.problems import covariance as cv
-from pyro_voed.simulate import unpack_targets
 
 Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""

@@ -1,0 +1,1 @@
+"""Terms of bounds as pure functions of tensors, one file a bound."""

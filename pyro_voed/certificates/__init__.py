@@ -1,0 +1,1 @@
+"""Two-sided intervals, regret and gaps."""

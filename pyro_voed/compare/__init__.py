@@ -1,0 +1,1 @@
+"""Estimators side by side at equal budgets."""

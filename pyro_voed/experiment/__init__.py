@@ -1,0 +1,1 @@
+"""Everything that touches Pyro programs: reading, probing, running and scoring them."""

@@ -1,0 +1,1 @@
+"""Reference posteriors by NUTS, SMC and ABC."""

@@ -1,0 +1,373 @@
+r"""Posterior of one outcome by sequential Monte Carlo: the reference for several modes, with the evidence.
+
+Particles u, all latent sites in unconstrained coordinates, start as draws of the prior and pass through
+
+.. math::
+    \pi_t(u) \propto p(u)\, p(y \mid u, \xi)^{\lambda_t}, \qquad 0 = \lambda_0 < \lambda_1 < \dots < \lambda_T = 1 .
+
+A stage reweights, resamples and moves them. The weights :math:`p(y \mid u)^{\lambda_t - \lambda_{t-1}}` are those of
+the next power, at which a given share of the particles is still effective; their means multiply up to an estimate of
+the evidence :math:`p(y \mid \xi)`. Moves are Metropolis steps along the difference of a random pair of the resampled
+particles: symmetric, and shaped like the posterior around each mode, where one covariance for all modes would be far
+too wide. One in ten is as long as the difference itself, which carries particles from mode to mode. A stage moves until
+nearly all particles have accepted a step and they get no further from where they stood.
+
+The effective sample size counts what the particles owe to common ancestors, usually those of the prior: descendants
+that have moved apart count as many draws, those that have not as one. It is held against the spread of the means of
+independent runs, which also sees what all particles of a run share. `smc_terms` has the formulas.
+
+References:
+    P. Del Moral, A. Doucet and A. Jasra (2006), Sequential Monte Carlo samplers. JRSS B 68.
+    N. Chopin (2002), A sequential particle filter method for static models. Biometrika 89.
+    A. Buchholz, N. Chopin and P. E. Jacob (2021), Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte
+    Carlo. Bayesian Analysis 16.
+    C. J. F. ter Braak (2006), A Markov chain Monte Carlo version of the genetic algorithm differential evolution.
+    Statistics and Computing 16 (the steps).
+    A. Lee and N. Whiteley (2018), Variance estimation in the particle filter. Biometrika 105 (ancestors).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float, Int
+from pyro import distributions as dist
+from pyro.ops.stats import gelman_rubin
+from torch import Tensor
+
+from pyro_voed.checks import Labels, check_callable, check_count
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.programs import ProgramRun, base_distribution, is_deterministic, run_rows, sample_nodes
+from pyro_voed.experiment.resolve import resolve
+from pyro_voed.experiment.scoring import outcome_log_likelihood
+from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape
+from pyro_voed.experiment.sites import Sites
+from pyro_voed.inference.outcomes import check_outcome, deterministic_outcomes, like_simulated, to_inference_data
+from pyro_voed.inference.reference.smc_terms import (
+    Particles,
+    combined_evidence,
+    effective_size,
+    far_ancestors,
+    gaussian_log_scale,
+    move_particles,
+    next_temperature,
+    stratified_ancestors,
+)
+from pyro_voed.monte_carlo import log_mean_exp
+from pyro_voed.results import PosteriorSample
+
+MAX_R_HAT = 1.05
+MIN_EFFECTIVE_SAMPLE_SIZE = 100
+MIN_ACCEPTANCE = 0.03
+
+
+def smc_posterior(
+    model: Callable[..., Any],
+    observations: Tensor | Mapping[str, Any],
+    observation_labels: Labels = None,
+    target_labels: Labels = None,
+    *,
+    design_labels: Labels = None,
+    designs: Mapping[str, Any] | None = None,
+    model_args: Sequence[Any] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    prior: Callable[..., Any] | None = None,
+    num_particles: int = 2_000,
+    num_runs: int = 4,
+    effective_share: float = 0.5,
+    max_moves: int = 100,
+    vectorize: bool = True,
+    seed: int | None = None,
+) -> PosteriorSample:
+    """Draw from the posterior of one outcome with sequential Monte Carlo, and estimate the evidence.
+
+    All latent sites are sampled, the targets are returned. Warns, naming the sites, where R-hat between runs exceeds
+    1.05, runs disagree by more than their own errors, or an effective sample size falls below 100; and where fewer than
+    3 % of a stage's steps are accepted, or its moves end at `max_moves`.
+
+    Args:
+        model: A Pyro program of one experiment.
+        observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
+        observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
+        target_labels: Sites to return, deterministic ones too; default: all latent sites.
+        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites.
+        designs: The design of the outcome, one value a label; default: the store's, else the model's initial one. The
+            store is not touched.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        prior: A Pyro guide over the latent sites that replaces the model's prior.
+        num_particles: Particles of each run, at least 50 and more than twice the latent coordinates.
+        num_runs: Independent runs, at least 2, from which R-hat and the error of the evidence come.
+        effective_share: Share of the particles that reweighting leaves effective, in (0, 1); larger takes more stages.
+        max_moves: Most moves of one stage.
+        vectorize: Run particles together; False runs any model one by one.
+        seed: Seed; None draws one from the global generator. Equal seeds give equal draws.
+
+    Returns:
+        Draws `(num_runs, num_particles, *shape)` of each target, with the log evidence and its standard error (the
+        larger of what the runs' spread and their weights say; the logarithm errs downwards, by half its variance),
+        temperatures and acceptance rates of the stages, and diagnostics.
+
+    Raises:
+        ValueError: If labels, designs, sizes or the outcome's shape are wrong, or a measured value is not finite.
+        NotImplementedError: If outcomes or latent sites have no density, or a latent site is discrete.
+        ArithmeticError: If a log density is NaN or infinite, or no draw of the prior explains the outcome at all.
+
+    References:
+        Del Moral, Doucet and Jasra (2006); Buchholz, Chopin and Jacob (2021).
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> outcome = torch.tensor([1.0, 2.0, 1.5])
+        >>> posterior = smc_posterior(linear_gaussian(), outcome, "y", num_particles=500, seed=0)
+        >>> posterior.values["theta"].shape
+        torch.Size([4, 500, 2])
+        >>> abs(posterior.log_evidence + 4.825) < 4 * posterior.log_evidence_error
+        True
+    """
+    check_callable(model)
+    check_count(num_particles, "num_particles", minimum=50)
+    check_count(num_runs, "num_runs", minimum=2)
+    check_count(max_moves, "max_moves")
+    if not 0 < effective_share < 1:
+        raise ValueError(f"effective_share: expected a number in (0, 1), got {effective_share!r}.")
+    with isolated(seed):
+        started = time.perf_counter()
+        # Before `resolve`, which would ask for the targets first.
+        _refuse_implicit(deterministic_outcomes(model, model_args, model_kwargs, observation_labels))
+        sites = resolve(
+            model,
+            observation_labels,
+            target_labels,
+            design_labels=design_labels,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            prior=prior,
+            vectorize=vectorize,
+        )
+        _check_sampleable(sites)
+        values = candidate_designs(sites, designs)
+        if batch := design_batch_shape(sites, values):
+            raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
+        observed = check_outcome(sites, observations)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            latents = _latents(sites, values, observed)
+            if num_particles <= 2 * sum(latents.sizes):
+                raise ValueError(
+                    f"num_particles: expected more than twice the {sum(latents.sizes)} latent coordinates, got "
+                    f"{num_particles}. Differences of fewer particles may not span the space."
+                )
+            runs = [_run(latents, num_particles, effective_share, max_moves) for _ in range(num_runs)]
+            chains = [latents.targets(run.theta) for run in runs]
+        draws = {name: torch.stack([chain[name] for chain in chains]) for name in sites.target_labels}
+        r_hat = {name: gelman_rubin(value.double()) for name, value in draws.items()}
+        judged = {name: effective_size(value, [run.ancestors for run in runs]) for name, value in draws.items()}
+        _warn_mixing(r_hat, judged, runs)
+        log_evidence, error = combined_evidence(
+            torch.stack([run.log_evidence for run in runs]), torch.stack([run.relative_variance for run in runs])
+        )
+        return PosteriorSample(
+            values=draws,
+            observations=observed,
+            method="SMC",
+            seconds=time.perf_counter() - started,
+            effective_sample_size={name: effective for name, (effective, _) in judged.items()},
+            r_hat=r_hat,
+            inference_data=to_inference_data(draws, observed),
+            log_evidence=log_evidence,
+            log_evidence_error=error,
+            acceptance_rate=tuple(run.acceptance_rate for run in runs),
+            temperatures=tuple(run.temperatures for run in runs),
+            num_simulations=sites.program.num_calls,
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run's particles, each one's ancestor, and what happened at each stage."""
+
+    theta: Float[Tensor, "num_particles dim"]
+    ancestors: Int[Tensor, " num_particles"]
+    log_evidence: Float[Tensor, ""]
+    relative_variance: Float[Tensor, ""]
+    temperatures: Float[Tensor, " num_stages"]
+    acceptance_rate: Float[Tensor, " num_stages"]
+    ended_early: bool
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """All latent sites of a model at one outcome and design, as one vector of unconstrained coordinates."""
+
+    sites: Sites
+    designs: Mapping[str, Tensor]
+    outcome: Mapping[str, Tensor]
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    def run(self, num_rows: int, theta: Tensor | None = None) -> ProgramRun:
+        """Run the model at the outcome, at given coordinates `(num_rows, dim)` or at draws of the prior."""
+        pieces = {} if theta is None else dict(zip(self.names, theta.split(self.sizes, -1), strict=True))
+        rows = {name: value.expand(num_rows, *value.shape) for name, value in self.outcome.items()}
+        return run_rows(
+            self.sites.program,
+            num_rows,
+            self.sites.shapes,
+            designs=self.designs,
+            row_coordinates=pieces,
+            row_values=rows,
+        )
+
+    def coordinates(self, run: ProgramRun) -> Float[Tensor, "num_rows dim"]:
+        return torch.cat([run.unconstrained(name)[0].to(self.sites.dtype) for name in self.names], -1)
+
+    def densities(self, run: ProgramRun) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, " num_rows"]]:
+        """Return log prior of the coordinates and log likelihood, nats, double precision; either may be -inf."""
+        log_priors = [_log_prior(run, name) for name in self.names]
+        for name, terms in zip(self.names, log_priors, strict=True):
+            _check_density(terms, f"the prior of latent site '{name}'")
+        log_prior = torch.stack(log_priors).double().sum(0)
+        # Where the prior has no mass the likelihood may be anything, and models overflow there.
+        possible = log_prior > -torch.inf
+        log_likelihood = outcome_log_likelihood(run, self.sites).double()
+        _check_density(log_likelihood[possible], f"the likelihood of outcome {list(self.sites.observation_labels)}")
+        return log_prior, torch.where(possible, log_likelihood, torch.full_like(log_likelihood, -torch.inf))
+
+    def densities_at(
+        self, theta: Float[Tensor, "num_rows dim"]
+    ) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, " num_rows"]]:
+        return self.densities(self.run(len(theta), theta))
+
+    def targets(self, theta: Tensor) -> dict[str, Tensor]:
+        run = self.run(len(theta), theta)
+        return {name: run.value(name) for name in self.sites.target_labels}
+
+
+def _latents(sites: Sites, designs: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> _Latents:
+    run = run_rows(sites.program, 1, sites.shapes, designs=designs)
+    outcome = like_simulated(sites, run, observed)
+    # A replaced prior may draw auxiliary sites and hand their values on as Deltas, which leave nothing to sample.
+    names = tuple(
+        name
+        for name, node in sample_nodes(run.traces[0]).items()
+        if name not in outcome and not node["is_observed"] and not _is_fixed(node)
+    )
+    sizes = tuple(run.unconstrained(name)[0].shape[-1] for name in names)
+    return _Latents(sites, designs, outcome, names, sizes)
+
+
+def _log_prior(run: ProgramRun, name: str) -> Tensor:
+    log_prob = run.log_prob(name)
+    # Rounded off the end of the support a density may be NaN. Elsewhere the check is too strict: sums are rounded too.
+    if log_prob.isnan().any():
+        log_prob = torch.where(log_prob.isnan(), run.log_prob(name, on_support=True), log_prob)
+    # A value that overflowed has density 0, whatever its infinite Jacobian.
+    return torch.where(log_prob > -torch.inf, log_prob + run.unconstrained(name)[1], log_prob)
+
+
+def _is_fixed(node: Mapping[str, Any]) -> bool:
+    return is_deterministic(node) or isinstance(base_distribution(node["fn"]), dist.Delta)
+
+
+def _check_density(terms: Tensor, what: str) -> None:
+    if bad := int((terms.isnan() | (terms == torch.inf)).sum()):
+        raise ArithmeticError(
+            f"SMC: the log density of {what} is NaN or infinite at {bad} of {len(terms)} particles. Where values "
+            "overflow, double precision in the model helps."
+        )
+
+
+def _run(latents: _Latents, num_particles: int, effective_share: float, max_moves: int) -> _Run:
+    drawn = latents.run(num_particles)
+    theta = latents.coordinates(drawn)
+    log_prior, log_likelihood = latents.densities(drawn)
+    log_evidence = relative_variance = theta.new_zeros((), dtype=torch.double)
+    log_scale = gaussian_log_scale(theta)
+    temperatures, rates, ended = [0.0], [], []
+    lineages: list[Tensor] = []
+    while temperatures[-1] < 1.0:
+        temperature = next_temperature(log_likelihood, temperatures[-1], effective_share)
+        log_weights = (temperature - temperatures[-1]) * log_likelihood
+        weights = (log_weights - log_weights.max()).exp()
+        log_evidence = log_evidence + log_mean_exp(log_weights)
+        relative_variance = relative_variance + weights.var() / weights.mean().square() / num_particles
+        chosen = stratified_ancestors(weights)
+        lineages = [earlier[chosen] for earlier in lineages] + [chosen]
+        particles = Particles(theta[chosen], log_prior[chosen], log_likelihood[chosen])
+        moved = move_particles(particles, latents.densities_at, temperature, log_scale, max_moves=max_moves)
+        theta, log_prior, log_likelihood = (
+            moved.particles.theta,
+            moved.particles.log_prior,
+            moved.particles.log_likelihood,
+        )
+        log_scale = moved.log_scale
+        temperatures.append(temperature)
+        rates.append(moved.acceptance_rate)
+        ended.append(moved.ended_early)
+    return _Run(
+        theta=theta,
+        ancestors=far_ancestors(lineages),
+        log_evidence=log_evidence,
+        relative_variance=relative_variance,
+        temperatures=torch.tensor(temperatures[1:]),
+        acceptance_rate=torch.tensor(rates),
+        ended_early=any(ended),
+    )
+
+
+def _refuse_implicit(names: Sequence[str]) -> None:
+    if names:
+        raise NotImplementedError(
+            f"outcomes {list(names)} have no density given the latent sites, which SMC needs. Use abc_posterior, which "
+            "needs simulations only, or train a flow with eig_flow and use flow_posterior."
+        )
+
+
+def _check_sampleable(sites: Sites) -> None:
+    _refuse_implicit([site.name for site in sites.observations if not site.has_density])
+    latent = [site for site in (*sites.targets, *sites.others) if not site.is_deterministic and site.role != "history"]
+    if discrete := [site.name for site in latent if site.is_discrete]:
+        raise NotImplementedError(
+            f"latent sites {discrete} are discrete, where SMC moves real coordinates. Sum them out in the model, or "
+            "use abc_posterior."
+        )
+    if unknown := [site.name for site in latent if not site.has_density]:
+        raise NotImplementedError(
+            f"latent sites {unknown} have no density, which SMC needs to move them. Use abc_posterior."
+        )
+
+
+def _warn_mixing(
+    r_hat: Mapping[str, Tensor], judged: Mapping[str, tuple[Tensor, Tensor]], runs: Sequence[_Run]
+) -> None:
+    found = []
+    for name, (effective, disagree) in judged.items():
+        # Some elements are constant by nature (a Cholesky factor's zeros), a site that never moves is not.
+        moved = ~effective.isnan()
+        if not moved.any():
+            found.append(f"'{name}' never moved")
+            continue
+        worst, fewest = r_hat[name][moved].max().item(), effective[moved].min().item()
+        if worst > MAX_R_HAT:
+            found.append(f"'{name}' has R-hat {worst:.3f} between runs")
+        if disagree.any():
+            found.append(f"the runs' means of '{name}' differ by more than their own errors")
+        if not fewest >= MIN_EFFECTIVE_SAMPLE_SIZE:
+            found.append(f"'{name}' has an effective sample size of {fewest:.0f}")
+    lowest = min(float(run.acceptance_rate.min()) for run in runs)
+    if lowest < MIN_ACCEPTANCE:
+        found.append(f"at one temperature {lowest:.1%} of the steps of sites {list(judged)} were accepted")
+    if any(run.ended_early for run in runs):
+        found.append(f"moves of sites {list(judged)} ended at max_moves while particles were still getting away")
+    if found:
+        warnings.warn(
+            f"SMC did not mix well, so its draws are no reference: {'; '.join(found)}. Raise num_particles, "
+            "effective_share or max_moves, or reparametrise the model.",
+            stacklevel=3,
+        )

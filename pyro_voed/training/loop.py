@@ -1,0 +1,383 @@
+"""The one training loop: stochastic gradient ascent on a mean of terms.
+
+Everything that is learnt, with or without designs, is learnt here. Terms come from a batch; their mean is the bound.
+
+* *Fresh simulations* (`fit_fresh`): a new batch every step, so nothing can be overfitted. The rate is constant until
+  the bound no longer rises by more than its noise, comparing one window of steps with the one before, then cools
+  down to zero over a fixed number of steps.
+* *A fixed budget* (`fit_pool`): minibatches of one pool of simulations, for expensive simulators; part of the pool is
+  kept for validation, the rate cools down when its bound has stopped rising, and the best weights are put back.
+
+Gradients are taken for the given parameters only, so nothing accumulates on tensors that belong to the caller. A term
+that is not finite stops the loop with the step and the count; the weights are then those of the last good step.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_voed.monte_carlo import mean_and_standard_error
+from pyro_voed.results import FitHistory, StopReason
+from pyro_voed.training.ascent import Ascent
+
+VALIDATION_COPIES = 8
+"""Sets of outcomes for the forward runs of the validation part, where outcomes can be drawn anew."""
+
+SHOW_EVERY = 50
+
+Batch = TypeVar("Batch")
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Simulations that can be counted and picked by row."""
+
+    @property
+    def num_samples(self) -> int:
+        """Rows in the pool."""
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Return the rows picked."""
+
+
+def fit_fresh(
+    draw: Callable[[], Batch],
+    terms: Callable[[Batch], Tensor],
+    ascent: Ascent,
+    *,
+    max_steps: int = 10_000,
+    window: int = 250,
+    cooldown_steps: int = 1_000,
+    num_steps: int | None = None,
+    explain: Callable[[Batch], str] = lambda batch: "",
+    after_step: Callable[[int], None] = lambda step: None,
+    before_cooldown: Callable[[], None] = lambda: None,
+    progress: bool | None = None,
+    description: str = "fit",
+) -> FitHistory:
+    """Ascend on fresh batches until the bound stops rising, then cool down.
+
+    Args:
+        draw: Gives a new batch.
+        terms: Gives the batch's terms, `(num_samples, ...)`; their mean is ascended.
+        ascent: Optimiser and parameters.
+        max_steps: Most steps in all, cool-down included.
+        window: Steps between looks at the bound.
+        cooldown_steps: Steps from the full rate to zero, by half a cosine.
+        num_steps: Take exactly this many steps, the last `cooldown_steps` (at most half) of them cooling down.
+        explain: Says what in a batch is not finite, for the error.
+        after_step: Called with the step's number after every step, for example to project designs.
+        before_cooldown: Called once when cooling starts.
+        progress: Show a bar; None shows it on a terminal only.
+        description: Word in front of the bar.
+
+    Returns:
+        The training record.
+
+    Raises:
+        ArithmeticError: If a term or gradient is not finite, with step, count and explanation.
+    """
+    started = time.perf_counter()
+    total = max_steps if num_steps is None else num_steps
+    cooldown_steps = min(cooldown_steps, total // 2)
+    plan = _Plan(total, cooldown_steps, window, fixed=num_steps is not None)
+    bounds: list[float] = []
+    factors: list[float] = []
+    reason: StopReason = "not trained"
+    with _interruptible() as interrupted, tqdm(total=total, desc=description, disable=_hidden(progress)) as bar:
+        for step in range(total):
+            if interrupted():
+                reason = "interrupted"
+                break
+            if plan.starts_cooling(step, bounds):
+                before_cooldown()
+                bar.total = plan.end
+            if step >= plan.end:
+                break
+            factor = plan.factor(step)
+            ascent.scale_rates(factor)
+            with torch.enable_grad():
+                batch = draw()
+            bounds.append(_one_step(batch, terms, ascent, explain, step))
+            factors.append(factor)
+            after_step(step)
+            bar.update()
+            if len(factors) % SHOW_EVERY == 0:
+                recent = bounds[-SHOW_EVERY:]
+                bar.set_postfix_str(f"bound {sum(recent) / len(recent):.3f} nats", refresh=False)
+        else:
+            reason = plan.reason
+    reason = plan.reason if reason == "not trained" and factors else reason
+    return FitHistory(torch.tensor(bounds), torch.tensor(factors), reason, time.perf_counter() - started)
+
+
+def fit_pool(
+    pool: Pool,
+    terms: Callable[[Any], Tensor],
+    ascent: Ascent,
+    *,
+    batch_size: int = 128,
+    validation_fraction: float = 0.1,
+    patience: int = 20,
+    max_epochs: int = 1_000,
+    refresh: Callable[[Any], Any] | None = None,
+    begin: Callable[[Any], None] = lambda training: None,
+    explain: Callable[[Any], str] = lambda batch: "",
+    progress: bool | None = None,
+    description: str = "fit",
+) -> FitHistory:
+    """Ascend on minibatches of a fixed pool, stop early, and put the best weights back.
+
+    The rate is constant until the validation bound has not risen for `patience` epochs. Then the best weights are put
+    back and the rate cools down to zero, by half a cosine over as many epochs as there were, or until the validation
+    bound has not risen for half of these. On a small pool that can be too slow: weights learn the pool by heart
+    before the rate is low. If cooling down has not raised the bound, the best weights are put back once more and
+    training goes on at a tenth of the rate, with the same patience.
+
+    Args:
+        pool: The simulations.
+        terms: Gives a minibatch's terms; their mean is ascended.
+        ascent: Optimiser and parameters.
+        batch_size: Rows a step.
+        validation_fraction: Part of the pool that is kept for validation.
+        patience: Epochs without a better validation bound before the rate cools down; fewest of cooling down.
+        max_epochs: Most passes over the training part.
+        refresh: Gives a part of the pool with new outcomes for the same forward runs, or that part itself. Then
+            every pass sees new outcomes, and the validation bound is a mean over `VALIDATION_COPIES` of them.
+        begin: Called once, before the first step, with the part of the pool that is learnt from: a closed-form start
+            that has seen the validation part would spoil what that is for.
+        explain: Says what in a batch is not finite, for the error.
+        progress: Show a bar; None shows it on a terminal only.
+        description: Word in front of the bar.
+
+    Returns:
+        The training record, with the validation bound of each epoch.
+
+    Raises:
+        ArithmeticError: If a term or gradient is not finite, with step, count and explanation.
+        ValueError: If the pool is too small to be split.
+    """
+    started = time.perf_counter()
+    training, validation = _split(pool, validation_fraction)
+    begin(training)
+    copies = [validation] if refresh is None else [refresh(validation) for _ in range(VALIDATION_COPIES)]
+    best = _Best([parameter for group in ascent.optimiser.param_groups for parameter in group["params"]])
+    bounds: list[float] = []
+    factors: list[float] = []
+    scores: list[float] = []
+    reason: StopReason = "budget"
+    plan = _PoolPlan(patience)
+    with _interruptible() as interrupted, tqdm(total=max_epochs, desc=description, disable=_hidden(progress)) as bar:
+        for _ in range(max_epochs):
+            ascent.scale_rates(plan.factor)
+            if refresh is not None:
+                training = refresh(training)
+            for rows in torch.randperm(training.num_samples).split(batch_size):
+                bounds.append(_one_step(training[rows], terms, ascent, explain, len(bounds)))
+                factors.append(plan.factor)
+            with torch.no_grad():
+                means = [_finite_mean(copy, terms, explain, len(bounds)) for copy in copies]
+            scores.append(sum(means) / len(means))
+            plan.count(better=best.offer(scores[-1]))
+            bar.update()
+            bar.set_postfix_str(f"validation bound {scores[-1]:.4f}")
+            if interrupted():
+                reason = "interrupted"
+                break
+            if plan.is_stalled:
+                best.restore()
+                if not plan.goes_on():
+                    reason = "early stopping"
+                    break
+    best.restore()
+    return FitHistory(
+        torch.tensor(bounds), torch.tensor(factors), reason, time.perf_counter() - started, torch.tensor(scores)
+    )
+
+
+@dataclass
+class _Plan:
+    """When the rate is constant, when it cools down, and why."""
+
+    total: int
+    cooldown: int
+    window: int
+    fixed: bool
+    start: int | None = None
+    reason: StopReason = "budget"
+
+    @property
+    def end(self) -> int:
+        return self.total if self.start is None else self.start + self.cooldown
+
+    def starts_cooling(self, step: int, bounds: Sequence[float]) -> bool:
+        if self.start is not None:
+            return False
+        plateau = step % self.window == 0 and step >= 2 * self.window and not self._rises(bounds)
+        if step < self.total - self.cooldown and (self.fixed or not plateau):
+            return False
+        self.start = step
+        # With a fixed number of steps only the look at the last windows tells whether it was enough.
+        self.reason = "converged" if plateau or (step >= 2 * self.window and not self._rises(bounds)) else "budget"
+        return True
+
+    def _rises(self, bounds: Sequence[float]) -> bool:
+        recent = torch.tensor(bounds[-2 * self.window :], dtype=torch.float64)
+        before, now = recent[: self.window], recent[self.window :]
+        (mean_before, error_before), (mean_now, error_now) = map(mean_and_standard_error, (before, now))
+        return bool(mean_now - mean_before > torch.hypot(error_before, error_now))
+
+    def factor(self, step: int) -> float:
+        if self.start is None:
+            return 1.0
+        return _half_cosine(step - self.start, self.cooldown)
+
+
+@dataclass
+class _PoolPlan:
+    """The rate on a pool: constant, then cooling down, then low where cooling down was too slow for a small pool."""
+
+    patience: int
+    phase: Literal["constant", "cooling", "low"] = "constant"
+    length: int = 0
+    epochs: int = 0
+    stale: int = 0
+    improved: bool = False
+
+    def count(self, *, better: bool) -> None:
+        self.epochs += 1
+        self.stale = 0 if better else self.stale + 1
+        self.improved = self.improved or better
+
+    @property
+    def is_stalled(self) -> bool:
+        if self.phase == "cooling":
+            return self.epochs >= self.length or self.stale >= max(self.patience, self.length // 2)
+        return self.stale >= self.patience
+
+    def goes_on(self) -> bool:
+        """Enter the next phase; return whether there is one."""
+        if self.phase == "constant":
+            self.phase, self.length = "cooling", max(self.patience, self.epochs)
+        elif self.phase == "cooling" and not self.improved:
+            self.phase = "low"
+        else:
+            return False
+        self.epochs, self.stale, self.improved = 0, 0, False
+        return True
+
+    @property
+    def factor(self) -> float:
+        if self.phase == "cooling":
+            return _half_cosine(self.epochs, self.length)
+        return 1.0 if self.phase == "constant" else 0.1
+
+
+def _half_cosine(step: int, length: int) -> float:
+    """Return the rate's factor in a step of cooling down, which falls from 1 to 0 without reaching either."""
+    return 0.5 * (1.0 + math.cos(math.pi * (step + 1) / (length + 1)))
+
+
+class _Best:
+    """The best weights so far and how to put them back."""
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        self.parameters, self.score = parameters, -math.inf
+        self.weights: list[Tensor] = []
+
+    def offer(self, score: float) -> bool:
+        if score <= self.score:
+            return False
+        self.score, self.weights = score, [parameter.detach().clone() for parameter in self.parameters]
+        return True
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for parameter, weight in zip(self.parameters, self.weights, strict=True):
+            parameter.copy_(weight)
+
+
+@contextmanager
+def kept_on_error(learnt: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Hang what was learnt so far on any error that ends a run, as attributes, so that a run can go on from it."""
+    try:
+        yield
+    except BaseException as error:
+        vars(error).update(learnt())
+        raise
+
+
+def _split(pool: Pool, fraction: float) -> tuple[Any, Any]:
+    size = round(fraction * pool.num_samples)
+    if size < 2 or pool.num_samples - size < 2:
+        raise ValueError(
+            f"a pool of {pool.num_samples} simulations is too small to keep {fraction:.0%} for validation: at least "
+            "two must fall on either side."
+        )
+    order = torch.randperm(pool.num_samples)
+    return pool[order[size:]], pool[order[:size]]
+
+
+def _one_step(
+    batch: Batch, terms: Callable[[Batch], Tensor], ascent: Ascent, explain: Callable[[Batch], str], step: int
+) -> float:
+    with torch.enable_grad():
+        values = terms(batch)
+        bound = values.mean()
+        if not torch.isfinite(bound):
+            raise _not_finite(values, batch, explain, step)
+        if not ascent.step(bound):
+            raise ArithmeticError(
+                f"step {step}: the gradient is not finite though every term is. {explain(batch)} "
+                "Try a smaller learning rate, or look for square roots and logarithms at 0 in the model."
+            )
+    return bound.item()
+
+
+def _finite_mean(batch: Any, terms: Callable[[Any], Tensor], explain: Callable[[Any], str], step: int) -> float:
+    values = terms(batch)
+    if not torch.isfinite(values).all():
+        raise _not_finite(values, batch, explain, step)
+    return values.mean().item()
+
+
+def _not_finite(values: Tensor, batch: Batch, explain: Callable[[Batch], str], step: int) -> ArithmeticError:
+    bad = int((~torch.isfinite(values)).sum())
+    return ArithmeticError(f"step {step}: {bad} of {values.numel()} terms are not finite. {explain(batch)}".rstrip())
+
+
+def _hidden(progress: bool | None) -> bool | None:
+    return None if progress is None else not progress
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C end training after the current step, with everything kept; a second one raises."""
+    asked: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if asked:
+            signal.signal(signal.SIGINT, before)
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
