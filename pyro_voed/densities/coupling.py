@@ -28,6 +28,7 @@ from pyro_voed.densities.distribution import FlowDistribution
 from pyro_voed.densities.elementwise import AffineMap, ElementwiseMap, SplineMap
 from pyro_voed.densities.gaussian import ConditionalGaussian, colour, whiten
 from pyro_voed.densities.halves import Conditioner, permute, split, unpermute
+from pyro_voed.densities.standardise import rescale_layer_
 
 
 class CouplingFlow(nn.Module):
@@ -92,10 +93,7 @@ class CouplingFlow(nn.Module):
         """Stay the same density of contexts c that from now on come as (c - shift) / factor, in place."""
         if not self.context_dim:
             return
-        first = self.trunk[0]
-        assert isinstance(first, nn.Linear)
-        first.bias.add_(first.weight @ shift)
-        first.weight.mul_(factor)
+        rescale_layer_(self.trunk[0], factor, shift)
         self.gaussian.rescale_(factor, shift)
 
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import evaluating
-from pyro_voed.densities.standardise import Standardise, context_groups
+from pyro_voed.densities.standardise import Rescalable, Standardise, context_groups, rescale_layer_
 
 
 class SeparableCritic(nn.Module):
@@ -64,6 +64,10 @@ class SeparableCritic(nn.Module):
         features = self.context_features(context).movedim(0, -2)  # (*batch, num_context, feature_dim)
         scores = features @ self.theta_features(theta).movedim(0, -2).mT
         return scores.movedim((-2, -1), (0, 1)) / math.sqrt(self.feature_dim)
+
+    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
+        """Stay the same function of contexts c that from now on come as (c - shift) / factor, in place."""
+        rescale_layer_(self.context_features[0], factor, shift)
 
 
 class JointCritic(nn.Module):
@@ -109,6 +113,10 @@ class JointCritic(nn.Module):
         rows = max(1, self.max_pairs // math.prod(theta.shape[:-1]))
         return torch.cat([self.rest(theta_part + part).squeeze(-1) for part in context_part.split(rows)])
 
+    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
+        """Stay the same function of contexts c that from now on come as (c - shift) / factor, in place."""
+        rescale_layer_(self.context_part, factor, shift)
+
 
 class StandardisedCritic(nn.Module):
     """Standardise theta and context, summarise the context, then apply a critic; and a baseline log a(context).
@@ -141,7 +149,7 @@ class StandardisedCritic(nn.Module):
         self.theta_dim, self.context_dim = theta_scaling.dim, context_scaling.dim
         self.theta_scaling, self.context_scaling = theta_scaling, context_scaling
         self.critic, self.summary, self.num_bypass = critic, summary, num_bypass
-        self.baseline: nn.Module | None = None
+        self.baseline: nn.Sequential | None = None
         if with_baseline:
             with torch.no_grad(), evaluating(self):
                 encoded = self.encode(context_scaling.mean.expand(2, -1))
@@ -169,6 +177,23 @@ class StandardisedCritic(nn.Module):
         if self.baseline is None:
             return context.new_zeros(context.shape[:-1])
         return self.baseline(self.encode(context)).squeeze(-1)
+
+    @torch.no_grad()
+    def rescale_context_(self, context: Float[Tensor, "num context_dim"]) -> None:
+        """Standardise contexts as they now are; critic and baseline stay the functions of raw contexts that they were.
+
+        Behind a summary, which is not a linear map, both change, and so does a critic without `rescale_`.
+
+        Args:
+            context: Raw contexts.
+        """
+        change = self.context_scaling.refit_(context)
+        if self.summary is not None:
+            return
+        if isinstance(self.critic, Rescalable):
+            self.critic.rescale_(*change)
+        if self.baseline is not None:
+            rescale_layer_(self.baseline[0], *change)
 
 
 def build_critic(

@@ -78,6 +78,12 @@ class Standardise(nn.Module):
         self.scale.copy_(torch.where(deviation > rounding, deviation, 1.0))
         return self
 
+    def refit_(self, x: Float[Tensor, "num dim"]) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
+        """Fit anew; return the factor and the shift for which what was given as z is now (z - shift) / factor."""
+        mean, scale = self.mean.clone(), self.scale.clone()
+        self.fit_(x)
+        return self.scale / scale, (self.mean - mean) / scale
+
     def _pooled(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and deviations over all entries of a group, 0 and 0 where an entry stays as it is."""
         same = (self.groups[:, None] == self.groups) & (self.groups >= 0)
@@ -111,10 +117,18 @@ class Startable(Protocol):
 
 @runtime_checkable
 class Rescalable(Protocol):
-    """A density that can stay what it is when its context gets another scale."""
+    """A density or critic that can stay what it is when its context gets another scale."""
 
     def rescale_(self, factor: Tensor, shift: Tensor) -> None:
-        """Stay the same density of contexts c that from now on come as (c - shift) / factor."""
+        """Stay the same function of contexts c that from now on come as (c - shift) / factor."""
+
+
+@torch.no_grad()
+def rescale_layer_(layer: nn.Module, factor: Float[Tensor, " dim"], shift: Float[Tensor, " dim"]) -> None:
+    """Let a linear layer stay the same function of inputs c that from now on come as (c - shift) / factor, in place."""
+    assert isinstance(layer, nn.Linear)
+    layer.bias.add_(layer.weight @ shift)
+    layer.weight.mul_(factor)
 
 
 class StandardisedDensity(nn.Module):
@@ -199,11 +213,9 @@ class StandardisedDensity(nn.Module):
         Args:
             context: Raw contexts.
         """
-        scaling = self.context_scaling
-        mean, scale = scaling.mean.clone(), scaling.scale.clone()
-        scaling.fit_(context)
+        change = self.context_scaling.refit_(context)
         if self.summary is None and isinstance(self.density, Rescalable):
-            self.density.rescale_(scaling.scale / scale, (scaling.mean - mean) / scale)
+            self.density.rescale_(*change)
 
     def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
         """Return the distribution of raw theta given the raw context."""
