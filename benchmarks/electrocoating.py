@@ -22,8 +22,8 @@ from pyro_voed.problems.electrocoating_solver import Film, deposit, make_bath, r
 def draw_targets(num_samples, dtype=torch.double):
     torch.manual_seed(0)
     priors = (ec.EFFICIENCY, ec.MINIMUM_CURRENT, ec.MINIMUM_CHARGE)
-    sites = [ec.TruncatedNormal(*torch.tensor(prior, dtype=dtype)).sample((num_samples,)) for prior in priors]
-    return torch.stack(sites, -1)
+    experiment = [ec.TruncatedNormal(*torch.tensor(prior, dtype=dtype)).sample((num_samples,)) for prior in priors]
+    return torch.stack(experiment, -1)
 
 
 def speed(num_solves, chunk=1_000):

@@ -35,7 +35,7 @@ def _print_rows(seed, quick):
     model = michaelis_menten(START_DESIGNS)
     result = optimise_design(model, "y", "theta", seed=seed, progress=False, **({"num_steps": 100} if quick else {}))
     torch.manual_seed(seed)
-    outcomes = sample_joint(result.sites, 3).values["y"]
+    outcomes = sample_joint(result.experiment, 3).values["y"]
     # At least 2,000 effective draws leave the control 1,000 a side, as the comparison itself has.
     chains = {"num_samples": 500, "num_warmup": 100} if quick else {"num_samples": 3_000, "num_warmup": 500}
     num_draws = 100 if quick else 1_000

@@ -99,11 +99,11 @@ def by_hand(name, seed, num_rows, num_steps, make, *, constrained=True, penalty=
     """Train as the thread did: affine couplings, rate 1e-3, on the logit of the variances or on the variances."""
     torch.manual_seed(seed)
     started = time.perf_counter()
-    sites = resolve(twelve_variances(num_rows), "y", "variance")
+    experiment = resolve(twelve_variances(num_rows), "y", "variance")
 
     def draw(size=batch_size):
         with torch.no_grad():
-            sample = sample_joint(sites, size)
+            sample = sample_joint(experiment, size)
         # The log prior of the variances themselves is 0 on the unit interval.
         return (sample.theta, sample.y, sample.log_prior) if constrained else (sample.values["variance"], sample.y, 0.0)
 

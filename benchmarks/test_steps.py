@@ -34,22 +34,22 @@ def _unvalidated():
 
 
 @pytest.fixture
-def sites():
+def experiment():
     return resolve(michaelis_menten(START_DESIGNS), "y")
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_simulation(benchmark, sites, batch):
+def test_simulation(benchmark, experiment, batch):
     with torch.no_grad():
-        benchmark(sample_joint, sites, batch)
+        benchmark(sample_joint, experiment, batch)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_simulation_with_design_gradients(benchmark, sites, batch):
+def test_simulation_with_design_gradients(benchmark, experiment, batch):
     xi = torch.tensor(START_DESIGNS, requires_grad=True)
 
     def simulate():
-        return torch.autograd.grad(sample_joint(sites, batch, {"xi": xi}).y.sum(), xi)
+        return torch.autograd.grad(sample_joint(experiment, batch, {"xi": xi}).y.sum(), xi)
 
     benchmark(simulate)
 

@@ -44,7 +44,7 @@ from pyro_voed.estimators import (
 )
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import JointSample, sample_joint
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.inference import abc_posterior, flow_guide, flow_posterior, nuts_posterior, smc_posterior
 from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, PosteriorSample
 
@@ -55,11 +55,11 @@ __all__ = [
     "Certificate",
     "DesignResult",
     "EIGResult",
+    "Experiment",
     "FitHistory",
     "JointSample",
     "Objective",
     "PosteriorSample",
-    "Sites",
     "abc_posterior",
     "adaptive_contrastive",
     "amortise_eig",

@@ -139,7 +139,7 @@ class EIGResult:
         nuisance_labels: Random sites that are neither.
         history: Training record; None where nothing is learnt.
         density: The trained conditional density; None where nothing is learnt.
-        sites: What was resolved from the model, for use with `sample_joint` and `flow_posterior`.
+        experiment: What was resolved from the model, for use with `sample_joint` and `flow_posterior`.
         observation_range: Smallest and largest packed outcome in the simulations, `(2, y_dim)`.
         marginal: The marginal upper bound, where it was asked for.
         nmc: The nested Monte Carlo reference, where it was asked for.
@@ -167,7 +167,7 @@ class EIGResult:
     nuisance_labels: tuple[str, ...] = ()
     history: FitHistory | None = None
     density: Any = field(default=None, repr=False)
-    sites: Any = field(default=None, repr=False)
+    experiment: Any = field(default=None, repr=False)
     observation_range: Tensor | None = field(default=None, repr=False)
     marginal: EIGResult | None = field(default=None, repr=False)
     nmc: EIGResult | None = field(default=None, repr=False)
@@ -249,9 +249,9 @@ class DesignResult:
         return self.final.density
 
     @property
-    def sites(self) -> Any:
+    def experiment(self) -> Any:
         """What was resolved from the model."""
-        return self.final.sites
+        return self.final.experiment
 
     def __str__(self) -> str:
         lines = []

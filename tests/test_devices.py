@@ -340,18 +340,18 @@ GAINS = {"slope": torch.tensor([0.5, 1.0, 1.5]), "offset": torch.tensor([[0.5], 
 
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_simulations_and_packed_designs_stay_on_the_models_device(vectorize, pretence):
-    sites = resolve(regression, "y", vectorize=vectorize)
-    assert sites.device == DEVICE
+    experiment = resolve(regression, "y", vectorize=vectorize)
+    assert experiment.device == DEVICE
     designs = {name: value.to(DEVICE) for name, value in GAINS.items()}
-    sample = sample_joint(sites, ROWS, designs, likelihood=True, controls=True, redraw=True)
+    sample = sample_joint(experiment, ROWS, designs, likelihood=True, controls=True, redraw=True)
     for name in ("theta", "y", "log_det", "outcome_log_det", "log_prior", "log_likelihood", "controls", "designs"):
         assert_there(getattr(sample, name))
-    assert_there(sample.context(), sample.redraw().y, *unpack_targets(sites, sample.theta).values())
+    assert_there(sample.context(), sample.redraw().y, *unpack_targets(experiment, sample.theta).values())
     # Rows are picked by numbers from the CPU's generator.
     assert_there(sample[torch.randperm(ROWS)].theta)
-    packed = pack_designs(sites, designs)
-    back = unpack_designs(sites, packed)
-    assert_there(packed, *back.values(), *sites.designs[0].interval_ends)
+    packed = pack_designs(experiment, designs)
+    back = unpack_designs(experiment, packed)
+    assert_there(packed, *back.values(), *experiment.designs[0].interval_ends)
     for name, value in designs.items():
         torch.testing.assert_close(back[name].held, value.held)
 

@@ -131,14 +131,14 @@ def model():
 # it.
 
 # %%
-sites = resolve(model, observation_labels="y", target_labels="theta")
-for design in sites.designs:
+experiment = resolve(model, observation_labels="y", target_labels="theta")
+for design in experiment.designs:
     print(f"design   {design.name}: shape {tuple(design.value.shape)}, {design.constraint}")
-for site in sites.targets:
+for site in experiment.targets:
     print(f"target   {site.name}: shape {tuple(site.shape)}, {site.packed_dim} unconstrained coordinates")
-for site in sites.observations:
+for site in experiment.observations:
     print(f"outcome  {site.name}: shape {tuple(site.shape)}, has a density: {site.has_density}")
-print(f"many experiments at once: {sites.program.vectorised}; sites left unchecked: {list(sites.unchecked)}")
+print(f"many experiments at once: {experiment.program.vectorised}; sites left unchecked: {list(experiment.unchecked)}")
 
 # %% [markdown]
 # ## How informative are the start designs?
@@ -349,17 +349,17 @@ for enzyme, old, new in zip(enzymes, rows_before, rows_after, strict=True):
 # %%
 num_steps = 100 if SMOKE else 2_500
 torch.manual_seed(0)
-sites = resolve(model, "y", "theta")
+experiment = resolve(model, "y", "theta")
 unconstrained = torch.logit(START).requires_grad_()
-pilot = sample_joint(sites, 1_000, {"xi": START})
-flow = SplineCouplingFlow(sites.theta_dim, sites.y_dim, num_transforms=3, hidden_dim=64)
+pilot = sample_joint(experiment, 1_000, {"xi": START})
+flow = SplineCouplingFlow(experiment.theta_dim, experiment.y_dim, num_transforms=3, hidden_dim=64)
 density = StandardisedDensity(flow, Standardise(2).fit_(pilot.theta), Standardise(7).fit_(pilot.y))
 groups = [{"params": density.parameters(), "lr": 2e-3}, {"params": [unconstrained], "lr": 3e-2}]
 optimiser = torch.optim.Adam(groups)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps)
 started = time.perf_counter()
 for _ in range(num_steps):
-    sample = sample_joint(sites, 256, {"xi": unconstrained.sigmoid()})
+    sample = sample_joint(experiment, 256, {"xi": unconstrained.sigmoid()})
     bound = ba_terms(density.log_prob(sample.theta, sample.y), sample.log_prior).mean()
     optimiser.zero_grad()
     (-bound).backward()
@@ -369,7 +369,7 @@ for _ in range(num_steps):
 # %%
 by_hand = unconstrained.sigmoid().detach()
 with torch.no_grad():
-    fresh = sample_joint(sites, 20_000, {"xi": by_hand})
+    fresh = sample_joint(experiment, 20_000, {"xi": by_hand})
     eig, error = mean_and_standard_error(ba_terms(density.log_prob(fresh.theta, fresh.y), fresh.log_prior))
 exact_by_hand, exact_by_hand_error = exact_eig(by_hand, num_outcomes=num_outcomes)
 print(f"by hand: xi = {by_hand.sort().values}, {time.perf_counter() - started:.0f} s")

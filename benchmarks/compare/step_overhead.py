@@ -103,7 +103,7 @@ def piece_seconds(model, density, steps: int, batch: int) -> dict[str, float]:
     """Return median seconds, for a block of steps, of the pieces alone."""
     density = copy.deepcopy(density)
     parameters = list(density.parameters())
-    sites, xi = resolve(model, "y"), torch.tensor(START_DESIGNS)
+    experiment, xi = resolve(model, "y"), torch.tensor(START_DESIGNS)
     ascent = Ascent([{"params": parameters, "lr": RATE}])
     optimiser = torch.optim.Adam(parameters, lr=RATE, fused=True)
     theta, y, _ = draw(batch, xi)
@@ -118,7 +118,7 @@ def piece_seconds(model, density, steps: int, batch: int) -> dict[str, float]:
 
     def simulate() -> None:
         with torch.no_grad():
-            sample_joint(sites, batch)
+            sample_joint(experiment, batch)
 
     pieces = {
         "simulate through Pyro": simulate,

@@ -130,7 +130,7 @@ class Plants:
     def bound(self, surface, times):
         """Return the bound at times, up to the entropy of the prior, which all designs share."""
         counts = self.counts[:, (10 * times).round().long()]
-        seen = pack_designs(surface.sites, {"xi": times}).expand(len(counts), -1)
+        seen = pack_designs(surface.experiment, {"xi": times}).expand(len(counts), -1)
         with torch.no_grad():
             return surface.density.log_prob(self.theta, torch.cat([counts, seen], -1)).mean()
 

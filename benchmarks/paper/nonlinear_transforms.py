@@ -79,9 +79,9 @@ def draw_transforms(study, designs, pools, exact, runs):
 def from_pool(designs, num_transforms, size, most_steps, most_passes, rows, seed):
     """Train a flow for each design on a fixed pool, without early stopping; evaluate on the pool and on fresh draws."""
     started = time.process_time()
-    sites = resolve(problem.nonlinear(), "y")
+    experiment = resolve(problem.nonlinear(), "y")
     torch.manual_seed(seed)
-    draw = partial(sample_joint, sites, designs={"d": torch.tensor(designs)})
+    draw = partial(sample_joint, experiment, designs={"d": torch.tensor(designs)})
     pool, fresh = draw(size), draw(10_000)
     stack = StackedDensity([coupling_flow(pool.theta[:, i], pool.y[:, i], num_transforms) for i in range(len(designs))])
 

@@ -49,7 +49,7 @@ from pyro_voed.estimators.nested import check_densities, check_no_nuisance, chec
 from pyro_voed.estimators.proposals import design_context
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, sample_joint
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error, pareto_k
 from pyro_voed.results import Certificate, DesignResult, EIGResult
 
@@ -142,14 +142,14 @@ def check_request(width: float, confidence: float, max_simulations: int) -> None
 
 def certified(result: EIGResult, width: float, confidence: float, max_simulations: int) -> EIGResult:
     """Certify a result inside `isolated`."""
-    started, sites = time.perf_counter(), result.sites
-    calls = sites.program.num_calls
-    check_densities(sites, "a certificate")
-    check_no_nuisance(sites, "a certificate")
+    started, experiment = time.perf_counter(), result.experiment
+    calls = experiment.program.num_calls
+    check_densities(experiment, "a certificate")
+    check_no_nuisance(experiment, "a certificate")
     if result.density is not None:
-        check_scores_targets(sites, "a certificate")
-    batch = design_batch_shape(sites, result.designs)
-    members = flat_designs(sites, result.designs)
+        check_scores_targets(experiment, "a certificate")
+    batch = design_batch_shape(experiment, result.designs)
+    members = flat_designs(experiment, result.designs)
     miss = (1.0 - confidence) / (2 * batch.numel())
     quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(1.0 - 2.0 * miss, dtype=torch.float64)))
     sides = []
@@ -158,20 +158,20 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
     for member in range(batch.numel()):
         own = {name: value[member] for name, value in members.items()}
         pyro.set_rng_seed(seed)
-        before = sites.program.num_calls
+        before = experiment.program.num_calls
         if result.density is None:
-            sides.append(_from_prior(sites, own, width, quantile, max_simulations))
+            sides.append(_from_prior(experiment, own, width, quantile, max_simulations))
             continue
         density = member_density(result.density, member)
-        controls = score_controls(sites, own)
-        left = max_simulations - (sites.program.num_calls - before)
-        plan = _plan(sites, own, density, controls, width, quantile, left)
-        found = _sides(sites, own, density, controls, plan)
-        longer = _longer(plan, max_simulations - (sites.program.num_calls - before))
+        controls = score_controls(experiment, own)
+        left = max_simulations - (experiment.program.num_calls - before)
+        plan = _plan(experiment, own, density, controls, width, quantile, left)
+        found = _sides(experiment, own, density, controls, plan)
+        longer = _longer(plan, max_simulations - (experiment.program.num_calls - before))
         if (found.tail > HEAVY_TAIL or found.width(quantile) > WIDE * width) and longer is not None:
-            found = _sides(sites, own, density, controls, longer)
+            found = _sides(experiment, own, density, controls, longer)
         sides.append(found)
-    like: dict[str, Any] = {"dtype": sites.dtype, "device": sites.device}
+    like: dict[str, Any] = {"dtype": experiment.dtype, "device": experiment.device}
     gather = lambda field: torch.tensor([getattr(side, field) for side in sides], **like).reshape(batch)  # noqa: E731
     lower, upper = gather("lower"), gather("upper")
     interval = torch.stack([lower - quantile * gather("lower_error"), upper + quantile * gather("upper_error")])
@@ -189,7 +189,7 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
         num_flow_samples=tuple(side.plan.num_flow for side in sides),
         num_outer_samples=tuple(side.plan.num_outer for side in sides),
         num_inner_samples=tuple(side.plan.num_inner for side in sides),
-        num_simulations=sites.program.num_calls - calls,
+        num_simulations=experiment.program.num_calls - calls,
         seconds=time.perf_counter() - started,
     )
     return replace(
@@ -230,15 +230,15 @@ class Sides:
 
 
 def _from_prior(
-    sites: Sites, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
+    experiment: Experiment, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
 ) -> Sides:
-    found = nested_sides(sites, designs, width, quantile, max_simulations)
+    found = nested_sides(experiment, designs, width, quantile, max_simulations)
     plan = Plan(0, found.num_outer, found.num_inner)
     return Sides(found.lower, found.lower_error, found.upper, found.upper_error, found.tail, plan)
 
 
 def _plan(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     density: Any,
     controls: Controls,
@@ -247,12 +247,12 @@ def _plan(
     max_simulations: int,
 ) -> Plan:
     """Choose sizes: a third of the width for the gap between the bounds, the rest for the two standard errors."""
-    before = sites.program.num_calls
-    lower, upper, flow = importance_terms(sites, designs, density, PILOT_OUTER, PILOT_INNER)
+    before = experiment.program.num_calls
+    lower, upper, flow = importance_terms(experiment, designs, density, PILOT_OUTER, PILOT_INNER)
     gap = (upper - lower).mean().clamp_min(0.0).item()
     # The gap falls at least like 1 / L while the weights' variance is finite.
     num_inner = min(MOST_INNER, max(PILOT_INNER, math.ceil(PILOT_INNER * gap / (width / 3.0))))
-    variance_flow, fewest_flow = _flow_variance(sites, designs, density, controls, flow, max_simulations)
+    variance_flow, fewest_flow = _flow_variance(experiment, designs, density, controls, flow, max_simulations)
     variance_added = torch.maximum((lower - flow).double().var(), (upper - flow).double().var()).item()
     # A fifth is kept in hand, because the pilot's variances are estimates.
     allowed = (0.8 * (2.0 / 3.0) * width / (2.0 * quantile)) ** 2
@@ -261,7 +261,7 @@ def _plan(
     scale = (math.sqrt(variance_flow * cost_flow) + math.sqrt(variance_added * cost_added)) / allowed
     num_flow = max(fewest_flow, math.ceil(scale * math.sqrt(variance_flow / cost_flow)))
     num_outer = max(FEWEST_OUTER, math.ceil(scale * math.sqrt(variance_added / cost_added)))
-    left = max_simulations - max(PILOT_OUTER * (1 + INNER_COST * PILOT_INNER), sites.program.num_calls - before)
+    left = max_simulations - max(PILOT_OUTER * (1 + INNER_COST * PILOT_INNER), experiment.program.num_calls - before)
     spent = num_flow + num_outer * (1 + INNER_COST * num_inner)
     if spent > left:
         # Fewer of all draws; where that would leave too few outer ones, fewer inner ones.
@@ -273,20 +273,25 @@ def _plan(
 
 
 def _flow_variance(
-    sites: Sites, designs: Mapping[str, Tensor], density: Any, controls: Controls, flow: Tensor, max_simulations: int
+    experiment: Experiment,
+    designs: Mapping[str, Tensor],
+    density: Any,
+    controls: Controls,
+    flow: Tensor,
+    max_simulations: int,
 ) -> tuple[float, int]:
     """Return the variance of the flow's terms once controlled, and the fewest draws for which controls are fitted.
 
     Measured where as many draws as the fit takes are a small part of the budget; else that of the pilot's plain terms.
     """
-    size = max(FEWEST_OUTER, 100 * _num_controls(sites, designs, controls))
+    size = max(FEWEST_OUTER, 100 * _num_controls(experiment, designs, controls))
     if 100 * size > max_simulations:
         return flow.double().var().item(), FEWEST_OUTER
-    return _flow_terms(sites, designs, density, controls, size).double().var().item(), size
+    return _flow_terms(experiment, designs, density, controls, size).double().var().item(), size
 
 
-def _num_controls(sites: Sites, designs: Mapping[str, Tensor], controls: Controls) -> int:
-    sample = sample_joint(sites, 2, designs, controls=True)
+def _num_controls(experiment: Experiment, designs: Mapping[str, Tensor], controls: Controls) -> int:
+    sample = sample_joint(experiment, 2, designs, controls=True)
     assert sample.controls is not None  # asked for above
     return sample.controls.shape[-1] + controls(sample.theta).shape[-1]
 
@@ -306,10 +311,12 @@ def _longer(plan: Plan, left: int) -> Plan | None:
     return Plan(num_flow, num_outer, plan.num_inner) if num_outer >= 2 * plan.num_outer else None
 
 
-def _sides(sites: Sites, designs: Mapping[str, Tensor], density: Any, controls: Controls, plan: Plan) -> Sides:
-    flow = _flow_terms(sites, designs, density, controls, plan.num_flow)
+def _sides(
+    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, controls: Controls, plan: Plan
+) -> Sides:
+    flow = _flow_terms(experiment, designs, density, controls, plan.num_flow)
     lower, upper, own = importance_terms(
-        sites, designs, density, plan.num_outer, plan.num_inner, defensive=DEFENSIVE_SHARE
+        experiment, designs, density, plan.num_outer, plan.num_inner, defensive=DEFENSIVE_SHARE
     )
     base, base_error = mean_and_standard_error(flow)
     below, below_error = mean_and_standard_error(lower - own)
@@ -329,14 +336,14 @@ def _sides(sites: Sites, designs: Mapping[str, Tensor], density: Any, controls: 
 
 
 def _flow_terms(
-    sites: Sites, designs: Mapping[str, Tensor], density: Any, controls: Controls, num_samples: int
+    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, controls: Controls, num_samples: int
 ) -> Tensor:
     """Return the flow's Barber-Agakov terms, less what stated entropies and the prior's score explain of them."""
     terms, stated, scored = [], [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, num_samples, FLOW_CHUNK):
-            sample = sample_joint(sites, min(FLOW_CHUNK, num_samples - start), designs, controls=True)
-            context = design_context(sites, designs, density, sample.y)
+            sample = sample_joint(experiment, min(FLOW_CHUNK, num_samples - start), designs, controls=True)
+            context = design_context(experiment, designs, density, sample.y)
             terms.append(density.log_prob(sample.theta, context) - sample.log_prior)
             assert sample.controls is not None  # asked for above
             stated.append(sample.controls)

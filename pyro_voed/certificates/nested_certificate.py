@@ -31,7 +31,7 @@ from pyro_voed.estimators.nested import log_marginal
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.scoring import outcome_log_likelihood
 from pyro_voed.experiment.simulate import run_controls
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error, pareto_k
 
 NUM_BLOCKS = 64
@@ -60,12 +60,12 @@ class NestedSides:
 
 
 def nested_sides(
-    sites: Sites, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
+    experiment: Experiment, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
 ) -> NestedSides:
     """Return both sides at one design from prior draws, their standard errors fit for the normal quantile.
 
     Args:
-        sites: A resolved explicit model without nuisance sites.
+        experiment: The explicit experiment without nuisance sites.
         designs: The one design.
         width: Width asked for, nats.
         quantile: Normal quantile that the errors will be multiplied by.
@@ -75,9 +75,9 @@ def nested_sides(
         ArithmeticError: If a term is not finite.
     """
     with torch.no_grad(), pyro.validation_enabled(False):
-        num_outer, num_inner = _plan(sites, designs, width, quantile, max_simulations)
+        num_outer, num_inner = _plan(experiment, designs, width, quantile, max_simulations)
         rows = num_outer // NUM_BLOCKS
-        blocks = [_block(sites, designs, rows, num_inner) for _ in range(NUM_BLOCKS)]
+        blocks = [_block(experiment, designs, rows, num_inner) for _ in range(NUM_BLOCKS)]
     lower, upper, controls = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     # Student's quantile for this many blocks over the normal one, to first order (Cornish and Fisher).
     inflation = 1.0 + (quantile**2 + 1.0) / (4.0 * (NUM_BLOCKS - 1))
@@ -95,10 +95,10 @@ def nested_sides(
 
 
 def _plan(
-    sites: Sites, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
+    experiment: Experiment, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
 ) -> tuple[int, int]:
     """Choose the numbers of outer draws, in all, and of inner draws, in each block."""
-    lower, upper, controls = _block(sites, designs, PILOT_OUTER, PILOT_INNER)
+    lower, upper, controls = _block(experiment, designs, PILOT_OUTER, PILOT_INNER)
     gap = float((upper - lower).mean())
     # Both biases fall like 1 / M once M is beyond the exponential of the information.
     num_inner = max(FEWEST_INNER, math.ceil(1.2 * PILOT_INNER * gap / (GAP_SHARE * width)))
@@ -117,14 +117,14 @@ def _plan(
 
 
 def _block(
-    sites: Sites, designs: Mapping[str, Tensor], num_outer: int, num_inner: int
+    experiment: Experiment, designs: Mapping[str, Tensor], num_outer: int, num_inner: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return terms of the lower and the upper side, and controls, of outer draws that share their inner draws."""
-    outer = run_rows(sites.program, num_outer, sites.shapes, designs=designs)
-    inner = run_rows(sites.program, num_inner, sites.shapes, designs=designs)
-    outcomes = {site.name: outer.value(site.name) for site in sites.observations}
-    own = outcome_log_likelihood(outer, sites)
-    others = log_marginal(sites, designs, outcomes, inner)
+    outer = run_rows(experiment.program, num_outer, experiment.shapes, designs=designs)
+    inner = run_rows(experiment.program, num_inner, experiment.shapes, designs=designs)
+    outcomes = {site.name: outer.value(site.name) for site in experiment.observations}
+    own = outcome_log_likelihood(outer, experiment)
+    others = log_marginal(experiment, designs, outcomes, inner)
     upper = own - others
     lower = own - torch.logaddexp(others + math.log(num_inner), own) + math.log(num_inner + 1)
     if not (torch.isfinite(lower).all() and torch.isfinite(upper).all()):
@@ -133,4 +133,4 @@ def _block(
             f"a certificate from prior draws: {bad} of {num_outer} outcomes have density 0 under all of {num_inner} "
             "inner draws, so the upper side is infinite. Certify a trained flow (eig_flow) instead."
         )
-    return lower, upper, run_controls(sites, outer)
+    return lower, upper, run_controls(experiment, outer)

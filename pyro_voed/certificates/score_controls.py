@@ -29,7 +29,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_voed.experiment.programs import base_distribution, run_rows
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 
 SMOOTH = (
     dist.Normal,
@@ -52,31 +52,31 @@ NUM_PROBES = 32
 
 
 def score_controls(
-    sites: Sites, designs: Mapping[str, Tensor]
+    experiment: Experiment, designs: Mapping[str, Tensor]
 ) -> Callable[[Float[Tensor, "num theta_dim"]], Float[Tensor, "num num_controls"]]:
     """Return a function from packed targets, drawn from the prior, to controls of expectation zero.
 
     It gives no columns for targets to which the identities do not apply.
 
     Args:
-        sites: A resolved model.
+        experiment: The experiment.
         designs: The one design.
 
     Example:
         >>> from pyro_voed.problems.regression import regression
         >>> from pyro_voed.experiment.resolve import resolve
         >>> from pyro_voed.experiment.simulate import sample_joint
-        >>> sites = resolve(regression(), "y")
-        >>> sample = sample_joint(sites, 10_000)
-        >>> controls = score_controls(sites, sites.design_values)(sample.theta)  # two for each of 21 coordinates
+        >>> experiment = resolve(regression(), "y")
+        >>> sample = sample_joint(experiment, 10_000)
+        >>> controls = score_controls(experiment, experiment.design_values)(sample.theta)  # two for each of 21 coordinates
         >>> controls.shape, bool((controls.mean(0).abs() < 5 * controls.std(0) / 100).all())
         (torch.Size([10000, 42]), True)
     """
-    one = run_rows(sites.program, 1, sites.shapes, designs=designs).traces[0]
-    many = run_rows(sites.program, NUM_PROBES, sites.shapes, designs=designs).traces
+    one = run_rows(experiment.program, 1, experiment.shapes, designs=designs).traces[0]
+    many = run_rows(experiment.program, NUM_PROBES, experiment.shapes, designs=designs).traces
     members: list[tuple[Site, Any, slice]] = []
     start = 0
-    for site in sites.targets:
+    for site in experiment.targets:
         own = slice(start, start + site.packed_dim)
         start = own.stop
         fn = one.nodes[site.name]["fn"]

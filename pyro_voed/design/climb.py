@@ -24,7 +24,7 @@ from pyro_voed.estimators.posterior_bound import stated_prior
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment.scoring import log_joint
 from pyro_voed.experiment.simulate import JointSample, draw_joint, sample_joint
-from pyro_voed.experiment.sites import DesignSite, Sites
+from pyro_voed.experiment.sites import DesignSite, Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import FitHistory, element_names
 from pyro_voed.training.ascent import Ascent
@@ -60,7 +60,7 @@ class Climb:
 class Search:
     """One search's settings, shared by its starts; the fields are the arguments of `optimise_design`."""
 
-    sites: Sites
+    experiment: Experiment
     objective: Objective
     scored: tuple[str, ...]
     prior_entropy: float | None
@@ -76,13 +76,13 @@ class Search:
 
     def climb(self, start: Mapping[str, Tensor]) -> Climb:
         """Ascend from one start."""
-        sites, objective = self.sites, self.objective
-        leaves = {site.name: nudged(site, start[site.name]).requires_grad_() for site in sites.designs}
+        experiment, objective = self.experiment, self.objective
+        leaves = {site.name: nudged(site, start[site.name]).requires_grad_() for site in experiment.designs}
         with torch.no_grad():
             self.project(leaves)
             pilot = self.draw(self.designs_of(leaves), 2 * RESCALE_SIZE)
-        check_pilot(sites, pilot)
-        density = objective.build(self.density, pilot, sites, self.summary)
+        check_pilot(experiment, pilot)
+        density = objective.build(self.density, pilot, experiment, self.summary)
         ascent = Ascent(self._groups(density, leaves))
         path: dict[str, list[Tensor]] = {name: [] for name in leaves}
         path_steps: list[int] = []
@@ -111,7 +111,7 @@ class Search:
             if (step + 1) % RECORD_EVERY == 0:
                 record(step + 1)
             if not cooling and step % RESCALE_EVERY == 0:
-                objective.rescale(density, sample_joint(sites, RESCALE_SIZE, self.designs_of(leaves)))
+                objective.rescale(density, sample_joint(experiment, RESCALE_SIZE, self.designs_of(leaves)))
 
         record(0)
 
@@ -145,7 +145,7 @@ class Search:
         """Return estimate, standard error and outcome range on fresh simulations."""
         size = self.objective.evaluation_size
         terms, outcome_range = evaluate_terms(
-            self.sites,
+            self.experiment,
             lambda sample: self.objective(self._prepared(sample, climb.designs), climb.density),
             num_samples if size is None else max(2 * size, num_samples // size * size),
             climb.designs,
@@ -158,7 +158,9 @@ class Search:
     def draw(self, designs: Mapping[str, Tensor], num_samples: int) -> JointSample:
         """Simulate experiments with what the objective needs."""
         scored = self.scored if any(value.requires_grad for value in designs.values()) else ()
-        sample = draw_joint(self.sites, num_samples, designs, likelihood=self.objective.needs_likelihood, score=scored)
+        sample = draw_joint(
+            self.experiment, num_samples, designs, likelihood=self.objective.needs_likelihood, score=scored
+        )
         return self._prepared(sample, designs)
 
     def _prepared(self, sample: JointSample, designs: Mapping[str, Tensor]) -> JointSample:
@@ -169,7 +171,7 @@ class Search:
         def rescore(theta: Tensor) -> tuple[Tensor, Tensor]:
             num, inner = theta.shape[:2]
             repeated = {name: value.repeat_interleave(inner, 0) for name, value in sample.values.items()}
-            log_prior, log_likelihood = log_joint(self.sites, theta.flatten(0, 1), repeated, designs)
+            log_prior, log_likelihood = log_joint(self.experiment, theta.flatten(0, 1), repeated, designs)
             return log_prior.reshape(num, inner), log_likelihood.reshape(num, inner)
 
         return replace(sample, log_joint=rescore)
@@ -183,7 +185,7 @@ class Search:
 
     def designs_of(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return one start's designs from its unconstrained coordinates, through the projection."""
-        values = {site.name: site.transform(leaves[site.name]) for site in self.sites.designs}
+        values = {site.name: site.transform(leaves[site.name]) for site in self.experiment.designs}
         if self.projection is None or not torch.is_grad_enabled():
             return values
         # Through the projection, so that a step is not spent on a direction that projecting back would undo.

@@ -41,12 +41,12 @@ class Evaluator:
 
     Attributes:
         estimator: From designs to an `EIGResult`.
-        sites: The designs, known after the first call.
+        experiment: The designs, known after the first call.
         num_simulations: Experiments simulated so far.
     """
 
     estimator: Estimator
-    sites: tuple[DesignSite, ...] = ()
+    experiment: tuple[DesignSite, ...] = ()
     num_simulations: int = 0
 
     def begin(self, seed: int) -> EIGResult:
@@ -57,7 +57,7 @@ class Evaluator:
                 "estimator: called with {} it is to estimate at the designs as they stand, but it gave "
                 f"{tuple(result.eig.shape)} estimates. Pass the designs on: designs=designs."
             )
-        for site in self.sites:
+        for site in self.experiment:
             if site.constraint.is_discrete:
                 raise ValueError(
                     f"design '{site.name}' is discrete ({site.constraint}): list its values for search_grid instead."
@@ -77,8 +77,8 @@ class Evaluator:
             )
         self.num_simulations += result.num_simulations
         _check_used(result, designs)
-        if not self.sites:
-            self.sites = _design_sites(result)
+        if not self.experiment:
+            self.experiment = _design_sites(result)
             if not drew:
                 self._check_draws_anew(designs, result)
         return result
@@ -111,8 +111,8 @@ def _check_used(result: EIGResult, designs: Mapping[str, Tensor]) -> None:
 
 
 def _design_sites(result: EIGResult) -> tuple[DesignSite, ...]:
-    if result.sites is not None:
-        return tuple(result.sites.designs)
+    if result.experiment is not None:
+        return tuple(result.experiment.designs)
     return tuple(
         DesignSite(name, value.detach(), constraints.real, leaf=None, in_store=False)
         for name, value in result.designs.items()
@@ -131,16 +131,16 @@ def own_generator(seed: int) -> torch.Generator:
 
 def store_best(result: Any) -> None:
     """Leave the best design where Pyro users look for it, if a model stands behind the estimates."""
-    if result.sites is not None:
-        store_designs(result.sites, result.designs)
+    if result.experiment is not None:
+        store_designs(result.experiment, result.designs)
 
 
 def at_best(final: EIGResult, designs: Mapping[str, Tensor]) -> EIGResult:
     """Return the estimate with the best design as the value of its sites, for what goes on from there."""
-    if final.sites is None:
+    if final.experiment is None:
         return final
-    sites = tuple(replace(site, value=designs[site.name]) for site in final.sites.designs)
-    return replace(final, sites=replace(final.sites, designs=sites))
+    experiment = tuple(replace(site, value=designs[site.name]) for site in final.experiment.designs)
+    return replace(final, experiment=replace(final.experiment, designs=experiment))
 
 
 def to_coordinates(sites: Sequence[DesignSite], designs: Mapping[str, Tensor]) -> Float[Tensor, "*batch dim"]:

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.experiment.programs import is_deterministic, run_rows, sample_nodes
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 
 PROBE_ROWS = 5
 
@@ -52,7 +52,7 @@ def score_terms(
     return terms + (fixed - baseline) * (score - score.detach())
 
 
-def score_sites(sites: Sites) -> tuple[str, ...]:
+def score_sites(experiment: Experiment) -> tuple[str, ...]:
     """Return the sites whose draws carry no gradient though their distribution depends on a design.
 
     Raises:
@@ -62,8 +62,8 @@ def score_sites(sites: Sites) -> tuple[str, ...]:
     scored: list[str] = []
     with torch.enable_grad():
         # Off the start by chance, where a gradient that happens to vanish there does not.
-        designs = {name: value.detach().requires_grad_() for name, value in _designs(sites, moved=True).items()}
-        run = run_rows(sites.program, PROBE_ROWS, sites.shapes, designs=designs)
+        designs = {name: value.detach().requires_grad_() for name, value in _designs(experiment, moved=True).items()}
+        run = run_rows(experiment.program, PROBE_ROWS, experiment.shapes, designs=designs)
         reached: set[str] = set()
         for name, node in sample_nodes(run.traces[0]).items():
             if is_deterministic(node) or getattr(node["fn"], "has_rsample", False):
@@ -71,11 +71,11 @@ def score_sites(sites: Sites) -> tuple[str, ...]:
             try:
                 moving = _reached(run.log_prob(name), designs)
             except NotImplementedError:
-                _check_moves_alone(sites, name, type(node["fn"]).__name__)
+                _check_moves_alone(experiment, name, type(node["fn"]).__name__)
                 continue
             reached |= set(moving)
             scored += [name] if moving else []
-        for site in (*sites.observations, *sites.targets):
+        for site in (*experiment.observations, *experiment.targets):
             reached |= set(_reached(run.value(site.name), designs))
     idle = [name for name in designs if name not in reached]
     if idle:
@@ -86,13 +86,13 @@ def score_sites(sites: Sites) -> tuple[str, ...]:
     return tuple(scored)
 
 
-def _check_moves_alone(sites: Sites, name: str, kind: str) -> None:
+def _check_moves_alone(experiment: Experiment, name: str, kind: str) -> None:
     """Refuse a site without rsample and density whose draws change with a design, random numbers being equal."""
     values = []
     with torch.no_grad(), pyro.validation_enabled(False):
         for moved in (False, True):
             pyro.set_rng_seed(0)
-            run = run_rows(sites.program, PROBE_ROWS, sites.shapes, designs=_designs(sites, moved))
+            run = run_rows(experiment.program, PROBE_ROWS, experiment.shapes, designs=_designs(experiment, moved))
             values.append(run.value(name))
     if not torch.equal(*values):
         raise NotImplementedError(
@@ -101,8 +101,8 @@ def _check_moves_alone(sites: Sites, name: str, kind: str) -> None:
         )
 
 
-def _designs(sites: Sites, moved: bool) -> Mapping[str, Tensor]:
-    return {site.name: site.transform(site.transform.inv(site.value) + 0.1 * moved) for site in sites.designs}
+def _designs(experiment: Experiment, moved: bool) -> Mapping[str, Tensor]:
+    return {site.name: site.transform(site.transform.inv(site.value) + 0.1 * moved) for site in experiment.designs}
 
 
 def _reached(value: Tensor, designs: dict[str, Tensor]) -> list[str]:

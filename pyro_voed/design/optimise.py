@@ -39,7 +39,7 @@ from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targe
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.results import DesignResult, EIGResult
 
 SELECTION_SIZE = 5_000
@@ -155,18 +155,20 @@ def optimise_design(
             prior=prior,
             vectorize=vectorize,
         )
-        sites = resolved()
-        if not sites.designs:
+        experiment = resolved()
+        if not experiment.designs:
             raise ValueError("the model has no design: mark what the experimenter sets with pyro.param.")
-        _check_needs(sites, objective, prior_entropy)
-        started_at = _starts(sites, num_starts, starts)
+        _check_needs(experiment, objective, prior_entropy)
+        started_at = _starts(experiment, num_starts, starts)
         if len(started_at) > 1 and objective.stackable:
             # Again with several designs, so that their layout is probed.
-            sites = resolved(designs={name: torch.stack([s[name] for s in started_at]) for name in sites.design_labels})
+            experiment = resolved(
+                designs={name: torch.stack([s[name] for s in started_at]) for name in experiment.design_labels}
+            )
         search = Search(
-            sites=sites,
+            experiment=experiment,
             objective=objective,
-            scored=score_sites(sites),
+            scored=score_sites(experiment),
             prior_entropy=prior_entropy,
             density=density,
             summary=summary,
@@ -182,7 +184,14 @@ def optimise_design(
         budget = Budget(None, num_steps, max_steps, batch_size, learning_rate, num_samples)
         if initial_eig:
             initial = flow_bound(
-                sites, sites.design_values, budget, density, summary, prior_entropy, progress, time.perf_counter()
+                experiment,
+                experiment.design_values,
+                budget,
+                density,
+                summary,
+                prior_entropy,
+                progress,
+                time.perf_counter(),
             )
         if len(started_at) > 1 and can_climb_together(search):
             climbs = climb_together(search, started_at)
@@ -195,7 +204,7 @@ def optimise_design(
             selection = torch.stack([search.score(climb, SELECTION_SIZE)[0] for climb in climbs])
             best = climbs[int(selection.argmax())]
         result = _report(search, best, selection, num_samples, initial, started)
-    store_designs(sites, result.designs)
+    store_designs(experiment, result.designs)
     return result
 
 
@@ -203,24 +212,26 @@ def _report(
     search: Search, best: Climb, selection: Tensor | None, num_samples: int, initial: EIGResult | None, started: float
 ) -> DesignResult:
     eig, standard_error, outcome_range = search.score(best, num_samples)
-    sites, seconds = search.sites, time.perf_counter() - started
+    experiment, seconds = search.experiment, time.perf_counter() - started
     final = EIGResult(
         eig=eig,
         standard_error=standard_error,
         bound=search.objective.bound,
         estimator="optimise_design",
-        num_simulations=sites.program.num_calls,
+        num_simulations=experiment.program.num_calls,
         num_samples=num_samples,
         seconds=seconds,
         designs=best.designs,
-        target_labels=sites.target_labels,
-        observation_labels=sites.observation_labels,
-        nuisance_labels=tuple(site.name for site in sites.nuisance),
+        target_labels=experiment.target_labels,
+        observation_labels=experiment.observation_labels,
+        nuisance_labels=tuple(site.name for site in experiment.nuisance),
         history=best.history,
         density=best.density,
-        sites=replace(sites, designs=tuple(replace(site, value=best.designs[site.name]) for site in sites.designs)),
+        experiment=replace(
+            experiment, designs=tuple(replace(site, value=best.designs[site.name]) for site in experiment.designs)
+        ),
         observation_range=outcome_range,
-        collapse=checked_for_collapse(sites, best.designs, best.density),
+        collapse=checked_for_collapse(experiment, best.designs, best.density),
     )
     return DesignResult(
         designs=best.designs,
@@ -232,22 +243,22 @@ def _report(
         path_steps=best.path_steps,
         history=best.history,
         start_eigs=eig.reshape(1) if selection is None else selection,
-        num_simulations=sites.program.num_calls,
+        num_simulations=experiment.program.num_calls,
         seconds=seconds,
         initial=initial,
     )
 
 
-def _starts(sites: Sites, num_starts: int, starts: Mapping[str, Any] | None) -> list[dict[str, Tensor]]:
-    stored = sites.design_values
+def _starts(experiment: Experiment, num_starts: int, starts: Mapping[str, Any] | None) -> list[dict[str, Tensor]]:
+    stored = experiment.design_values
     if starts is None:
-        return [stored, *(_perturbed(sites) for _ in range(num_starts - 1))]
+        return [stored, *(_perturbed(experiment) for _ in range(num_starts - 1))]
     check_known(starts, stored, "starts", "design")
     given = {name: torch.as_tensor(value).to(stored[name]) for name, value in starts.items()}
     counts = {name: value.shape[0] if value.dim() else 0 for name, value in given.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"starts: expected equally many for each design, got {counts}.")
-    for site in sites.designs:
+    for site in experiment.designs:
         value = given.get(site.name)
         if value is not None and (value.shape[1:] != site.value.shape or not site.constraint.check(value).all()):
             raise ValueError(
@@ -258,27 +269,27 @@ def _starts(sites: Sites, num_starts: int, starts: Mapping[str, Any] | None) -> 
     return [stored, *({**stored, **{name: value[row] for name, value in given.items()}} for row in range(count))]
 
 
-def _perturbed(sites: Sites) -> dict[str, Tensor]:
+def _perturbed(experiment: Experiment) -> dict[str, Tensor]:
     moved = {}
-    for site in sites.designs:
+    for site in experiment.designs:
         coordinates = unconstrained(site, site.value)
         moved[site.name] = site.transform(coordinates + torch.randn_like(coordinates))
     return moved
 
 
-def _check_needs(sites: Sites, objective: Objective, prior_entropy: float | None) -> None:
+def _check_needs(experiment: Experiment, objective: Objective, prior_entropy: float | None) -> None:
     if objective.needs_log_prior:
-        check_flow_targets(sites, prior_entropy)
+        check_flow_targets(experiment, prior_entropy)
     if objective.needs_likelihood or objective.needs_log_joint:
-        check_densities(sites, "this objective")
-        check_no_nuisance(sites, "this objective")
+        check_densities(experiment, "this objective")
+        check_no_nuisance(experiment, "this objective")
 
 
-def store_designs(sites: Sites, designs: Mapping[str, Tensor]) -> None:
+def store_designs(experiment: Experiment, designs: Mapping[str, Tensor]) -> None:
     """Leave the best design where Pyro users look for it: in the parameter store, or in the module that owns it."""
     store = pyro.get_param_store()
     with torch.no_grad():
-        for site in sites.designs:
+        for site in experiment.designs:
             if site.leaf is not None:
                 # In place, so that a module or an optimiser that holds the leaf sees the new value.
                 site.leaf.copy_(site.transform.inv(designs[site.name]))

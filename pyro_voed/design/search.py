@@ -72,9 +72,9 @@ class SearchResult:
     seconds: float
 
     @property
-    def sites(self) -> Any:
+    def experiment(self) -> Any:
         """What was resolved from the model."""
-        return self.final.sites
+        return self.final.experiment
 
     def __str__(self) -> str:
         lines = [str(self.final).splitlines()[0]]
@@ -195,9 +195,9 @@ def search_random(
         evaluator = Evaluator(estimator)
         if proposal is None:
             start = evaluator.begin(draw_seed(generator))
-            centre = to_coordinates(evaluator.sites, start.designs)
-            drawn = scattered(evaluator.sites, centre, num_candidates, generator)
-            candidates = from_coordinates(evaluator.sites, drawn)
+            centre = to_coordinates(evaluator.experiment, start.designs)
+            drawn = scattered(evaluator.experiment, centre, num_candidates, generator)
+            candidates = from_coordinates(evaluator.experiment, drawn)
         else:
             pyro.set_rng_seed(draw_seed(generator))
             candidates = _given_values(proposal(num_candidates))
@@ -262,7 +262,7 @@ def _table(results: list[EIGResult], candidates: Mapping[str, Tensor]) -> EIGRes
         target_labels=first.target_labels,
         observation_labels=first.observation_labels,
         nuisance_labels=first.nuisance_labels,
-        sites=first.sites,
+        experiment=first.experiment,
     )
 
 

@@ -289,11 +289,11 @@ def search_spsa(
         generator = own_generator(used)
         evaluator = Evaluator(estimator)
         initial = evaluator.begin(draw_seed(generator))
-        sites = evaluator.sites
-        stored = to_coordinates(sites, initial.designs)
-        bounded = in_interval(sites)
+        experiment = evaluator.experiment
+        stored = to_coordinates(experiment, initial.designs)
+        bounded = in_interval(experiment)
         from_points = _values_at(evaluator, common_random_numbers, generator)
-        points = _starts(sites, initial.designs, num_starts, starts, generator)
+        points = _starts(experiment, initial.designs, num_starts, starts, generator)
         shrinkage = stability if stability is not None else num_steps / 10
         if a is None:
             pilot, _ = spsa_gradient(
@@ -308,7 +308,7 @@ def search_spsa(
         gains = Gains(a, perturbation, shrinkage, alpha, gamma)
         reached: list[Tensor] = []
         climbing = time.perf_counter()
-        with kept_on_error(lambda: {"designs": from_coordinates(sites, reached[-1])}):
+        with kept_on_error(lambda: {"designs": from_coordinates(experiment, reached[-1])}):
             path, values = spsa_ascent(
                 from_points,
                 points,
@@ -326,7 +326,7 @@ def search_spsa(
         if len(ends) > 1:
             selection = _separate_values(evaluator, ends, draw_seed(generator))
             best = int(selection.argmax())
-        designs = from_coordinates(sites, ends[best])
+        designs = from_coordinates(experiment, ends[best])
         final = at_best(evaluator(designs, draw_seed(generator)), designs)
         rates = torch.tensor([gains.step(k) / gains.step(1) for k in range(1, num_steps + 1)])
         result = DesignResult(
@@ -335,7 +335,7 @@ def search_spsa(
             standard_error=final.standard_error,
             bound=final.bound,
             final=final,
-            path=from_coordinates(sites, path[:, best]),
+            path=from_coordinates(experiment, path[:, best]),
             path_steps=torch.arange(num_steps + 1),
             history=FitHistory(values[:, best], rates, "budget", climbing),
             start_eigs=final.eig.reshape(1) if selection is None else selection,
@@ -366,7 +366,7 @@ def _values_at(evaluator: Evaluator, common_random_numbers: bool, generator: tor
 
     def together(points: Tensor) -> Tensor:
         rows = points.flatten(0, -2)
-        eig = evaluator(from_coordinates(evaluator.sites, rows), draw_seed(generator)).eig
+        eig = evaluator(from_coordinates(evaluator.experiment, rows), draw_seed(generator)).eig
         if eig.shape != rows.shape[:1]:
             raise ValueError(
                 f"estimator: expected {len(rows)} estimates for {len(rows)} designs, got shape {tuple(eig.shape)}. "
@@ -379,27 +379,27 @@ def _values_at(evaluator: Evaluator, common_random_numbers: bool, generator: tor
 
 def _separate_values(evaluator: Evaluator, x: Tensor, seed: int) -> Tensor:
     """Return estimates at points `(num, dim)`, one call each, all from the same seed."""
-    return torch.stack([evaluator(from_coordinates(evaluator.sites, row), seed).eig for row in x]).to(x)
+    return torch.stack([evaluator(from_coordinates(evaluator.experiment, row), seed).eig for row in x]).to(x)
 
 
 def _starts(
-    sites: tuple[DesignSite, ...],
+    experiment: tuple[DesignSite, ...],
     stored: Mapping[str, Tensor],
     num_starts: int,
     starts: Mapping[str, Any] | None,
     generator: torch.Generator,
 ) -> Float[Tensor, "num_starts dim"]:
-    first = to_coordinates(sites, stored)
+    first = to_coordinates(experiment, stored)
     if starts is None:
-        return torch.cat([first.unsqueeze(0), scattered(sites, first, num_starts - 1, generator)])
-    given = given_designs(sites, starts)
+        return torch.cat([first.unsqueeze(0), scattered(experiment, first, num_starts - 1, generator)])
+    given = given_designs(experiment, starts)
     counts = {name: value.shape[0] if value.dim() else 0 for name, value in given.items()}
-    short = [site.name for site in sites if site.name in given and given[site.name].dim() != site.value.dim() + 1]
+    short = [site.name for site in experiment if site.name in given and given[site.name].dim() != site.value.dim() + 1]
     if not given or short or len(set(counts.values())) != 1:
         raise ValueError(
             f"starts: expected shape (num_starts, *shape of the design) with equally many for each design, got "
             f"{ {name: tuple(value.shape) for name, value in given.items()} }."
         )
     count = next(iter(counts.values()))
-    full = {site.name: given.get(site.name, stored[site.name].expand(count, *site.value.shape)) for site in sites}
-    return torch.cat([first.unsqueeze(0), to_coordinates(sites, full)])
+    full = {site.name: given.get(site.name, stored[site.name].expand(count, *site.value.shape)) for site in experiment}
+    return torch.cat([first.unsqueeze(0), to_coordinates(experiment, full)])

@@ -26,24 +26,24 @@ from pyro_voed.training.loop import fit_fresh, kept_on_error
 
 def can_climb_together(search: Search) -> bool:
     """Whether designs can differ from row to row and the objective is of one outcome and one density alone."""
-    program = search.sites.program
+    program = search.experiment.program
     return program.vectorised and program.design_singletons is not None and search.objective.stackable
 
 
 def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> list[Climb]:
     """Ascend from all starts; `can_climb_together` must hold."""
-    sites, objective, count = search.sites, search.objective, len(starts)
+    experiment, objective, count = search.experiment, search.objective, len(starts)
     leaves = {
         site.name: torch.stack([nudged(site, start[site.name]) for start in starts]).requires_grad_()
-        for site in sites.designs
+        for site in experiment.designs
     }
     with torch.no_grad():
         _project(search, leaves)
         pilot = _draw(search, _designs(search, leaves), 2 * RESCALE_SIZE)
-    check_pilot(sites, pilot)
+    check_pilot(experiment, pilot)
     density = StackedDensity(
         [
-            objective.build(search.density, at_member(pilot, index, torch.Size([count])), sites, search.summary)
+            objective.build(search.density, at_member(pilot, index, torch.Size([count])), experiment, search.summary)
             for index in range(count)
         ]
     )
@@ -53,7 +53,7 @@ def climb_together(search: Search, starts: Sequence[Mapping[str, Tensor]]) -> li
     ]
     path: dict[str, list[Tensor]] = {name: [] for name in leaves}
     path_steps: list[int] = []
-    latest = torch.zeros(count, dtype=sites.dtype, device=sites.device)
+    latest = torch.zeros(count, dtype=experiment.dtype, device=experiment.device)
     bounds: list[Tensor] = []
     cooling: list[bool] = []
 
@@ -118,7 +118,7 @@ def _draw(search: Search, designs: Mapping[str, Tensor], num_samples: int) -> Jo
 
 def _designs(search: Search, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if search.projection is None:
-        return {site.name: site.transform(leaves[site.name]) for site in search.sites.designs}
+        return {site.name: site.transform(leaves[site.name]) for site in search.experiment.designs}
     count = next(iter(leaves.values())).shape[0]
     single = [search.designs_of({name: leaf[index] for name, leaf in leaves.items()}) for index in range(count)]
     return {name: torch.stack([designs[name] for designs in single]) for name in leaves}

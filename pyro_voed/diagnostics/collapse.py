@@ -56,8 +56,8 @@ def collapse_check(
     check_count(num_simulations, "num_simulations", minimum=20)
     trained = trained_density(result, design_index)
     with isolated(seed), torch.no_grad(), pyro.validation_enabled(False):
-        sample = sample_joint(trained.sites, num_simulations, trained.designs)
+        sample = sample_joint(trained.experiment, num_simulations, trained.designs)
         design = trained.packed_design
         return collapse_of(
-            trained.sites, trained.density, sample if design is None else replace(sample, designs=design)
+            trained.experiment, trained.density, sample if design is None else replace(sample, designs=design)
         )

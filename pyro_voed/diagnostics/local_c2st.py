@@ -128,7 +128,7 @@ def local_c2st(
         raise ValueError("simulated: expected packed outcomes y. Make it with simulate_posteriors.")
     with isolated(seed):
         trained = trained_density(result, design_index)
-        y_outcome = pack_outcome(trained.sites, check_outcome(trained.sites, observations), trained.designs)
+        y_outcome = pack_outcome(trained.experiment, check_outcome(trained.experiment, observations), trained.designs)
         posterior = flow_posterior(result, observations, num_draws, design_index=design_index)
         unknown = [name for name in simulated.columns if name not in posterior.columns]
         if unknown:

@@ -145,11 +145,13 @@ def misspecification(
     with isolated(seed), torch.no_grad():
         started = time.perf_counter()
         trained = trained_density(result, design_index)
-        sites, designs = trained.sites, trained.designs
-        observed = torch.stack([pack_outcome(sites, check_outcome(sites, outcome), designs) for outcome in outcomes])
+        experiment, designs = trained.experiment, trained.designs
+        observed = torch.stack(
+            [pack_outcome(experiment, check_outcome(experiment, outcome), designs) for outcome in outcomes]
+        )
         with pyro.validation_enabled(False):
-            simulated = sample_joint(sites, num_simulations + num_null * len(outcomes), designs).y
-        names = packed_names(sites)
+            simulated = sample_joint(experiment, num_simulations + num_null * len(outcomes), designs).y
+        names = packed_names(experiment)
         summaries = [summarise(trained, y) for y in (observed, simulated)]
         for what, summary in zip(("observed", "simulated"), summaries, strict=True):
             if bad := int((~torch.isfinite(summary)).any(1).sum()):

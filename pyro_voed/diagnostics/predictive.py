@@ -122,7 +122,7 @@ def posterior_predictive_check(
     for name, function in statistics.items():
         _check_callable(function, name)
     trained = trained_density(result, design_index)
-    if fixed := [site.name for site in trained.sites.targets if site.is_deterministic]:
+    if fixed := [site.name for site in trained.experiment.targets if site.is_deterministic]:
         raise NotImplementedError(
             f"targets {fixed} are deterministic: outcomes cannot be simulated from their values. Make the sites that "
             "they are computed from the targets."
@@ -131,8 +131,10 @@ def posterior_predictive_check(
         posterior = flow_posterior(result, observations, num_draws, design_index=design_index)
         # Values, not packed coordinates, are put in: so supports that depend on other targets need no rebuilding.
         rows = {name: posterior.flat(name) for name in posterior.values}
-        run = run_rows(trained.sites.program, num_draws, trained.sites.shapes, designs=trained.designs, row_values=rows)
-        simulated = {site.name: run.value(site.name) for site in trained.sites.observations}
+        run = run_rows(
+            trained.experiment.program, num_draws, trained.experiment.shapes, designs=trained.designs, row_values=rows
+        )
+        simulated = {site.name: run.value(site.name) for site in trained.experiment.observations}
         seen = {name: value.unsqueeze(0) for name, value in posterior.observations.items()}
         observed = torch.cat([_evaluate(function, seen, 1, name) for name, function in statistics.items()])
         draws = torch.stack(

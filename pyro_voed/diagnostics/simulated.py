@@ -116,7 +116,7 @@ def simulate_posteriors(
     check_count(num_draws, "num_draws", minimum=1)
     trained = trained_density(result, design_index)
     with isolated(seed), torch.no_grad(), pyro.validation_enabled(False):
-        sample = sample_joint(trained.sites, num_simulations, trained.designs)
+        sample = sample_joint(trained.experiment, num_simulations, trained.designs)
         context = trained.context(sample.y)
         log_density = trained.density.log_prob(sample.theta, context)
         packed, draw_log_density = [], []
@@ -124,7 +124,9 @@ def simulate_posteriors(
             theta = trained.density.condition(part).sample((num_draws,))
             packed.append(theta.movedim(0, 1))
             draw_log_density.append(trained.density.log_prob(theta, part).movedim(0, 1))
-        named = [unpack_targets(trained.sites, theta, trained.designs) for theta in (sample.theta, torch.cat(packed))]
+        named = [
+            unpack_targets(trained.experiment, theta, trained.designs) for theta in (sample.theta, torch.cat(packed))
+        ]
         if quantities is not None:
             named = [dict(quantities(values)) for values in named]
     columns, truths, draws = _flat(*named)

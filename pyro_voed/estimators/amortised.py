@@ -45,7 +45,7 @@ from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, draw_joint
-from pyro_voed.experiment.sites import DesignSite, Sites, given_designs
+from pyro_voed.experiment.sites import DesignSite, Experiment, given_designs
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
 
@@ -74,7 +74,7 @@ class AmortisedEIG:
     """
 
     density: Any
-    sites: Sites
+    experiment: Experiment
     history: FitHistory | None
     num_simulations: int
     seconds: float
@@ -102,15 +102,15 @@ class AmortisedEIG:
         if num_samples is not None:
             check_count(num_samples, "num_samples", 2)
         with isolated(seed):
-            started, sites = time.perf_counter(), self.sites
+            started, experiment = time.perf_counter(), self.experiment
             # A density that takes the design as context takes it for a single design too.
-            candidates = candidate_designs(sites, designs)
-            batch = design_batch_shape(sites, candidates)
+            candidates = candidate_designs(experiment, designs)
+            batch = design_batch_shape(experiment, candidates)
             shaped = candidates if batch else {name: value.unsqueeze(0) for name, value in candidates.items()}
             size = num_samples or min(MOST_ROWS, max(FEWEST_ROWS, EVALUATION_ROWS // batch.numel()))
-            prepare, calls = stated_prior(self.prior_entropy), sites.program.num_calls
+            prepare, calls = stated_prior(self.prior_entropy), experiment.program.num_calls
             terms, outcome_range = evaluate_terms(
-                sites,
+                experiment,
                 lambda sample: barber_agakov(prepare(sample), self.density),
                 size,
                 shaped,
@@ -123,22 +123,24 @@ class AmortisedEIG:
                 standard_error=standard_error.reshape(batch),
                 bound="lower",
                 estimator="eig_flow",
-                num_simulations=sites.program.num_calls - calls,
+                num_simulations=experiment.program.num_calls - calls,
                 num_samples=size,
                 seconds=time.perf_counter() - started,
                 designs=candidates,
-                target_labels=sites.target_labels,
-                observation_labels=sites.observation_labels,
-                nuisance_labels=tuple(site.name for site in sites.nuisance),
+                target_labels=experiment.target_labels,
+                observation_labels=experiment.observation_labels,
+                nuisance_labels=tuple(site.name for site in experiment.nuisance),
                 history=self.history,
                 density=self.density,
-                sites=sites,
+                experiment=experiment,
                 observation_range=outcome_range,
             )
 
     def __str__(self) -> str:
-        lines = [f"expected information gain amortised over {', '.join(self.sites.design_labels)}"]
-        lines.append(f"targets {list(self.sites.target_labels)}, outcomes {list(self.sites.observation_labels)}")
+        lines = [f"expected information gain amortised over {', '.join(self.experiment.design_labels)}"]
+        lines.append(
+            f"targets {list(self.experiment.target_labels)}, outcomes {list(self.experiment.observation_labels)}"
+        )
         if self.history is not None:
             lines.append(f"training: {self.history.num_steps} steps, stopped by {self.history.stop_reason}")
         lines.append(f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s")
@@ -226,25 +228,27 @@ def amortise_eig(
             "prior": prior,
             "vectorize": vectorize,
         }
-        sites = resolve(model, observation_labels, target_labels, **common)
-        if not sites.designs:
+        experiment = resolve(model, observation_labels, target_labels, **common)
+        if not experiment.designs:
             raise ValueError("the model has no design: mark what the experimenter sets with pyro.param.")
-        propose = partial(_default_proposal, sites) if proposal is None else partial(_checked, sites, proposal)
+        propose = (
+            partial(_default_proposal, experiment) if proposal is None else partial(_checked, experiment, proposal)
+        )
         # Again with several designs, so that their layout is probed.
-        sites = resolve(model, observation_labels, target_labels, designs=propose(3), **common)
-        check_flow_targets(sites, prior_entropy)
+        experiment = resolve(model, observation_labels, target_labels, designs=propose(3), **common)
+        check_flow_targets(experiment, prior_entropy)
         prepare = stated_prior(prior_entropy)
-        members = batch_size if sites.program.design_singletons is not None else min(DESIGNS_AT_ONCE, batch_size)
+        members = batch_size if experiment.program.design_singletons is not None else min(DESIGNS_AT_ONCE, batch_size)
 
         def draw(size: int = batch_size) -> JointSample:
-            return draw_joint(sites, max(1, size // members), propose(min(size, members)))
+            return draw_joint(experiment, max(1, size // members), propose(min(size, members)))
 
         with torch.no_grad():
-            pilot = prepare(draw(max(batch_size, PILOT_SIZE if sites.program.vectorised else 200)))
-        check_pilot(sites, pilot)
-        trained = build_posterior(density or _make_flow, pilot, sites, summary)
+            pilot = prepare(draw(max(batch_size, PILOT_SIZE if experiment.program.vectorised else 200)))
+        check_pilot(experiment, pilot)
+        trained = build_posterior(density or _make_flow, pilot, experiment, summary)
         history = train_density(
-            sites,
+            experiment,
             trained,
             barber_agakov,
             Budget(None, num_steps, max_steps, batch_size, learning_rate, 2),
@@ -257,9 +261,9 @@ def amortise_eig(
         )
         return AmortisedEIG(
             density=trained,
-            sites=sites,
+            experiment=experiment,
             history=history,
-            num_simulations=sites.program.num_calls,
+            num_simulations=experiment.program.num_calls,
             seconds=time.perf_counter() - started,
             prior_entropy=prior_entropy,
         )
@@ -271,8 +275,8 @@ def _make_flow(dim: int, context_dim: int) -> nn.Module:
     return SplineCouplingFlow(dim, context_dim, num_transforms=4 if dim > 1 else 2, hidden_dim=128, activation=nn.ReLU)
 
 
-def _default_proposal(sites: Sites, num_designs: int) -> dict[str, Tensor]:
-    return {site.name: _spread(site, num_designs) for site in sites.designs}
+def _default_proposal(experiment: Experiment, num_designs: int) -> dict[str, Tensor]:
+    return {site.name: _spread(site, num_designs) for site in experiment.designs}
 
 
 def _spread(site: DesignSite, num_designs: int) -> Tensor:
@@ -291,14 +295,14 @@ def _spread(site: DesignSite, num_designs: int) -> Tensor:
     return ends[0] + (ends[1] - ends[0]) * drawn
 
 
-def _checked(sites: Sites, proposal: Proposal, num_designs: int) -> dict[str, Tensor]:
+def _checked(experiment: Experiment, proposal: Proposal, num_designs: int) -> dict[str, Tensor]:
     drawn = proposal(num_designs)
-    check_known(drawn, {site.name: site for site in sites.designs}, "proposal", "design")
-    missing = [site.name for site in sites.designs if site.name not in drawn]
+    check_known(drawn, {site.name: site for site in experiment.designs}, "proposal", "design")
+    missing = [site.name for site in experiment.designs if site.name not in drawn]
     if missing:
-        raise ValueError(f"proposal: expected designs {list(sites.design_labels)}, got none of {missing}.")
-    given = given_designs(sites.designs, drawn)
-    for site in sites.designs:
+        raise ValueError(f"proposal: expected designs {list(experiment.design_labels)}, got none of {missing}.")
+    given = given_designs(experiment.designs, drawn)
+    for site in experiment.designs:
         if given[site.name].shape != (num_designs, *site.value.shape):
             raise ValueError(
                 f"proposal: expected '{site.name}' of shape {(num_designs, *site.value.shape)} for {num_designs} "

@@ -46,7 +46,7 @@ from pyro_voed.estimators.posterior_bound import ba_terms, stated_prior
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult
 from pyro_voed.training.loop import kept_on_error
@@ -130,7 +130,7 @@ def eig_ba(
     check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -141,11 +141,11 @@ def eig_ba(
             prior=prior,
             vectorize=vectorize,
         )
-        _check_prior(sites, prior_entropy)
-        candidates = candidate_designs(sites, designs)
+        _check_prior(experiment, prior_entropy)
+        candidates = candidate_designs(experiment, designs)
         budget = default_budget(
-            sites,
-            design_batch_shape(sites, candidates),
+            experiment,
+            design_batch_shape(experiment, candidates),
             num_simulations=num_simulations,
             num_steps=num_steps,
             max_steps=max_steps,
@@ -153,8 +153,8 @@ def eig_ba(
             learning_rate=learning_rate,
             num_samples=num_samples,
         )
-        density = _posterior_density(guide, sites, model_args, model_kwargs or {}, candidates, num_steps != 0)
-        return _guide_bound(sites, candidates, budget, density, stated_prior(prior_entropy), progress, started)
+        density = _posterior_density(guide, experiment, model_args, model_kwargs or {}, candidates, num_steps != 0)
+        return _guide_bound(experiment, candidates, budget, density, stated_prior(prior_entropy), progress, started)
 
 
 def _objective(sample: JointSample, density: GuideDensity) -> Float[Tensor, "num_samples *design_batch"]:
@@ -163,7 +163,7 @@ def _objective(sample: JointSample, density: GuideDensity) -> Float[Tensor, "num
 
 
 def _guide_bound(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     budget: Budget,
     density: GuideDensity,
@@ -176,19 +176,19 @@ def _guide_bound(
     with kept_on_error(lambda: {"density": density}):
         if budget.num_steps != 0:
             history = train_density(
-                sites,
+                experiment,
                 density,
                 _objective,
                 budget,
                 designs,
                 likelihood=False,
                 prepare=prepare,
-                pool=draw_pool(sites, budget, designs, likelihood=False, prepare=prepare),
+                pool=draw_pool(experiment, budget, designs, likelihood=False, prepare=prepare),
                 progress=progress,
                 description="eig_ba",
             )
         terms, outcome_range = evaluate_terms(
-            sites,
+            experiment,
             lambda sample: _objective(prepare(sample), density),
             budget.num_samples,
             designs,
@@ -201,23 +201,23 @@ def _guide_bound(
         standard_error=standard_error,
         bound="lower",
         estimator="eig_ba",
-        num_simulations=sites.program.num_calls,
+        num_simulations=experiment.program.num_calls,
         num_samples=budget.num_samples,
         seconds=time.perf_counter() - started,
         designs=designs,
-        target_labels=sites.target_labels,
-        observation_labels=sites.observation_labels,
-        nuisance_labels=tuple(site.name for site in sites.nuisance),
+        target_labels=experiment.target_labels,
+        observation_labels=experiment.observation_labels,
+        nuisance_labels=tuple(site.name for site in experiment.nuisance),
         history=history,
         density=density,
-        sites=sites,
+        experiment=experiment,
         observation_range=outcome_range,
     )
 
 
 def _posterior_density(
     guide: Callable[..., Any],
-    sites: Sites,
+    experiment: Experiment,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     designs: Mapping[str, Tensor],
@@ -225,7 +225,7 @@ def _posterior_density(
 ) -> GuideDensity:
     earlier = guide if isinstance(guide, GuideDensity) else None
     program = guide if earlier is None else earlier.guide
-    density = GuideDensity(program, sites, args, kwargs, designs, of_targets=True, trained=trained)
+    density = GuideDensity(program, experiment, args, kwargs, designs, of_targets=True, trained=trained)
     if earlier is not None:
         if density.names != earlier.names:
             raise ValueError(
@@ -238,12 +238,12 @@ def _posterior_density(
     return density
 
 
-def _check_prior(sites: Sites, prior_entropy: float | None) -> None:
+def _check_prior(experiment: Experiment, prior_entropy: float | None) -> None:
     """Raise NotImplementedError where the targets' density is neither stated nor its entropy given."""
-    if sites.has_log_prior or prior_entropy is not None:
+    if experiment.has_log_prior or prior_entropy is not None:
         return
-    leaking = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in sites.leaking_nuisance.items())
-    unstated = [site.name for site in sites.targets if not site.has_density]
+    leaking = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in experiment.leaking_nuisance.items())
+    unstated = [site.name for site in experiment.targets if not site.has_density]
     raise NotImplementedError(
         f"the model does not state the prior density of the targets: {leaking or f'{unstated} have no log density'}. "
         "Make what they are drawn given a target too, or give the targets' entropy in nats as prior_entropy=."

@@ -18,14 +18,14 @@ from pyro_voed.densities import (
     as_density,
     context_groups,
 )
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 
 
-def discrete_values(sites: Sites) -> list[Tensor | None]:
+def discrete_values(experiment: Experiment) -> list[Tensor | None]:
     """Return, for each packed target entry, the values it can take, None for continuous ones."""
     entries: list[Tensor | None] = []
-    for site in sites.targets:
-        values = None if site.support_values is None else site.support_values.to(sites.dtype)
+    for site in experiment.targets:
+        values = None if site.support_values is None else site.support_values.to(experiment.dtype)
         entries += [values] * site.packed_dim
     return entries
 

@@ -34,7 +34,7 @@ from pyro_voed.densities import StandardisedDensity
 from pyro_voed.estimators.learning import draw_training
 from pyro_voed.estimators.summarising import Rows, exchangeable_rows
 from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.results import CollapseCheck, element_names
 from pyro_voed.summaries import row_moments
 
@@ -44,7 +44,7 @@ MOST_ENTRIES = 128
 RIDGE = 1e-2
 
 
-def collapse_of(sites: Sites, density: Any, sample: JointSample) -> CollapseCheck:
+def collapse_of(experiment: Experiment, density: Any, sample: JointSample) -> CollapseCheck:
     """Compare what a density of the targets and what a probe know of each, on simulated experiments."""
     theta = sample.theta.reshape(-1, sample.theta.shape[-1])
     context = sample.context().reshape(len(theta), -1)
@@ -54,10 +54,10 @@ def collapse_of(sites: Sites, density: Any, sample: JointSample) -> CollapseChec
         variance = theta.var(0)
         contraction = 1.0 - draws.var(0) / variance
         recovered, recovered_error = _explained(theta, draws.mean(0))
-        probed, probed_error = _explained(*_probe(theta, probe_features(y, exchangeable_rows(sites))))
+        probed, probed_error = _explained(*_probe(theta, probe_features(y, exchangeable_rows(experiment))))
     found = probed > torch.maximum(5.0 * probed_error, torch.full_like(probed, 0.05))
     collapsed = found & (recovered < 0.5 * probed)
-    columns = target_columns(sites)
+    columns = target_columns(experiment)
     return CollapseCheck(
         columns=columns,
         contraction=contraction.mean(0),
@@ -84,7 +84,7 @@ def warn_of_collapse(check: CollapseCheck) -> None:
 
 
 def checked_for_collapse(
-    sites: Sites, designs: Mapping[str, Tensor], density: Any, pool: JointSample | None = None
+    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, pool: JointSample | None = None
 ) -> CollapseCheck | None:
     """Check, and warn, that the summary of a density ignores no target.
 
@@ -92,19 +92,21 @@ def checked_for_collapse(
     densities stacked.
     """
     checkable = isinstance(density, StandardisedDensity) and density.summary is not None
-    if not checkable or (pool is None and not sites.program.vectorised):
+    if not checkable or (pool is None and not experiment.program.vectorised):
         return None
     with torch.no_grad(), pyro.validation_enabled(False):
-        sample = draw_training(sites, NUM_EXPERIMENTS, designs, likelihood=False) if pool is None else pool
-        check = collapse_of(sites, density, sample if len(sample.y) <= NUM_EXPERIMENTS else sample[:NUM_EXPERIMENTS])
+        sample = draw_training(experiment, NUM_EXPERIMENTS, designs, likelihood=False) if pool is None else pool
+        check = collapse_of(
+            experiment, density, sample if len(sample.y) <= NUM_EXPERIMENTS else sample[:NUM_EXPERIMENTS]
+        )
     warn_of_collapse(check)
     return check
 
 
-def target_columns(sites: Sites) -> tuple[str, ...]:
+def target_columns(experiment: Experiment) -> tuple[str, ...]:
     """Return names of the packed target coordinates."""
     names: list[str] = []
-    for site in sites.targets:
+    for site in experiment.targets:
         elements = element_names(site.name, site.shape)
         whole = len(elements) == site.packed_dim
         names += elements if whole else element_names(f"{site.name} coordinate", torch.Size([site.packed_dim]))

@@ -67,7 +67,7 @@ from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
 from pyro_voed.training.ascent import Ascent
@@ -99,13 +99,13 @@ def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCriti
         context = sample.context()
         return terms(trained(sample.theta, context), trained.log_baseline(context))
 
-    def build(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> StandardisedCritic:
+    def build(given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> StandardisedCritic:
         return build_critic(
             critic if given is None else given,
             pilot.theta.reshape(-1, pilot.theta.shape[-1]),
             pilot.context().reshape(-1, pilot.context().shape[-1]),
             num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-            summary=outcome_summary(sites, summary),
+            summary=outcome_summary(experiment, summary),
             with_baseline=terms.needs_baseline,
         )
 
@@ -194,7 +194,7 @@ def eig_critic(
         raise TypeError(f"terms: expected info_nce, nwj, tuba, donsker_varadhan or other CriticTerms, got {terms!r}.")
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -205,10 +205,10 @@ def eig_critic(
             prior=prior,
             vectorize=vectorize,
         )
-        candidates = candidate_designs(sites, designs)
+        candidates = candidate_designs(experiment, designs)
         budget = default_budget(
-            sites,
-            design_batch_shape(sites, candidates),
+            experiment,
+            design_batch_shape(experiment, candidates),
             num_simulations=num_simulations,
             num_steps=num_steps,
             max_steps=max_steps,
@@ -218,20 +218,20 @@ def eig_critic(
         )
         size = _evaluation_size(evaluation_batch_size, budget.num_samples)
         with torch.no_grad():
-            pilot = _pilot(sites, budget, candidates)
-        check_pilot(sites, pilot)
+            pilot = _pilot(experiment, budget, candidates)
+        check_pilot(experiment, pilot)
         trained = build_critic(
             critic,
             pilot.theta.flatten(0, -2),
             pilot.context().flatten(0, -2),
             num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-            summary=outcome_summary(sites, summary),
+            summary=outcome_summary(experiment, summary),
             with_baseline=terms.needs_baseline,
         )
         with kept_on_error(lambda: {"density": trained}):
-            history = _train(sites, trained, critic_objective(terms), budget, candidates, pilot, progress)
+            history = _train(experiment, trained, critic_objective(terms), budget, candidates, pilot, progress)
             values, log_averages, outcome_range = _evaluate(
-                sites, trained, terms, candidates, size, budget.num_samples // size
+                experiment, trained, terms, candidates, size, budget.num_samples // size
             )
         eig, standard_error = mean_and_standard_error(values)
         effective = _effective_sample_size(log_averages, size) if terms.exponential else None
@@ -241,16 +241,16 @@ def eig_critic(
             standard_error=standard_error,
             bound=terms.bound,
             estimator="eig_critic",
-            num_simulations=sites.program.num_calls,
+            num_simulations=experiment.program.num_calls,
             num_samples=size * values.shape[0],
             seconds=time.perf_counter() - started,
             designs=candidates,
-            target_labels=sites.target_labels,
-            observation_labels=sites.observation_labels,
-            nuisance_labels=tuple(site.name for site in sites.nuisance),
+            target_labels=experiment.target_labels,
+            observation_labels=experiment.observation_labels,
+            nuisance_labels=tuple(site.name for site in experiment.nuisance),
             history=history,
             density=trained,
-            sites=sites,
+            experiment=experiment,
             observation_range=outcome_range,
             effective_sample_size=effective,
             certified=None
@@ -271,17 +271,17 @@ def _evaluation_size(given: int | None, num_samples: int) -> int:
     return given
 
 
-def _pilot(sites: Sites, budget: Budget, designs: Mapping[str, Tensor]) -> JointSample:
+def _pilot(experiment: Experiment, budget: Budget, designs: Mapping[str, Tensor]) -> JointSample:
     """Simulate what the scales are taken from: the pool, where there is one."""
-    pool = draw_pool(sites, budget, designs, likelihood=False, fewest=40)
+    pool = draw_pool(experiment, budget, designs, likelihood=False, fewest=40)
     if pool is not None:
         return pool
-    num_designs = design_batch_shape(sites, designs).numel()
-    return sample_joint(sites, max(8, (1_000 if sites.program.vectorised else 200) // num_designs), designs)
+    num_designs = design_batch_shape(experiment, designs).numel()
+    return sample_joint(experiment, max(8, (1_000 if experiment.program.vectorised else 200) // num_designs), designs)
 
 
 def _train(
-    sites: Sites,
+    experiment: Experiment,
     critic: StandardisedCritic,
     objective: Objective,
     budget: Budget,
@@ -298,7 +298,7 @@ def _train(
     with pyro.validation_enabled(False):
         if budget.num_simulations is None:
             history = fit_fresh(
-                lambda: _draw(sites, budget.batch_size, designs),
+                lambda: _draw(experiment, budget.batch_size, designs),
                 lambda sample: objective(sample, critic),
                 ascent,
                 num_steps=budget.num_steps,
@@ -321,14 +321,14 @@ def _train(
 
 
 @torch.no_grad()
-def _draw(sites: Sites, batch_size: int, designs: Mapping[str, Tensor]) -> JointSample:
+def _draw(experiment: Experiment, batch_size: int, designs: Mapping[str, Tensor]) -> JointSample:
     """Simulate one minibatch: several pairs at each of a few designs, since pairs are shuffled within a design."""
-    batch = design_batch_shape(sites, designs)
+    batch = design_batch_shape(experiment, designs)
     if not batch:
-        return sample_joint(sites, batch_size, designs)
+        return sample_joint(experiment, batch_size, designs)
     chosen = torch.randperm(batch.numel())[:8]
-    own = {name: value[chosen] for name, value in flat_designs(sites, designs).items()}
-    return sample_joint(sites, max(2, batch_size // len(chosen)), own)
+    own = {name: value[chosen] for name, value in flat_designs(experiment, designs).items()}
+    return sample_joint(experiment, max(2, batch_size // len(chosen)), own)
 
 
 def _pool_rows(pool: JointSample, batch_size: int) -> int:
@@ -347,7 +347,7 @@ def _in_batches(sample: JointSample, rows: int, terms: Callable[[JointSample], T
 
 
 def _evaluate(
-    sites: Sites,
+    experiment: Experiment,
     critic: StandardisedCritic,
     terms: CriticTerms,
     designs: Mapping[str, Tensor],
@@ -358,12 +358,12 @@ def _evaluate(
 
     Both are of shape `(num_batches, *design_batch)`; third, the range of the outcomes.
     """
-    batch = design_batch_shape(sites, designs)
+    batch = design_batch_shape(experiment, designs)
     members = max(1, PAIRS_AT_ONCE // size**2)
     values, averages, ranges = [], [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for _ in range(num_batches):
-            sample = sample_joint(sites, size, designs)
+            sample = sample_joint(experiment, size, designs)
             theta = sample.theta.reshape(size, batch.numel(), -1)
             context = sample.context().reshape(size, batch.numel(), -1)
             for group in torch.arange(batch.numel()).split(members):
@@ -379,7 +379,7 @@ def _evaluate(
             ranges.append(torch.stack([y.amin(0), y.amax(0)]))
     lowest, highest = torch.stack(ranges).unbind(1)
     means, log_averages = (
-        torch.cat(parts).reshape(num_batches, *batch).to(sites.dtype) for parts in (values, averages)
+        torch.cat(parts).reshape(num_batches, *batch).to(experiment.dtype) for parts in (values, averages)
     )
     return means, log_averages, torch.stack([lowest.amin(0), highest.amax(0)])
 

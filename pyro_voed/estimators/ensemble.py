@@ -19,7 +19,7 @@ from pyro_voed.densities import StackedDensity, StandardisedDensity
 from pyro_voed.estimators.objective import build_posterior, learns
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Ensemble:
         return self.num_rates * self.batch.numel()
 
     def build(
-        self, given: Any, pilot: JointSample, sites: Sites, summary: Summary, *, started: bool = True
+        self, given: Any, pilot: JointSample, experiment: Experiment, summary: Summary, *, started: bool = True
     ) -> StackedDensity:
         """Return the stacked density to train, each member's scales taken from its own part of the pilot.
 
@@ -56,10 +56,10 @@ class Ensemble:
                 )
             own = [given.member(index) for index in range(given.num_members)]
         elif not self.batch:
-            own = [build_posterior(given, pilot, sites, summary, started=started)]
+            own = [build_posterior(given, pilot, experiment, summary, started=started)]
         else:
             parts = [at_member(pilot, index, self.batch) for index in range(self.batch.numel())]
-            own = [build_posterior(given, part, sites, summary, started=started) for part in parts]
+            own = [build_posterior(given, part, experiment, summary, started=started) for part in parts]
         return StackedDensity(own * self.num_rates)
 
     def start(self, density: StackedDensity, sample: JointSample) -> None:

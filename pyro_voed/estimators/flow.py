@@ -149,7 +149,7 @@ def eig_flow(
         check_request(width, confidence, MOST_SIMULATIONS)
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -160,10 +160,10 @@ def eig_flow(
             prior=prior,
             vectorize=vectorize,
         )
-        candidates = candidate_designs(sites, designs)
+        candidates = candidate_designs(experiment, designs)
         budget = default_budget(
-            sites,
-            design_batch_shape(sites, candidates),
+            experiment,
+            design_batch_shape(experiment, candidates),
             num_simulations=num_simulations,
             num_steps=num_steps,
             max_steps=max_steps,
@@ -174,7 +174,7 @@ def eig_flow(
         )
         budget = replace(budget, redraw_outcomes=redraw_outcomes)
         result = flow_bound(
-            sites,
+            experiment,
             candidates,
             budget,
             density,
@@ -186,15 +186,15 @@ def eig_flow(
             ensemble=ensemble,
         )
         if marginal:
-            result = replace(result, marginal=marginal_bound(sites, candidates, budget, None, progress))
+            result = replace(result, marginal=marginal_bound(experiment, candidates, budget, None, progress))
         if nmc:
             reference = nested_estimate(
-                sites, candidates, NMC_SIZE, InnerDraws(None, 100), estimator="eig_nmc", bound="upper"
+                experiment, candidates, NMC_SIZE, InnerDraws(None, 100), estimator="eig_nmc", bound="upper"
             )
             result = replace(result, nmc=reference)
         if certify:
             result = certified(result, width, confidence, MOST_SIMULATIONS)
-        return replace(result, num_simulations=sites.program.num_calls, seconds=time.perf_counter() - started)
+        return replace(result, num_simulations=experiment.program.num_calls, seconds=time.perf_counter() - started)
 
 
 def _rates(learning_rate: Any) -> tuple[float, ...]:

@@ -44,7 +44,7 @@ from pyro_voed.experiment.programs import (
     support_transform,
 )
 from pyro_voed.experiment.simulate import JointSample, pack_run, unpack_designs
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 
 CHECK_SIZE = 3
 
@@ -54,7 +54,7 @@ class GuideDensity(torch.nn.Module):
 
     Args:
         guide: Samples every outcome site of the model (or, with `of_targets`, every target site), and nothing else.
-        sites: The resolved model.
+        experiment: The experiment.
         args: Positional arguments of model and guide.
         kwargs: Keyword arguments of model and guide.
         designs: Designs to evaluate; those that the guide reads by `pyro.param` are put in.
@@ -70,7 +70,7 @@ class GuideDensity(torch.nn.Module):
     def __init__(
         self,
         guide: Callable[..., Any],
-        sites: Sites,
+        experiment: Experiment,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         designs: Mapping[str, Tensor],
@@ -82,20 +82,20 @@ class GuideDensity(torch.nn.Module):
         check_callable(guide, "guide")
         # In a tuple, so that frozen weights of a guide that is a module do not become parameters of this one.
         self._guide = (copy.deepcopy(guide) if isinstance(guide, torch.nn.Module) else guide,)
-        self.sites, self.args, self.kwargs = sites, tuple(args), dict(kwargs)
-        self.scored: tuple[Site, ...] = sites.targets if of_targets else sites.observations
+        self.experiment, self.args, self.kwargs = experiment, tuple(args), dict(kwargs)
+        self.scored: tuple[Site, ...] = experiment.targets if of_targets else experiment.observations
         self.of_targets = of_targets
         with torch.no_grad():
-            simulated = run_rows(sites.program, CHECK_SIZE, sites.shapes, designs=sites.design_values)
-            sample = pack_run(sites, simulated, torch.Size([CHECK_SIZE]), likelihood=False)
-            self.layouts = _layouts(sites, simulated)
-            single = {site.name: _seen(site, sample.values[site.name][0]) for site in sites.observations}
+            simulated = run_rows(experiment.program, CHECK_SIZE, experiment.shapes, designs=experiment.design_values)
+            sample = pack_run(experiment, simulated, torch.Size([CHECK_SIZE]), likelihood=False)
+            self.layouts = _layouts(experiment, simulated)
+            single = {site.name: _seen(site, sample.values[site.name][0]) for site in experiment.observations}
         params, nodes = self._first_run(single)
         self.designs = {name: value for name, value in designs.items() if name in params}
         if trained and not any(True for _ in self.parameters()):
             raise ValueError("guide: it has no pyro.param besides the designs, so there is nothing to learn.")
         self.program = self._program(nodes)
-        own = {name: sites.design_values[name] for name in self.designs}
+        own = {name: experiment.design_values[name] for name in self.designs}
         self._check_rows(sample, own)
 
     @property
@@ -128,7 +128,9 @@ class GuideDensity(torch.nn.Module):
             ArithmeticError: If a simulated value lies outside the guide's support, where its density is zero.
         """
         leading = sample.y.shape[:-1]
-        rows = {name: value.reshape(leading.numel(), *self.sites.shapes[name]) for name, value in sample.values.items()}
+        rows = {
+            name: value.reshape(leading.numel(), *self.experiment.shapes[name]) for name, value in sample.values.items()
+        }
         # Over a batch of designs every simulated experiment has its own.
         if sample.designs is None or not self.designs:
             log_prob = self._score(rows, self.designs)
@@ -168,16 +170,16 @@ class GuideDensity(torch.nn.Module):
         """
         if not self.of_targets:
             raise ValueError("this guide describes the outcome, not the targets given the outcome.")
-        given = as_site_values(observations, self.sites.observation_labels, "observations")
+        given = as_site_values(observations, self.experiment.observation_labels, "observations")
         for name, value in given.items():
-            if value.shape != self.sites.shapes[name]:
+            if value.shape != self.experiment.shapes[name]:
                 raise ValueError(
-                    f"observations['{name}']: expected one experiment's shape {tuple(self.sites.shapes[name])}, got "
+                    f"observations['{name}']: expected one experiment's shape {tuple(self.experiment.shapes[name])}, got "
                     f"{tuple(value.shape)}. For several outcomes call once for each."
                 )
-        given = {site.name: _seen(site, given[site.name]) for site in self.sites.observations}
+        given = {site.name: _seen(site, given[site.name]) for site in self.experiment.observations}
         own = {**self.designs, **{name: value for name, value in (designs or {}).items() if name in self.designs}}
-        for site in self.sites.designs:
+        for site in self.experiment.designs:
             if site.name in own and own[site.name].shape != site.value.shape:
                 raise ValueError(
                     f"designs: the guide was fitted over a batch of '{site.name}'; give the one, of shape "
@@ -201,7 +203,7 @@ class GuideDensity(torch.nn.Module):
         store = pyro.get_param_store()
         with param_store_kept(), torch.no_grad():
             # The guide may read designs by name alone, and they need not be in the caller's store.
-            for site in self.sites.designs:
+            for site in self.experiment.designs:
                 store.setdefault(site.name, site.value.clone(), site.constraint)
             with poutine.trace() as recorder:
                 self._call(observations)
@@ -220,7 +222,7 @@ class GuideDensity(torch.nn.Module):
         for name, node in params.items():
             initial = node["args"][1] if len(node["args"]) > 1 else None
             leaf = node["value"].unconstrained() if hasattr(node["value"], "unconstrained") else None
-            if name in self.sites.design_labels or id(initial) in owned or id(leaf) in owned:
+            if name in self.experiment.design_labels or id(initial) in owned or id(leaf) in owned:
                 continue
             if isinstance(initial, torch.nn.Parameter):
                 weights.append(initial)
@@ -240,7 +242,7 @@ class GuideDensity(torch.nn.Module):
         self.weights = torch.nn.ParameterList(weight for weight in weights if weight.requires_grad)
 
     def _program(self, nodes: Mapping[str, Any]) -> Program:
-        model = self.sites.program
+        model = self.experiment.program
         nesting = max(
             [model.max_plate_nesting, *(len(node["fn"].batch_shape) for node in nodes.values())]
             + [-frame.dim for node in nodes.values() for frame in node["cond_indep_stack"] if frame.vectorized]
@@ -275,7 +277,7 @@ class GuideDensity(torch.nn.Module):
     ) -> ProgramRun:
         num_rows = next(iter(rows.values())).shape[0]
         values = {site.name: rows[site.name] for site in self.scored if site.name in rows}
-        given = {site.name: _seen(site, rows[site.name]) for site in self.sites.observations}
+        given = {site.name: _seen(site, rows[site.name]) for site in self.experiment.observations}
         shapes = {site.name: site.shape for site in self.scored}
         constants = self.values()
         if self.program.vectorised:
@@ -303,7 +305,7 @@ class GuideDensity(torch.nn.Module):
         return torch.stack(scores, -1)
 
     def _unpack_designs(self, packed: Tensor) -> dict[str, Tensor]:
-        return {name: value for name, value in unpack_designs(self.sites, packed).items() if name in self.designs}
+        return {name: value for name, value in unpack_designs(self.experiment, packed).items() if name in self.designs}
 
     def _check_rows(self, sample: JointSample, designs: Mapping[str, Tensor]) -> None:
         """Raise where scoring rows together and one by one differ; warn of weights that nobody trains."""
@@ -365,15 +367,15 @@ def _seen(site: Site, value: Tensor) -> Tensor:
     return value if site.measured is None else torch.where(site.measured, value, torch.zeros_like(value))
 
 
-def _layouts(sites: Sites, run: ProgramRun) -> dict[str, torch.Size]:
+def _layouts(experiment: Experiment, run: ProgramRun) -> dict[str, torch.Size]:
     """Return the shape that each outcome has behind the row dimension in a vectorised run of the model."""
-    if not sites.program.vectorised:
-        return {site.name: site.shape for site in sites.observations}
+    if not experiment.program.vectorised:
+        return {site.name: site.shape for site in experiment.observations}
     nodes = run.traces[0].nodes
-    values = {site.name: nodes[site.name]["value"] for site in sites.observations}
+    values = {site.name: nodes[site.name]["value"] for site in experiment.observations}
     return {
         site.name: site.shape if values[site.name].shape == site.shape else values[site.name].shape[1:]
-        for site in sites.observations
+        for site in experiment.observations
     }
 
 

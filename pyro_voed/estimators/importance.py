@@ -50,7 +50,7 @@ from pyro_voed.experiment.simulate import (
     design_batch_shape,
     flat_designs,
 )
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error, pareto_k
 from pyro_voed.results import EIGResult
 
@@ -295,7 +295,7 @@ def _estimate(
     bound: Literal["lower", "upper"],
 ) -> EIGResult:
     started = time.perf_counter()
-    sites = resolve(
+    experiment = resolve(
         model,
         observation_labels,
         target_labels,
@@ -306,23 +306,23 @@ def _estimate(
         prior=prior,
         vectorize=vectorize,
     )
-    check_importance(sites, "importance sampling")
-    candidates = candidate_designs(sites, designs)
+    check_importance(experiment, "importance sampling")
+    candidates = candidate_designs(experiment, designs)
     if isinstance(density, Proposal | GuideDensity):
         return importance_estimate(
-            sites,
+            experiment,
             candidates,
-            as_proposal(density, sites, model_args, model_kwargs or {}, candidates),
+            as_proposal(density, experiment, model_args, model_kwargs or {}, candidates),
             num_samples,
             num_inner,
             estimator=estimator,
             bound=bound,
             started=started,
         )
-    budget = default_budget(sites, design_batch_shape(sites, candidates), num_samples=2, **sizes)
-    trained = flow_bound(sites, candidates, budget, density, summary, None, progress, started)
+    budget = default_budget(experiment, design_batch_shape(experiment, candidates), num_samples=2, **sizes)
+    trained = flow_bound(experiment, candidates, budget, density, summary, None, progress, started)
     estimate = importance_estimate(
-        sites,
+        experiment,
         candidates,
         trained.density,
         num_samples,
@@ -334,15 +334,15 @@ def _estimate(
     return replace(estimate, history=trained.history, observation_range=trained.observation_range)
 
 
-def check_importance(sites: Sites, estimator: str) -> None:
+def check_importance(experiment: Experiment, estimator: str) -> None:
     """Raise NotImplementedError where targets from a proposal cannot be weighed."""
-    check_densities(sites, estimator)
-    check_no_nuisance(sites, estimator)
-    check_scores_targets(sites, estimator)
+    check_densities(experiment, estimator)
+    check_no_nuisance(experiment, estimator)
+    check_scores_targets(experiment, estimator)
 
 
 def importance_estimate(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     proposal: Any,
     num_samples: int,
@@ -354,12 +354,12 @@ def importance_estimate(
     max_bytes: int = PAIR_MEMORY,
 ) -> EIGResult:
     """Average ACE or VNMC terms at each design with a proposal as it stands, inside `isolated`."""
-    batch = design_batch_shape(sites, designs)
-    members = flat_designs(sites, designs)
+    batch = design_batch_shape(experiment, designs)
+    members = flat_designs(experiment, designs)
     terms = []
     for member in range(batch.numel()):
         own = {name: value[member] for name, value in members.items()}
-        lower, upper, _ = importance_terms(sites, own, proposal, num_samples, num_inner, max_bytes=max_bytes)
+        lower, upper, _ = importance_terms(experiment, own, proposal, num_samples, num_inner, max_bytes=max_bytes)
         terms.append(lower if bound == "lower" else upper)
     stacked = torch.stack(terms, -1).reshape(-1, *batch)
     eig, standard_error = mean_and_standard_error(stacked)
@@ -370,13 +370,13 @@ def importance_estimate(
         bound=bound,
         estimator=estimator,
         num_samples=num_samples,
-        num_simulations=sites.program.num_calls,
+        num_simulations=experiment.program.num_calls,
         seconds=time.perf_counter() - started,
         designs=designs,
-        target_labels=sites.target_labels,
-        observation_labels=sites.observation_labels,
+        target_labels=experiment.target_labels,
+        observation_labels=experiment.observation_labels,
         density=proposal,
-        sites=sites,
+        experiment=experiment,
         pareto_k=tail,
         certified=bool((tail <= HEAVY_TAIL).all()),
     )

@@ -20,7 +20,7 @@ from pyro_voed.estimators.nested import PAIR_MEMORY
 from pyro_voed.estimators.proposals import proposal_at
 from pyro_voed.experiment.scoring import log_joint
 from pyro_voed.experiment.simulate import JointSample, sample_joint
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 
 DEFENSIVE_SHARE = 0.1
 """Share of the prior in the proposal."""
@@ -66,7 +66,7 @@ def vnmc_terms(
 
 
 def importance_terms(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     density: Any,
     num_samples: int,
@@ -78,7 +78,7 @@ def importance_terms(
     """Return ACE, VNMC and Barber-Agakov terms at the same fresh outer draws, nats, `(num_samples,)` each.
 
     Args:
-        sites: A resolved explicit model without nuisance sites.
+        experiment: The explicit experiment without nuisance sites.
         designs: The one design.
         density: The proposal: a conditional density of packed targets, or a `Proposal`.
         num_samples: Outer draws.
@@ -89,12 +89,12 @@ def importance_terms(
     Raises:
         ArithmeticError: If a term is not finite.
     """
-    rows = max(1, max_bytes // (8 * max(1, sites.bytes_per_row) * num_inner))
+    rows = max(1, max_bytes // (8 * max(1, experiment.bytes_per_row) * num_inner))
     lower, upper, flow = [], [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, num_samples, rows):
-            sample = sample_joint(sites, min(rows, num_samples - start), designs, likelihood=True)
-            own, inner, log_q = _log_weights(sites, designs, density, sample, num_inner, defensive)
+            sample = sample_joint(experiment, min(rows, num_samples - start), designs, likelihood=True)
+            own, inner, log_q = _log_weights(experiment, designs, density, sample, num_inner, defensive)
             assert sample.log_likelihood is not None  # the model is explicit
             assert sample.log_prior is not None  # and has no nuisance
             lower.append(ace_terms(sample.log_likelihood, own, inner))
@@ -111,7 +111,7 @@ def importance_terms(
 
 
 def _log_weights(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     density: Any,
     sample: JointSample,
@@ -119,17 +119,17 @@ def _log_weights(
     defensive: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log weights of the own draws `(n,)`, of the inner draws `(n, num_inner)`, and log q of the own draws."""
-    posterior, num = proposal_at(density, sites, designs, sample), sample.num_samples
+    posterior, num = proposal_at(density, experiment, designs, sample), sample.num_samples
     theta = posterior.sample((num_inner,)).transpose(0, 1)  # (num, num_inner, theta_dim)
     from_prior = torch.rand(num, num_inner, device=theta.device) < defensive
     count = int(from_prior.sum())
     if count:
         # Drawn one by one into random places, so that all inner draws are identically distributed.
-        theta = theta.masked_scatter(from_prior.unsqueeze(-1), sample_joint(sites, count, designs).theta)
+        theta = theta.masked_scatter(from_prior.unsqueeze(-1), sample_joint(experiment, count, designs).theta)
     log_q = posterior.log_prob(theta.transpose(0, 1)).T
     own_log_q = posterior.log_prob(sample.theta)
     repeated = {name: value.repeat_interleave(num_inner, 0) for name, value in sample.values.items()}
-    log_prior, log_likelihood = log_joint(sites, theta.flatten(0, 1), repeated, designs)
+    log_prior, log_likelihood = log_joint(experiment, theta.flatten(0, 1), repeated, designs)
     log_prior, log_likelihood = log_prior.reshape(num, num_inner), log_likelihood.reshape(num, num_inner)
     inner = log_prior + log_likelihood - _mixed(log_q, log_prior, defensive)
     assert sample.log_likelihood is not None  # the model is explicit

@@ -51,7 +51,7 @@ from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.scoring import log_joint
 from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult
 
@@ -186,7 +186,7 @@ def eig_laplace(
         check_count(num_samples, "num_samples", 4)
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -197,17 +197,17 @@ def eig_laplace(
             prior=prior,
             vectorize=vectorize,
         )
-        check_laplace_targets(sites, "eig_laplace")
-        candidates = candidate_designs(sites, designs)
+        check_laplace_targets(experiment, "eig_laplace")
+        candidates = candidate_designs(experiment, designs)
         if num_samples is None:
-            num_samples = 5_000 if sites.program.vectorised else 200
-        batch = design_batch_shape(sites, candidates)
-        flat = flat_designs(sites, candidates)
+            num_samples = 5_000 if experiment.program.vectorised else 200
+        batch = design_batch_shape(experiment, candidates)
+        flat = flat_designs(experiment, candidates)
         estimates = []
         with pyro.validation_enabled(False):
             for member in range(batch.numel()):
                 own = {name: value[member] for name, value in flat.items()}
-                terms = _member_terms(sites, own, num_samples, num_newton_steps)
+                terms = _member_terms(experiment, own, num_samples, num_newton_steps)
                 estimates.append(torch.stack(mean_and_standard_error(terms)))
         eig, standard_error = torch.stack(estimates, -1).reshape(2, *batch)
         return EIGResult(
@@ -215,44 +215,44 @@ def eig_laplace(
             standard_error=standard_error,
             bound="neither",
             estimator="eig_laplace",
-            num_simulations=sites.program.num_calls,
+            num_simulations=experiment.program.num_calls,
             num_samples=num_samples,
             seconds=time.perf_counter() - started,
             designs=candidates,
-            target_labels=sites.target_labels,
-            observation_labels=sites.observation_labels,
-            sites=sites,
+            target_labels=experiment.target_labels,
+            observation_labels=experiment.observation_labels,
+            experiment=experiment,
         )
 
 
-def check_laplace_targets(sites: Sites, estimator: str) -> None:
+def check_laplace_targets(experiment: Experiment, estimator: str) -> None:
     """Raise NotImplementedError where the targets have no curvature."""
-    check_densities(sites, estimator)
-    check_no_nuisance(sites, estimator)
-    discrete = [site.name for site in sites.targets if site.is_discrete]
+    check_densities(experiment, estimator)
+    check_no_nuisance(experiment, estimator)
+    discrete = [site.name for site in experiment.targets if site.is_discrete]
     if discrete:
         raise NotImplementedError(
             f"targets {discrete} are discrete and have no curvature. Use eig_nmc or eig_marginal, which only need the "
             "outcome's density."
         )
-    if not sites.has_log_prior:
-        unstated = [site.name for site in sites.targets if not site.has_density]
+    if not experiment.has_log_prior:
+        unstated = [site.name for site in experiment.targets if not site.has_density]
         raise NotImplementedError(
             f"{estimator} needs the prior density of the targets, and {unstated} state none. Name the sites that they "
             "are computed from as targets."
         )
 
 
-def _member_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int, num_steps: int) -> Tensor:
+def _member_terms(experiment: Experiment, designs: Mapping[str, Tensor], num_samples: int, num_steps: int) -> Tensor:
     """Return the terms at one design, those without a Gaussian left out, after warning of what is doubtful."""
     terms, deviations, decrements = [], [], []
     for start in range(0, num_samples, EVALUATION_CHUNK):
         with torch.no_grad():
-            sample = sample_joint(sites, min(EVALUATION_CHUNK, num_samples - start), designs)
-        check_differentiable(sites, sample, designs, "eig_laplace")
+            sample = sample_joint(experiment, min(EVALUATION_CHUNK, num_samples - start), designs)
+        check_differentiable(experiment, sample, designs, "eig_laplace")
 
         def log_density(theta: Tensor, sample: JointSample = sample) -> Tensor:
-            log_prior, log_likelihood = log_joint(sites, theta, sample.values, designs)
+            log_prior, log_likelihood = log_joint(experiment, theta, sample.values, designs)
             return log_prior + log_likelihood
 
         theta = newton_modes(log_density, sample.theta, num_steps)
@@ -267,11 +267,13 @@ def _member_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int,
     return torch.cat(terms)[exists]
 
 
-def check_differentiable(sites: Sites, sample: JointSample, designs: Mapping[str, Tensor], estimator: str) -> None:
+def check_differentiable(
+    experiment: Experiment, sample: JointSample, designs: Mapping[str, Tensor], estimator: str
+) -> None:
     """Raise NotImplementedError where no gradient flows from the log joint density to the targets."""
     with torch.enable_grad():
         log_prior, log_likelihood = log_joint(
-            sites, sample.theta.detach().clone().requires_grad_(), sample.values, designs
+            experiment, sample.theta.detach().clone().requires_grad_(), sample.values, designs
         )
     if not log_likelihood.requires_grad:
         raise NotImplementedError(

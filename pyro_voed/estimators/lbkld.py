@@ -64,7 +64,7 @@ from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape, flat_designs, pack_outcomes
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 from pyro_voed.results import EIGResult
 
 NUM_BLOCKS = 20
@@ -194,7 +194,7 @@ def eig_lbkld(
     check_count(num_neighbours, "num_neighbours")
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -205,55 +205,55 @@ def eig_lbkld(
             prior=prior,
             vectorize=vectorize,
         )
-        _check_repeatable(sites)
-        if sites.y_dim > LARGE_DIMENSION:
+        _check_repeatable(experiment)
+        if experiment.y_dim > LARGE_DIMENSION:
             warnings.warn(
-                f"eig_lbkld: the outcome has {sites.y_dim} dimensions. Nearest-neighbour entropies degrade beyond "
+                f"eig_lbkld: the outcome has {experiment.y_dim} dimensions. Nearest-neighbour entropies degrade beyond "
                 f"{LARGE_DIMENSION}, their biases reach nats. Use eig_flow, or observe a summary.",
                 stacklevel=2,
             )
-        candidates = candidate_designs(sites, designs)
-        batch, flat = design_batch_shape(sites, candidates), flat_designs(sites, candidates)
+        candidates = candidate_designs(experiment, designs)
+        batch, flat = design_batch_shape(experiment, candidates), flat_designs(experiment, candidates)
         estimates = []
         with torch.no_grad(), pyro.validation_enabled(False):
             for member in range(batch.numel()):
                 own = {name: value[member] for name, value in flat.items()}
-                estimates.append(_estimate(sites, own, num_samples, num_clusters, num_neighbours, dequantise))
+                estimates.append(_estimate(experiment, own, num_samples, num_clusters, num_neighbours, dequantise))
         eig, standard_error = (
-            torch.stack(part).reshape(batch).to(sites.dtype) for part in zip(*estimates, strict=True)
+            torch.stack(part).reshape(batch).to(experiment.dtype) for part in zip(*estimates, strict=True)
         )
         return EIGResult(
             eig=eig,
             standard_error=standard_error,
             bound="lower",
             estimator="eig_lbkld",
-            num_simulations=sites.program.num_calls,
+            num_simulations=experiment.program.num_calls,
             num_samples=num_samples,
             seconds=time.perf_counter() - started,
             designs=candidates,
-            target_labels=sites.target_labels,
-            observation_labels=sites.observation_labels,
-            nuisance_labels=tuple(site.name for site in sites.nuisance),
-            sites=sites,
+            target_labels=experiment.target_labels,
+            observation_labels=experiment.observation_labels,
+            nuisance_labels=tuple(site.name for site in experiment.nuisance),
+            experiment=experiment,
         )
 
 
-def _check_repeatable(sites: Sites) -> None:
+def _check_repeatable(experiment: Experiment) -> None:
     """Raise NotImplementedError where p(y given targets) cannot be simulated by holding the target sites."""
-    fixed = [site.name for site in sites.targets if site.is_deterministic]
+    fixed = [site.name for site in experiment.targets if site.is_deterministic]
     if fixed:
         raise NotImplementedError(
             f"eig_lbkld repeats experiments at the same targets, and targets {fixed} are deterministic: they cannot be "
             "held. Name the sites they are computed from, or use eig_flow."
         )
-    if sites.leaking_nuisance:
-        leaks = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in sites.leaking_nuisance.items())
+    if experiment.leaking_nuisance:
+        leaks = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in experiment.leaking_nuisance.items())
         raise NotImplementedError(
             f"eig_lbkld repeats experiments at the same targets, and {leaks}: the nuisance would have to be drawn from "
             "its conditional distribution given the targets. Make it a target too, or use eig_flow."
         )
-    joint = [site.name for site in sites.others if site.role == "auxiliary" and not site.is_deterministic]
-    if joint and sites.nuisance:
+    joint = [site.name for site in experiment.others if site.role == "auxiliary" and not site.is_deterministic]
+    if joint and experiment.nuisance:
         raise NotImplementedError(
             f"eig_lbkld repeats experiments at the same targets, and the prior draws targets and nuisance jointly "
             f"through {joint}. Use a prior of separate sites, or eig_flow."
@@ -261,7 +261,7 @@ def _check_repeatable(sites: Sites) -> None:
 
 
 def _estimate(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     num_samples: int,
     num_clusters: int,
@@ -269,13 +269,14 @@ def _estimate(
     dequantise: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return bound and standard error at one design."""
-    first = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
-    targets = {site.name: first.value(site.name) for site in sites.targets}
+    first = run_rows(experiment.program, num_samples, experiment.shapes, designs=designs)
+    targets = {site.name: first.value(site.name) for site in experiment.targets}
     repeats = [
-        run_rows(sites.program, num_samples, sites.shapes, designs=designs, row_values=targets) for _ in range(2)
+        run_rows(experiment.program, num_samples, experiment.shapes, designs=designs, row_values=targets)
+        for _ in range(2)
     ]
-    outcomes = [pack_outcomes(sites, run)[0] for run in (first, *repeats)]
-    columns = _dequantised_columns(sites, outcomes[0], dequantise)
+    outcomes = [pack_outcomes(experiment, run)[0] for run in (first, *repeats)]
+    columns = _dequantised_columns(experiment, outcomes[0], dequantise)
     _check_outcomes(outcomes, columns)
     outcomes = [_spread(y, columns) for y in outcomes]
     clusters = _clusters(outcomes[0], num_clusters)
@@ -300,14 +301,14 @@ def _check_outcomes(outcomes: list[Tensor], columns: Tensor) -> None:
                 )
 
 
-def _dequantised_columns(sites: Sites, y: Tensor, dequantise: bool | None) -> Tensor:
+def _dequantised_columns(experiment: Experiment, y: Tensor, dequantise: bool | None) -> Tensor:
     """Return which packed outcomes get noise, `(y_dim,)`."""
 
     def is_noised(site: Site) -> bool:
         return dequantise is not False and (site.is_discrete or (dequantise is True and site.is_deterministic))
 
     columns = torch.cat(
-        [torch.full((site.packed_dim,), is_noised(site), device=y.device) for site in sites.observations]
+        [torch.full((site.packed_dim,), is_noised(site), device=y.device) for site in experiment.observations]
     )
     if not bool((y[:, columns] == y[:, columns].round()).all()):
         raise ValueError("dequantise: expected whole-numbered outcomes, got fractions, which noise would drown.")

@@ -31,13 +31,13 @@ from torch import Tensor
 from pyro_voed.estimators.building import build_density, discrete_values
 from pyro_voed.estimators.learning import Budget, draw_training, train_density
 from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 
 PILOT_SIZE = 1_000
 
 
 def learn_prior_density(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     budget: Budget,
     *,
@@ -49,15 +49,15 @@ def learn_prior_density(
     Over a batch of designs it is conditional on the design, on which a prior may depend.
 
     Args:
-        sites: A resolved model.
+        experiment: The experiment.
         designs: The designs to be estimated.
         budget: Sizes of the training.
         pool: Simulations to train on; None for fresh ones every step.
         progress: Show a progress bar.
     """
     with torch.no_grad():
-        size = PILOT_SIZE if sites.program.vectorised else 200
-        pilot = draw_training(sites, size, designs, likelihood=False) if pool is None else pool
+        size = PILOT_SIZE if experiment.program.vectorised else 200
+        pilot = draw_training(experiment, size, designs, likelihood=False) if pool is None else pool
     theta, context = pilot.theta.flatten(0, -2), _context(pilot)
     density = build_density(
         None,
@@ -65,10 +65,10 @@ def learn_prior_density(
         context.reshape(len(theta), -1),
         num_designs=context.shape[-1],
         summary=None,
-        discrete=discrete_values(sites),
+        discrete=discrete_values(experiment),
     )
     train_density(
-        sites,
+        experiment,
         density,
         prior_terms,
         budget,

@@ -29,7 +29,7 @@ from pyro_voed.experiment.simulate import (
     non_finite_sites,
     sample_joint,
 )
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 from pyro_voed.monte_carlo import controlled_terms
 from pyro_voed.results import FitHistory, element_names
 from pyro_voed.training.ascent import Ascent
@@ -72,7 +72,7 @@ class Budget:
 
 
 def draw_pool(
-    sites: Sites,
+    experiment: Experiment,
     budget: Budget,
     designs: Mapping[str, Tensor],
     *,
@@ -86,11 +86,11 @@ def draw_pool(
     """
     if budget.num_simulations is None or budget.num_steps == 0:
         return None
-    size = max(fewest, budget.num_simulations // design_batch_shape(sites, designs).numel())
-    redraw = budget.redraw_outcomes and sites.redrawable
+    size = max(fewest, budget.num_simulations // design_batch_shape(experiment, designs).numel())
+    redraw = budget.redraw_outcomes and experiment.redrawable
     with torch.no_grad():
-        pool = sample_joint(sites, size, designs, likelihood=likelihood, redraw=redraw)
-        if pool.redraw is not None and not sites.program.vectorised:
+        pool = sample_joint(experiment, size, designs, likelihood=likelihood, redraw=redraw)
+        if pool.redraw is not None and not experiment.program.vectorised:
             # A trace for every experiment is slow to draw from: a few whole versions, then their traces can go.
             versions = [pool.redraw() for _ in range(POOL_VERSIONS)]
             pool = replace(pool, redraw=lambda: versions[int(torch.randint(len(versions), ()))])
@@ -114,7 +114,7 @@ def refresher(
 
 
 def train_density(
-    sites: Sites,
+    experiment: Experiment,
     density: nn.Module,
     terms: Terms,
     budget: Budget,
@@ -142,7 +142,7 @@ def train_density(
             own: dict[str, Any] = {"batch_size": rows, "refresh": refresher(pool, prepare), "begin": begin}
             history = fit_pool(pool, objective, ascent, **own, **common)
         else:
-            plain = draw or (lambda: draw_training(sites, budget.batch_size, designs, likelihood=likelihood))
+            plain = draw or (lambda: draw_training(experiment, budget.batch_size, designs, likelihood=likelihood))
 
             def prepared() -> JointSample:
                 with torch.no_grad():
@@ -173,23 +173,23 @@ def explain_terms(sample: JointSample) -> str:
 
 
 def draw_training(
-    sites: Sites, batch_size: int, designs: Mapping[str, Tensor] | None, *, likelihood: bool
+    experiment: Experiment, batch_size: int, designs: Mapping[str, Tensor] | None, *, likelihood: bool
 ) -> JointSample:
     """Simulate one minibatch at designs known to be right; over a batch of them, at some drawn at random from it."""
-    designs = sites.design_values if designs is None else designs
-    batch = batch_shape(sites, designs)
+    designs = experiment.design_values if designs is None else designs
+    batch = batch_shape(experiment, designs)
     if not batch:
-        return draw_joint(sites, batch_size, designs, likelihood=likelihood)
-    flat = flat_designs(sites, designs)
+        return draw_joint(experiment, batch_size, designs, likelihood=likelihood)
+    flat = flat_designs(experiment, designs)
     # Where designs are looped over, every further design costs a run of the model.
-    members = batch_size if sites.program.design_singletons is not None else min(8, batch_size)
-    chosen = torch.randint(batch.numel(), (members,), device=sites.device)
+    members = batch_size if experiment.program.design_singletons is not None else min(8, batch_size)
+    chosen = torch.randint(batch.numel(), (members,), device=experiment.device)
     own = {name: value[chosen] for name, value in flat.items()}
-    return draw_joint(sites, batch_size // members, own, likelihood=likelihood)
+    return draw_joint(experiment, batch_size // members, own, likelihood=likelihood)
 
 
 def evaluate_terms(
-    sites: Sites,
+    experiment: Experiment,
     terms: Callable[[JointSample], Tensor],
     num_samples: int,
     designs: Mapping[str, Tensor] | None,
@@ -206,13 +206,13 @@ def evaluate_terms(
     Raises:
         ArithmeticError: If a term is not finite, naming site and count.
     """
-    batch = design_batch_shape(sites, designs or {})
-    chunk = max(1, min(chunk, CHUNK_ENTRIES // max(1, sites.y_dim)) // batch.numel())
+    batch = design_batch_shape(experiment, designs or {})
+    chunk = max(1, min(chunk, CHUNK_ENTRIES // max(1, experiment.y_dim)) // batch.numel())
     parts, controls, lowest, highest = [], [], [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, num_samples, chunk):
             size = min(chunk, num_samples - start)
-            sample = sample_joint(sites, size, designs, likelihood=likelihood, controls=True)
+            sample = sample_joint(experiment, size, designs, likelihood=likelihood, controls=True)
             values = terms(sample)
             if not torch.isfinite(values).all():
                 bad = int((~torch.isfinite(values)).sum())
@@ -231,7 +231,7 @@ def evaluate_terms(
 
 
 def default_budget(
-    sites: Sites,
+    experiment: Experiment,
     batch: torch.Size,
     *,
     num_simulations: int | None,
@@ -243,7 +243,7 @@ def default_budget(
     ensemble: bool = False,
 ) -> Budget:
     """Fill in what was left open from the model's dimensions and the way it runs."""
-    single_runs = not sites.program.vectorised
+    single_runs = not experiment.program.vectorised
     if num_simulations is None and num_steps is None and single_runs:
         num_simulations = 10_000
     if batch_size is None and ensemble:
@@ -274,7 +274,7 @@ def check_sizes(
         raise ValueError("give num_simulations (a fixed pool) or num_steps (fresh simulations), not both.")
 
 
-def check_pilot(sites: Sites, pilot: JointSample) -> None:
+def check_pilot(experiment: Experiment, pilot: JointSample) -> None:
     """Warn of target and outcome elements that hardly vary in the pilot.
 
     Raises:
@@ -283,7 +283,7 @@ def check_pilot(sites: Sites, pilot: JointSample) -> None:
     broken = non_finite_sites(pilot)
     if broken:
         raise ArithmeticError(f"in {pilot.num_samples} simulations before training {broken}. Check the model there.")
-    for role, members in (("target", sites.targets), ("outcome", sites.observations)):
+    for role, members in (("target", experiment.targets), ("outcome", experiment.observations)):
         for site in members:
             constant = _constant_elements(site, pilot.values[site.name].flatten(0, pilot.theta.dim() - 2))
             if constant:

@@ -70,7 +70,7 @@ from pyro_voed.experiment.simulate import (
     flat_designs,
     sample_joint,
 )
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
 
@@ -92,7 +92,7 @@ def marginal_terms(log_likelihood: Float[Tensor, "*batch"], log_q: Float[Tensor,
     return log_likelihood - log_q
 
 
-def build_outcome_density(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> Any:
+def build_outcome_density(given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> Any:
     """Return a density of the packed outcome (given the design, over several)."""
     y = pilot.y.reshape(-1, pilot.y.shape[-1])
     context = _design_context(pilot).reshape(len(y), -1)
@@ -212,7 +212,7 @@ def eig_marginal(
     if guide is not None and density is not None:
         raise ValueError("give a guide or a density for the outcome, not both.")
     with isolated(seed):
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -223,10 +223,10 @@ def eig_marginal(
             prior=prior,
             vectorize=vectorize,
         )
-        candidates = candidate_designs(sites, designs)
+        candidates = candidate_designs(experiment, designs)
         budget = default_budget(
-            sites,
-            design_batch_shape(sites, candidates),
+            experiment,
+            design_batch_shape(experiment, candidates),
             num_simulations=num_simulations,
             num_steps=num_steps,
             max_steps=max_steps,
@@ -235,15 +235,15 @@ def eig_marginal(
             num_samples=num_samples,
         )
         if guide is not None:
-            density = GuideDensity(guide, sites, model_args, model_kwargs or {}, candidates)
+            density = GuideDensity(guide, experiment, model_args, model_kwargs or {}, candidates)
         elif isinstance(density, GuideDensity):
             density = copy.deepcopy(density)
-        result = marginal_bound(sites, candidates, budget, density, progress, dequantise=dequantise)
-        return replace(result, num_simulations=sites.program.num_calls)
+        result = marginal_bound(experiment, candidates, budget, density, progress, dequantise=dequantise)
+        return replace(result, num_simulations=experiment.program.num_calls)
 
 
 def marginal_bound(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     budget: Budget,
     density: Any,
@@ -252,32 +252,36 @@ def marginal_bound(
     dequantise: bool = False,
 ) -> EIGResult:
     """Estimate on a resolved model, inside `isolated`."""
-    started, calls = time.perf_counter(), sites.program.num_calls
-    check_densities(sites, "eig_marginal")
-    check_no_nuisance(sites, "eig_marginal")
-    discrete = [site.is_discrete for site in sites.observations]
+    started, calls = time.perf_counter(), experiment.program.num_calls
+    check_densities(experiment, "eig_marginal")
+    check_no_nuisance(experiment, "eig_marginal")
+    discrete = [site.is_discrete for site in experiment.observations]
     terms = None
     history = None
     if all(discrete) and density is None and not dequantise:
-        terms = _mass_function_terms(sites, designs, budget.num_samples)
+        terms = _mass_function_terms(experiment, designs, budget.num_samples)
     if terms is None:
-        noise = dequantiser(sites) if any(discrete) and not isinstance(density, GuideDensity) else lambda sample: sample
-        density, history, terms = _learn(sites, designs, budget, density, noise, progress)
+        noise = (
+            dequantiser(experiment)
+            if any(discrete) and not isinstance(density, GuideDensity)
+            else lambda sample: sample
+        )
+        density, history, terms = _learn(experiment, designs, budget, density, noise, progress)
     eig, standard_error = mean_and_standard_error(terms)
     return EIGResult(
         eig=eig,
         standard_error=standard_error,
         bound="upper",
         estimator="eig_marginal",
-        num_simulations=sites.program.num_calls - calls,
+        num_simulations=experiment.program.num_calls - calls,
         num_samples=terms.shape[0],
         seconds=time.perf_counter() - started,
         designs=designs,
-        target_labels=sites.target_labels,
-        observation_labels=sites.observation_labels,
+        target_labels=experiment.target_labels,
+        observation_labels=experiment.observation_labels,
         history=history,
         density=density,
-        sites=sites,
+        experiment=experiment,
     )
 
 
@@ -300,7 +304,7 @@ def _design_context(sample: JointSample) -> Tensor:
 
 
 def _learn(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     budget: Budget,
     density: Any,
@@ -308,15 +312,15 @@ def _learn(
     progress: bool | None,
 ) -> tuple[Any, FitHistory | None, Tensor]:
     with torch.no_grad():
-        pool = draw_pool(sites, budget, designs, likelihood=True, prepare=noise)
-        pilot = pool if pool is not None else noise(draw_training(sites, 1_000, designs, likelihood=True))
-    check_pilot(sites, pilot)
+        pool = draw_pool(experiment, budget, designs, likelihood=True, prepare=noise)
+        pilot = pool if pool is not None else noise(draw_training(experiment, 1_000, designs, likelihood=True))
+    check_pilot(experiment, pilot)
     if not isinstance(density, GuideDensity):
-        density = build_outcome_density(density, pilot, sites, None)
+        density = build_outcome_density(density, pilot, experiment, None)
     history = None
     if budget.num_steps != 0:
         history = train_density(
-            sites,
+            experiment,
             density,
             _objective,
             budget,
@@ -330,7 +334,7 @@ def _learn(
         validation = None if history.validation is None else -history.validation
         history = replace(history, bound=-history.bound, validation=validation)
     terms, _ = evaluate_terms(
-        sites,
+        experiment,
         lambda sample: -_objective(noise(sample), density),
         budget.num_samples,
         designs,
@@ -340,10 +344,10 @@ def _learn(
     return density, history, terms
 
 
-def dequantiser(sites: Sites) -> Callable[[JointSample], JointSample]:
+def dequantiser(experiment: Experiment) -> Callable[[JointSample], JointSample]:
     """Return a function that adds uniform noise on [0, 1) to the discrete outcomes of a sample."""
     discrete = torch.cat(
-        [torch.full((site.packed_dim,), site.is_discrete, device=sites.device) for site in sites.observations]
+        [torch.full((site.packed_dim,), site.is_discrete, device=experiment.device) for site in experiment.observations]
     )
 
     def spread(sample: JointSample) -> JointSample:
@@ -354,69 +358,69 @@ def dequantiser(sites: Sites) -> Callable[[JointSample], JointSample]:
     return spread
 
 
-def _mass_function_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
+def _mass_function_terms(experiment: Experiment, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
     """Return terms with the averaged mass function, or None where there are too many distinct outcomes."""
-    members = flat_designs(sites, designs)
-    batch = design_batch_shape(sites, designs)
-    possible = None if sites.linked_outcomes else enumerated_outcomes(sites)
+    members = flat_designs(experiment, designs)
+    batch = design_batch_shape(experiment, designs)
+    possible = None if experiment.linked_outcomes else enumerated_outcomes(experiment)
     terms = []
     with torch.no_grad(), pyro.validation_enabled(False):
         for member in range(batch.numel()):
             own = {name: value[member] for name, value in members.items()}
             if possible is not None:
-                terms.append(_enumerated_terms(sites, own, possible, num_samples))
+                terms.append(_enumerated_terms(experiment, own, possible, num_samples))
                 continue
-            seen = _seen_terms(sites, own, num_samples)
+            seen = _seen_terms(experiment, own, num_samples)
             if seen is None:
                 return None
             terms.append(seen)
     return torch.stack(terms, -1).reshape(-1, *batch)
 
 
-def enumerated_outcomes(sites: Sites) -> dict[str, Tensor] | None:
+def enumerated_outcomes(experiment: Experiment) -> dict[str, Tensor] | None:
     """Return all outcomes, `(num_outcomes, *shape)` for each site, or None where they are not few and finitely many."""
     supports = []
-    for site in sites.observations:
+    for site in experiment.observations:
         if site.support_values is None or site.measured is not None:
             return None
         supports += [site.support_values] * site.shape.numel()
     if math.prod(len(support) for support in supports) > MASS_FUNCTION_OUTCOMES:
         return None
     table = torch.cartesian_prod(*supports).reshape(-1, len(supports))
-    pieces = table.split([site.shape.numel() for site in sites.observations], -1)
+    pieces = table.split([site.shape.numel() for site in experiment.observations], -1)
     return {
         site.name: piece.reshape(-1, *site.shape).to(site.dtype)
-        for site, piece in zip(sites.observations, pieces, strict=True)
+        for site, piece in zip(experiment.observations, pieces, strict=True)
     }
 
 
 def _enumerated_terms(
-    sites: Sites, designs: Mapping[str, Tensor], outcomes: Mapping[str, Tensor], num_samples: int
+    experiment: Experiment, designs: Mapping[str, Tensor], outcomes: Mapping[str, Tensor], num_samples: int
 ) -> Tensor:
     """Terms with the outcome summed over (Rao-Blackwell), so that only the targets are drawn."""
-    log_q = log_marginal(sites, designs, outcomes, _mass_function_draws(sites, designs, num_samples))
-    outer = run_rows(sites.program, num_samples, sites.shapes, designs=designs)
-    log_p = pairwise_log_likelihood(sites, outcomes, outer)  # (num_outcomes, num_samples)
+    log_q = log_marginal(experiment, designs, outcomes, _mass_function_draws(experiment, designs, num_samples))
+    outer = run_rows(experiment.program, num_samples, experiment.shapes, designs=designs)
+    log_p = pairwise_log_likelihood(experiment, outcomes, outer)  # (num_outcomes, num_samples)
     # Outcomes that a draw makes impossible contribute nothing: p log p -> 0.
     weighted = log_p.exp() * marginal_terms(log_p, log_q.unsqueeze(-1).expand_as(log_p))
     return torch.where(log_p == -torch.inf, torch.zeros_like(weighted), weighted).sum(0)
 
 
-def _seen_terms(sites: Sites, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
+def _seen_terms(experiment: Experiment, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
     """Terms with the mass function at the outcomes seen; None where they are many."""
-    sample = sample_joint(sites, num_samples, designs, likelihood=True)
+    sample = sample_joint(experiment, num_samples, designs, likelihood=True)
     distinct, index = torch.unique(sample.y, dim=0, return_inverse=True)
     if distinct.shape[0] > MASS_FUNCTION_OUTCOMES:
         return None
     first = torch.full((distinct.shape[0],), num_samples, device=index.device).scatter_reduce(
         0, index, torch.arange(num_samples, device=index.device), reduce="amin"
     )
-    outcomes = {site.name: sample.values[site.name][first] for site in sites.observations}
-    log_q = log_marginal(sites, designs, outcomes, _mass_function_draws(sites, designs, num_samples))
+    outcomes = {site.name: sample.values[site.name][first] for site in experiment.observations}
+    log_q = log_marginal(experiment, designs, outcomes, _mass_function_draws(experiment, designs, num_samples))
     assert sample.log_likelihood is not None  # asked for above
     return marginal_terms(sample.log_likelihood, log_q[index])
 
 
-def _mass_function_draws(sites: Sites, designs: Mapping[str, Tensor], num_samples: int) -> ProgramRun:
-    draws = MASS_FUNCTION_DRAWS if sites.program.vectorised else num_samples
-    return run_rows(sites.program, draws, sites.shapes, designs=designs)
+def _mass_function_draws(experiment: Experiment, designs: Mapping[str, Tensor], num_samples: int) -> ProgramRun:
+    draws = MASS_FUNCTION_DRAWS if experiment.program.vectorised else num_samples
+    return run_rows(experiment.program, draws, experiment.shapes, designs=designs)

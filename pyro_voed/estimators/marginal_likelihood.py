@@ -46,7 +46,7 @@ from pyro_voed.estimators.marginal import dequantiser
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult
 from pyro_voed.training.loop import kept_on_error
@@ -157,7 +157,7 @@ def eig_marginal_likelihood(
     check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -168,10 +168,10 @@ def eig_marginal_likelihood(
             prior=prior,
             vectorize=vectorize,
         )
-        candidates = candidate_designs(sites, designs)
+        candidates = candidate_designs(experiment, designs)
         budget = default_budget(
-            sites,
-            design_batch_shape(sites, candidates),
+            experiment,
+            design_batch_shape(experiment, candidates),
             num_simulations=num_simulations,
             num_steps=num_steps,
             max_steps=max_steps,
@@ -180,7 +180,7 @@ def eig_marginal_likelihood(
             num_samples=num_samples,
         )
         given = (likelihood_density, marginal_density)
-        return _estimate(sites, candidates, budget, given, progress, started)
+        return _estimate(experiment, candidates, budget, given, progress, started)
 
 
 def _objective(sample: JointSample, densities: OutcomeDensities) -> Tensor:
@@ -190,7 +190,7 @@ def _objective(sample: JointSample, densities: OutcomeDensities) -> Tensor:
 
 
 def _estimate(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     budget: Budget,
     given: tuple[Any, Any],
@@ -198,17 +198,17 @@ def _estimate(
     started: float,
 ) -> EIGResult:
     """Train and evaluate on a resolved model, inside `isolated`."""
-    noise = dequantiser(sites)
+    noise = dequantiser(experiment)
     with torch.no_grad():
-        pool = draw_pool(sites, budget, designs, likelihood=False, prepare=noise)
-        size = 1_000 if sites.program.vectorised else 200
-        pilot = pool if pool is not None else noise(draw_training(sites, size, designs, likelihood=False))
+        pool = draw_pool(experiment, budget, designs, likelihood=False, prepare=noise)
+        size = 1_000 if experiment.program.vectorised else 200
+        pilot = pool if pool is not None else noise(draw_training(experiment, size, designs, likelihood=False))
     densities = _build(pilot, *given)
     history = None
     with kept_on_error(lambda: {"density": densities}):
         if budget.num_steps != 0:
             history = train_density(
-                sites,
+                experiment,
                 densities,
                 _objective,
                 budget,
@@ -220,7 +220,7 @@ def _estimate(
                 description="eig_marginal_likelihood",
             )
         terms, outcome_range = evaluate_terms(
-            sites,
+            experiment,
             lambda sample: marginal_likelihood_terms(*densities.log_probs(noise(sample))),
             budget.num_samples,
             designs,
@@ -233,16 +233,16 @@ def _estimate(
         standard_error=standard_error,
         bound="neither",
         estimator="eig_marginal_likelihood",
-        num_simulations=sites.program.num_calls,
+        num_simulations=experiment.program.num_calls,
         num_samples=budget.num_samples,
         seconds=time.perf_counter() - started,
         designs=designs,
-        target_labels=sites.target_labels,
-        observation_labels=sites.observation_labels,
-        nuisance_labels=tuple(site.name for site in sites.nuisance),
+        target_labels=experiment.target_labels,
+        observation_labels=experiment.observation_labels,
+        nuisance_labels=tuple(site.name for site in experiment.nuisance),
         history=history,
         density=densities,
-        sites=sites,
+        experiment=experiment,
         observation_range=outcome_range,
     )
 

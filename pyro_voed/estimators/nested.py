@@ -31,7 +31,7 @@ from torch import Tensor
 from pyro_voed.experiment.programs import ProgramRun, run_rows
 from pyro_voed.experiment.scoring import NormalPairs, normal_pairs, outcome_log_likelihood, pairwise_log_likelihood
 from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, run_controls
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error
 from pyro_voed.results import EIGResult
 
@@ -59,7 +59,7 @@ class InnerDraws:
 
 
 def nested_estimate(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     num_outer: int,
     inner: InnerDraws,
@@ -73,46 +73,46 @@ def nested_estimate(
         NotImplementedError: If the outcome has no density, or a target is deterministic.
         ArithmeticError: If a term is infinite.
     """
-    started, calls = time.perf_counter(), sites.program.num_calls
-    check_densities(sites, estimator)
-    members = flat_designs(sites, designs)
+    started, calls = time.perf_counter(), experiment.program.num_calls
+    check_densities(experiment, estimator)
+    members = flat_designs(experiment, designs)
     terms = []
     # Common random numbers: what differs between designs is then the designs' doing rather than the draws'.
     seed = int(torch.randint(2**31 - 1, ()).item())
     with torch.no_grad(), pyro.validation_enabled(False):
-        for member in range(design_batch_shape(sites, designs).numel()):
+        for member in range(design_batch_shape(experiment, designs).numel()):
             own = {name: value[member] for name, value in members.items()}
             pyro.set_rng_seed(seed)
-            terms.append(nested_terms(sites, own, num_outer, inner, upper=bound == "upper"))
+            terms.append(nested_terms(experiment, own, num_outer, inner, upper=bound == "upper"))
             _check_finite(terms[-1], estimator)
     eig, standard_error = mean_and_standard_error(
-        torch.stack(terms, -1).reshape(-1, *design_batch_shape(sites, designs))
+        torch.stack(terms, -1).reshape(-1, *design_batch_shape(experiment, designs))
     )
     return EIGResult(
         eig=eig,
         standard_error=standard_error,
         bound=bound,
         estimator=estimator,
-        num_simulations=sites.program.num_calls - calls,
+        num_simulations=experiment.program.num_calls - calls,
         num_samples=num_outer,
         seconds=time.perf_counter() - started,
         designs=designs,
-        target_labels=sites.target_labels,
-        observation_labels=sites.observation_labels,
-        nuisance_labels=tuple(site.name for site in sites.nuisance),
-        sites=sites,
+        target_labels=experiment.target_labels,
+        observation_labels=experiment.observation_labels,
+        nuisance_labels=tuple(site.name for site in experiment.nuisance),
+        experiment=experiment,
     )
 
 
-def check_densities(sites: Sites, estimator: str) -> None:
+def check_densities(experiment: Experiment, estimator: str) -> None:
     """Raise NotImplementedError where the outcome has no density, or a target cannot be held."""
-    implicit = [site.name for site in sites.observations if not site.has_density]
+    implicit = [site.name for site in experiment.observations if not site.has_density]
     if implicit:
         raise NotImplementedError(
             f"{estimator} needs the density of the outcome, and {implicit} have none (deterministic, or a distribution "
             "that only samples). Use eig_flow, which needs simulations alone."
         )
-    computed = [site.name for site in sites.targets if not site.has_density]
+    computed = [site.name for site in experiment.targets if not site.has_density]
     if computed:
         raise NotImplementedError(
             f"{estimator} holds the targets while it draws the rest, and {computed} cannot be held: they are computed. "
@@ -120,19 +120,19 @@ def check_densities(sites: Sites, estimator: str) -> None:
         )
 
 
-def check_no_nuisance(sites: Sites, estimator: str) -> None:
+def check_no_nuisance(experiment: Experiment, estimator: str) -> None:
     """Raise NotImplementedError where p(y given the targets) is an integral over nuisance sites."""
-    if sites.nuisance:
+    if experiment.nuisance:
         raise NotImplementedError(
-            f"{estimator} needs the density of the outcome given the targets, but {[s.name for s in sites.nuisance]} "
+            f"{estimator} needs the density of the outcome given the targets, but {[s.name for s in experiment.nuisance]} "
             "are drawn too and are not targets. Make them targets, or use eig_flow, which needs simulations alone, or "
             "eig_nmc and eig_pce, which average over them."
         )
 
 
-def check_scores_targets(sites: Sites, estimator: str) -> None:
+def check_scores_targets(experiment: Experiment, estimator: str) -> None:
     """Raise NotImplementedError where a replaced prior cannot score targets that it did not draw."""
-    if sites.has_auxiliary_density:
+    if experiment.has_auxiliary_density:
         raise NotImplementedError(
             f"{estimator} scores targets that the prior did not draw, and the prior guide states its density by "
             "auxiliary sites. Use a guide that samples the model's sites from their own distributions, or eig_flow."
@@ -140,35 +140,39 @@ def check_scores_targets(sites: Sites, estimator: str) -> None:
 
 
 def nested_terms(
-    sites: Sites, designs: Mapping[str, Tensor], num_outer: int, inner: InnerDraws, *, upper: bool
+    experiment: Experiment, designs: Mapping[str, Tensor], num_outer: int, inner: InnerDraws, *, upper: bool
 ) -> Tensor:
     """Return nested terms of one side, nats, `(num_outer,)`, on outer draws of their own.
 
     Where sites state their entropy, what their log densities explain of the terms is taken off (`controlled_terms`).
 
     Args:
-        sites: A resolved explicit model.
+        experiment: The explicit experiment.
         designs: The one design.
         num_outer: Outer draws.
         inner: Sizes of the inner averages.
         upper: Which side the generating runs are counted on.
     """
-    outer = run_rows(sites.program, num_outer, sites.shapes, designs=designs)
-    outcomes = {site.name: outer.value(site.name) for site in sites.observations}
-    likelihood = outcome_log_likelihood(outer, sites)
+    outer = run_rows(experiment.program, num_outer, experiment.shapes, designs=designs)
+    outcomes = {site.name: outer.value(site.name) for site in experiment.observations}
+    likelihood = outcome_log_likelihood(outer, experiment)
     numerator = likelihood
-    if sites.nuisance:
-        numerator = _given_targets(sites, designs, outer, outcomes, likelihood, inner, upper=upper)
+    if experiment.nuisance:
+        numerator = _given_targets(experiment, designs, outer, outcomes, likelihood, inner, upper=upper)
     if inner.num_inner is None:
-        marginal = log_marginal(sites, designs, outcomes, outer, inner.max_bytes, own="omitted" if upper else "counted")
+        marginal = log_marginal(
+            experiment, designs, outcomes, outer, inner.max_bytes, own="omitted" if upper else "counted"
+        )
     else:
         own = None if upper else likelihood
-        marginal = _held_average(sites, designs, outcomes, sites.observation_labels, inner.num_inner, own, inner)
-    return controlled_terms(numerator - marginal, run_controls(sites, outer))
+        marginal = _held_average(
+            experiment, designs, outcomes, experiment.observation_labels, inner.num_inner, own, inner
+        )
+    return controlled_terms(numerator - marginal, run_controls(experiment, outer))
 
 
 def _given_targets(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     outer: ProgramRun,
     outcomes: Mapping[str, Tensor],
@@ -178,25 +182,31 @@ def _given_targets(
     upper: bool,
 ) -> Tensor:
     """Give log p(y, theta) - log p(theta), with the nuisance sites averaged over."""
-    targets = {site.name: outer.value(site.name) for site in sites.targets}
-    if not sites.leaking_nuisance:
+    targets = {site.name: outer.value(site.name) for site in experiment.targets}
+    if not experiment.leaking_nuisance:
         # p(theta) is the model's own and cancels, so only the outcomes are weighted.
         own = likelihood if upper else None
         held = {**targets, **outcomes}
-        return _held_average(sites, designs, held, sites.observation_labels, inner.num_nuisance, own, inner)
-    prior = torch.stack([outer.log_prob(name) for name in sites.target_labels]).sum(0)
-    both = (*sites.target_labels, *sites.observation_labels)
+        return _held_average(experiment, designs, held, experiment.observation_labels, inner.num_nuisance, own, inner)
+    prior = torch.stack([outer.log_prob(name) for name in experiment.target_labels]).sum(0)
+    both = (*experiment.target_labels, *experiment.observation_labels)
     joint = _held_average(
-        sites, designs, {**targets, **outcomes}, both, inner.num_nuisance, prior + likelihood if upper else None, inner
+        experiment,
+        designs,
+        {**targets, **outcomes},
+        both,
+        inner.num_nuisance,
+        prior + likelihood if upper else None,
+        inner,
     )
     alone = _held_average(
-        sites, designs, targets, sites.target_labels, inner.num_nuisance, None if upper else prior, inner
+        experiment, designs, targets, experiment.target_labels, inner.num_nuisance, None if upper else prior, inner
     )
     return joint - alone
 
 
 def _held_average(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     held: Mapping[str, Tensor],
     scored: tuple[str, ...],
@@ -208,15 +218,15 @@ def _held_average(
 
     With `own`, the generating run's log density, that run is counted too.
     """
-    rows = max(1, inner.max_bytes // (8 * max(1, sites.bytes_per_row)))
+    rows = max(1, inner.max_bytes // (8 * max(1, experiment.bytes_per_row)))
     parts = []
     for chunk in split_rows(held, max(1, rows // num_inner)):
         count = next(iter(chunk.values())).shape[0]
-        sums = torch.full((count,), -torch.inf, dtype=sites.dtype, device=sites.device)
+        sums = torch.full((count,), -torch.inf, dtype=experiment.dtype, device=experiment.device)
         # Where even one outer draw's inner runs exceed the memory, its sum is streamed.
         for size in _sizes(num_inner, max(1, rows // count)):
             repeated = {name: value.repeat_interleave(size, 0) for name, value in chunk.items()}
-            run = run_rows(sites.program, count * size, sites.shapes, designs=designs, row_values=repeated)
+            run = run_rows(experiment.program, count * size, experiment.shapes, designs=designs, row_values=repeated)
             weights = torch.stack([run.log_prob(name, on_support=True) for name in scored]).sum(0)
             sums = torch.logaddexp(sums, weights.reshape(count, size).logsumexp(-1))
         parts.append(sums)
@@ -227,7 +237,7 @@ def _held_average(
 
 
 def log_marginal(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     outcomes: Mapping[str, Tensor],
     inner: ProgramRun,
@@ -238,7 +248,7 @@ def log_marginal(
     """Return the log of the average of p(y_i given the latents of inner run j) over j, nats, for each outcome i.
 
     Args:
-        sites: A resolved explicit model.
+        experiment: The explicit experiment.
         designs: The one design.
         outcomes: Outcome values, `(num_outer, *shape)` each.
         inner: The run whose latents are the inner draws.
@@ -246,21 +256,21 @@ def log_marginal(
         own: "omitted" or "counted" where inner run i made outcome i; "foreign" where the runs are others.
     """
     num_inner = len(inner.traces) * inner.rows_per_trace
-    normal = normal_pairs(sites, inner)
+    normal = normal_pairs(experiment, inner)
     if normal is not None:
-        values = [outcomes[site.name] for site in sites.observations]
+        values = [outcomes[site.name] for site in experiment.observations]
         flat = torch.cat([value.reshape(value.shape[0], -1) for value in values], -1)
-        sums = _normal_log_sums(normal, flat, max_bytes, omitted=own == "omitted").to(sites.dtype)
+        sums = _normal_log_sums(normal, flat, max_bytes, omitted=own == "omitted").to(experiment.dtype)
         return sums - math.log(num_inner - (own == "omitted"))
-    elements = sum(site.shape.numel() for site in sites.observations)
+    elements = sum(site.shape.numel() for site in experiment.observations)
     # A log density makes about six temporaries of the size of its pairs.
     chunk = max(1, max_bytes // (6 * 8 * num_inner * elements))
     total = next(iter(outcomes.values())).shape[0]
     # Written into one tensor: small results kept between large temporaries would pin the heap and let it grow.
-    sums = torch.empty(total, dtype=sites.dtype, device=sites.device)
+    sums = torch.empty(total, dtype=experiment.dtype, device=experiment.device)
     for start in range(0, total, chunk):
         rows = {name: value[start : start + chunk] for name, value in outcomes.items()}
-        pairs = log_likelihood_of_pairs(sites, designs, rows, inner, num_inner)
+        pairs = log_likelihood_of_pairs(experiment, designs, rows, inner, num_inner)
         if own == "omitted":
             index = torch.arange(pairs.shape[0], device=pairs.device)
             pairs[index, start + index] = -torch.inf
@@ -295,18 +305,22 @@ def _normal_log_sums(normal: NormalPairs, outcomes: Tensor, max_bytes: int, *, o
 
 
 def log_likelihood_of_pairs(
-    sites: Sites, designs: Mapping[str, Tensor], outcomes: Mapping[str, Tensor], inner: ProgramRun, num_inner: int
+    experiment: Experiment,
+    designs: Mapping[str, Tensor],
+    outcomes: Mapping[str, Tensor],
+    inner: ProgramRun,
+    num_inner: int,
 ) -> Tensor:
     """Return log p(y_i given the latents of inner run j), nats, `(num_outer, num_inner)`, of any explicit model."""
-    if not sites.linked_outcomes:
-        return pairwise_log_likelihood(sites, outcomes, inner)
+    if not experiment.linked_outcomes:
+        return pairwise_log_likelihood(experiment, outcomes, inner)
     # An outcome's distribution depends on another's value, so the model is run again at every pair.
     count = next(iter(outcomes.values())).shape[0]
-    latents = [site.name for site in (*sites.targets, *sites.others) if not site.is_deterministic]
-    values = {name: inner.value(name).repeat(count, *(1,) * len(sites.shapes[name])) for name in latents}
+    latents = [site.name for site in (*experiment.targets, *experiment.others) if not site.is_deterministic]
+    values = {name: inner.value(name).repeat(count, *(1,) * len(experiment.shapes[name])) for name in latents}
     values |= {name: value.repeat_interleave(num_inner, 0) for name, value in outcomes.items()}
-    run = run_rows(sites.program, count * num_inner, sites.shapes, designs=designs, row_values=values)
-    return outcome_log_likelihood(run, sites).reshape(count, num_inner)
+    run = run_rows(experiment.program, count * num_inner, experiment.shapes, designs=designs, row_values=values)
+    return outcome_log_likelihood(run, experiment).reshape(count, num_inner)
 
 
 def split_rows(values: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:

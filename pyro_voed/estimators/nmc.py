@@ -133,7 +133,7 @@ def eig_nmc(
     check_count(num_nuisance_samples, "num_nuisance_samples")
     with isolated(seed):
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -144,13 +144,13 @@ def eig_nmc(
             prior=prior,
             vectorize=vectorize,
         )
-        candidates = candidate_designs(sites, designs)
+        candidates = candidate_designs(experiment, designs)
         if proposal is not None:
-            check_importance(sites, "eig_nmc with a proposal")
+            check_importance(experiment, "eig_nmc with a proposal")
             return importance_estimate(
-                sites,
+                experiment,
                 candidates,
-                as_proposal(proposal, sites, model_args, model_kwargs or {}, candidates),
+                as_proposal(proposal, experiment, model_args, model_kwargs or {}, candidates),
                 num_outer_samples,
                 PROPOSAL_DRAWS if num_inner_samples is None else num_inner_samples,
                 estimator="eig_nmc",
@@ -159,5 +159,5 @@ def eig_nmc(
                 max_bytes=max_bytes,
             )
         inner = InnerDraws(num_inner_samples, num_nuisance_samples, max_bytes)
-        result = nested_estimate(sites, candidates, num_outer_samples, inner, estimator="eig_nmc", bound="upper")
-        return replace(result, num_simulations=sites.program.num_calls)
+        result = nested_estimate(experiment, candidates, num_outer_samples, inner, estimator="eig_nmc", bound="upper")
+        return replace(result, num_simulations=experiment.program.num_calls)

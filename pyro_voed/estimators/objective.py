@@ -13,27 +13,27 @@ from pyro_voed.densities import StandardisedDensity
 from pyro_voed.estimators.building import build_density, discrete_values
 from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.results import Bound
 
 Terms = Callable[[JointSample, Any], Tensor]
 
 
 def build_posterior(
-    given: Any, pilot: JointSample, sites: Sites, summary: Summary, *, started: bool = True
+    given: Any, pilot: JointSample, experiment: Experiment, summary: Summary, *, started: bool = True
 ) -> StandardisedDensity:
     """Return a conditional density of the targets given outcomes (and, over several designs, the design).
 
     Args:
         given: None for the default, a factory, a density, or that of an earlier result.
         pilot: Simulations that scales are taken from.
-        sites: The resolved model.
+        experiment: The experiment.
         summary: As the user gave it.
         started: Also start a flow at the pilot's linear-Gaussian posterior. Not for pools, whose density starts once
             the part that decides when training stops has been set aside (`start_posterior`).
     """
     # A density of an earlier result has its own.
-    module = None if isinstance(given, StandardisedDensity) else outcome_summary(sites, summary)
+    module = None if isinstance(given, StandardisedDensity) else outcome_summary(experiment, summary)
     theta, context = _rows(pilot)
     density = build_density(
         given,
@@ -41,7 +41,7 @@ def build_posterior(
         context,
         num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
         summary=module,
-        discrete=discrete_values(sites),
+        discrete=discrete_values(experiment),
     )
     if started and not isinstance(given, StandardisedDensity):
         density.start_(theta, context)
@@ -69,7 +69,7 @@ def _rows(sample: JointSample) -> tuple[Tensor, Tensor]:
     return theta, context
 
 
-def build_nothing(given: Any, pilot: JointSample, sites: Sites, summary: Summary) -> None:
+def build_nothing(given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> None:
     """Return None, for objectives that learn nothing."""
 
 
@@ -114,7 +114,7 @@ class Objective:
     needs_likelihood: bool = False
     needs_log_joint: bool = False
     needs_log_prior: bool = True
-    build: Callable[[Any, JointSample, Sites, Summary], Any] = build_posterior
+    build: Callable[[Any, JointSample, Experiment, Summary], Any] = build_posterior
     rescale: Callable[[Any, JointSample], None] = rescale_context
     evaluation_size: int | None = None
     inner_steps: int = 0

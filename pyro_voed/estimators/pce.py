@@ -127,7 +127,7 @@ def eig_pce(
         check_count(num_inner_samples, "num_inner_samples")
     check_count(num_nuisance_samples, "num_nuisance_samples")
     with isolated(seed):
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -140,6 +140,11 @@ def eig_pce(
         )
         inner = InnerDraws(num_inner_samples, num_nuisance_samples, max_bytes)
         result = nested_estimate(
-            sites, candidate_designs(sites, designs), num_outer_samples, inner, estimator="eig_pce", bound="lower"
+            experiment,
+            candidate_designs(experiment, designs),
+            num_outer_samples,
+            inner,
+            estimator="eig_pce",
+            bound="lower",
         )
-        return replace(result, num_simulations=sites.program.num_calls)
+        return replace(result, num_simulations=experiment.program.num_calls)

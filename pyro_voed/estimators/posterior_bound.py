@@ -44,7 +44,7 @@ from pyro_voed.estimators.learning import (
 from pyro_voed.estimators.objective import Objective, build_posterior, start_posterior
 from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.experiment.simulate import JointSample, design_batch_shape, draw_joint, sample_joint
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult, FitHistory
 from pyro_voed.training.loop import kept_on_error
@@ -78,7 +78,7 @@ barber_agakov = Objective(_terms, bound="lower", stackable=True)
 
 
 def flow_bound(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     budget: Budget,
     density: Any,
@@ -91,41 +91,41 @@ def flow_bound(
     ensemble: bool = False,
 ) -> EIGResult:
     """Train and evaluate the flow bound on a resolved model, inside `isolated`."""
-    learn_prior = learn_prior and not sites.has_log_prior
-    check_flow_targets(sites, prior_entropy, learn_prior=learn_prior)
+    learn_prior = learn_prior and not experiment.has_log_prior
+    check_flow_targets(experiment, prior_entropy, learn_prior=learn_prior)
     prepare = stated_prior(prior_entropy)
-    pool = draw_pool(sites, budget, designs, likelihood=False)
+    pool = draw_pool(experiment, budget, designs, likelihood=False)
     if learn_prior:
-        prepare = with_prior_density(learn_prior_density(sites, designs, budget, pool=pool, progress=progress))
+        prepare = with_prior_density(learn_prior_density(experiment, designs, budget, pool=pool, progress=progress))
     with torch.no_grad():
         pool = None if pool is None else prepare(pool)
-        pilot = pool if pool is not None else prepare(_pilot(sites, designs, ensemble=ensemble))
-    check_pilot(sites, pilot)
+        pilot = pool if pool is not None else prepare(_pilot(experiment, designs, ensemble=ensemble))
+    check_pilot(experiment, pilot)
     if not isinstance(density, StandardisedDensity | StackedDensity):
-        summary = outcome_summary(sites, summary)
+        summary = outcome_summary(experiment, summary)
     rates = budget.learning_rate if isinstance(budget.learning_rate, tuple) else (budget.learning_rate,)
-    batch = design_batch_shape(sites, designs) if ensemble else torch.Size()
+    batch = design_batch_shape(experiment, designs) if ensemble else torch.Size()
     stack = Ensemble(len(rates), batch) if batch or len(rates) > 1 else None
     build = build_posterior if stack is None else stack.build
-    trained: Any = build(density, pilot, sites, summary, started=pool is None)
+    trained: Any = build(density, pilot, experiment, summary, started=pool is None)
     history = chosen = None
     histories: list[FitHistory] = []
     trained.eval()
     train = partial(
         train_density,
-        sites,
+        experiment,
         designs=designs,
         likelihood=False,
         prepare=prepare,
         pool=pool,
-        draw=partial(draw_joint, sites, max(2, budget.batch_size // batch.numel()), designs) if batch else None,
+        draw=partial(draw_joint, experiment, max(2, budget.batch_size // batch.numel()), designs) if batch else None,
         progress=progress,
         description="eig_flow",
     )
     with kept_on_error(lambda: {"density": trained}):
         if budget.num_steps != 0 and pool is not None and len(rates) > 1:
             alone = Ensemble(1, batch)
-            parts = [alone.build(density, pilot, sites, summary, started=False) for _ in rates]
+            parts = [alone.build(density, pilot, experiment, summary, started=False) for _ in rates]
             # Each rate on its own: which pass over the pool was the best differs from one to the next.
             histories = [
                 train(part, alone.terms, replace(budget, learning_rate=rate), begin=partial(alone.start, part))
@@ -137,36 +137,36 @@ def flow_bound(
             begin = partial(start_posterior if stack is None else stack.start, trained)
             history = train(trained, barber_agakov if stack is None else stack.terms, budget, begin=begin)
         if stack is not None and len(rates) > 1:
-            trained, winner = stack.best(trained, _scores(sites, designs, stack, trained, prepare))
+            trained, winner = stack.best(trained, _scores(experiment, designs, stack, trained, prepare))
             chosen = torch.tensor(rates)[winner.cpu()]
             if len(histories) > 1 and not batch:
                 history = histories[int(winner)]
         objective: Terms = Ensemble(1, batch).single if batch else barber_agakov
         terms, outcome_range = evaluate_terms(
-            sites,
+            experiment,
             lambda sample: objective(prepare(sample), trained),
             budget.num_samples,
             designs,
             likelihood=False,
             estimator="eig_flow",
         )
-        collapse = None if history is None else checked_for_collapse(sites, designs, trained, pool)
+        collapse = None if history is None else checked_for_collapse(experiment, designs, trained, pool)
     eig, standard_error = mean_and_standard_error(terms)
     return EIGResult(
         eig=eig,
         standard_error=standard_error,
         bound="neither" if learn_prior else "lower",
         estimator="eig_flow",
-        num_simulations=sites.program.num_calls,
+        num_simulations=experiment.program.num_calls,
         num_samples=budget.num_samples,
         seconds=time.perf_counter() - started,
         designs=designs,
-        target_labels=sites.target_labels,
-        observation_labels=sites.observation_labels,
-        nuisance_labels=tuple(site.name for site in sites.nuisance),
+        target_labels=experiment.target_labels,
+        observation_labels=experiment.observation_labels,
+        nuisance_labels=tuple(site.name for site in experiment.nuisance),
         history=history,
         density=trained,
-        sites=sites,
+        experiment=experiment,
         observation_range=outcome_range,
         learning_rate=chosen,
         collapse=collapse,
@@ -174,30 +174,30 @@ def flow_bound(
 
 
 def _scores(
-    sites: Sites,
+    experiment: Experiment,
     designs: Mapping[str, Tensor],
     stack: Ensemble,
     density: Any,
     prepare: Callable[[JointSample], JointSample],
 ) -> Float[Tensor, "num_rates *design_batch"]:
     """Return the bound of every candidate on simulations that take no other part."""
-    size = max(500, SELECTION_SIZE // design_batch_shape(sites, designs).numel())
+    size = max(500, SELECTION_SIZE // design_batch_shape(experiment, designs).numel())
     with torch.no_grad(), pyro.validation_enabled(False):
-        return stack.terms(prepare(sample_joint(sites, size, designs)), density).mean(0)
+        return stack.terms(prepare(sample_joint(experiment, size, designs)), density).mean(0)
 
 
-def check_flow_targets(sites: Sites, prior_entropy: float | None, *, learn_prior: bool = False) -> None:
+def check_flow_targets(experiment: Experiment, prior_entropy: float | None, *, learn_prior: bool = False) -> None:
     """Raise NotImplementedError where a flow over the targets gives no bound."""
-    endless = [site.name for site in sites.targets if site.is_discrete and site.support_values is None]
+    endless = [site.name for site in experiment.targets if site.is_discrete and site.support_values is None]
     if endless:
         raise NotImplementedError(
             f"targets {endless} are discrete without finitely many values of their own, so no classifier can stand for "
             "their posterior. Use eig_nmc or eig_marginal, which only need the outcome's density, or other targets."
         )
-    if sites.has_log_prior or prior_entropy is not None or learn_prior:
+    if experiment.has_log_prior or prior_entropy is not None or learn_prior:
         return
-    leaking = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in sites.leaking_nuisance.items())
-    unstated = [site.name for site in sites.targets if not site.has_density]
+    leaking = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in experiment.leaking_nuisance.items())
+    unstated = [site.name for site in experiment.targets if not site.has_density]
     jointly = "the prior guide states the density of all latent sites together, not of the targets alone"
     why = leaking or (f"{unstated} have no log density" if unstated else jointly)
     raise NotImplementedError(
@@ -220,9 +220,9 @@ def stated_prior(prior_entropy: float | None) -> Callable[[JointSample], JointSa
     return prepare
 
 
-def _pilot(sites: Sites, designs: Mapping[str, Tensor], *, ensemble: bool) -> JointSample:
+def _pilot(experiment: Experiment, designs: Mapping[str, Tensor], *, ensemble: bool) -> JointSample:
     """Simulate what scales are taken from; for an ensemble at every design, as each member has scales of its own."""
-    size = PILOT_SIZE if sites.program.vectorised else 200
+    size = PILOT_SIZE if experiment.program.vectorised else 200
     if ensemble:
-        return sample_joint(sites, size // 4, designs)
-    return draw_training(sites, size, designs, likelihood=False)
+        return sample_joint(experiment, size // 4, designs)
+    return draw_training(experiment, size, designs, likelihood=False)

@@ -53,7 +53,7 @@ from pyro_voed.estimators.nested import log_likelihood_of_pairs
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.scoring import log_joint
 from pyro_voed.experiment.simulate import JointSample, pack_designs, pack_run, unpack_targets
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 
 SMALLEST_CURVATURE = 1e-6
 """Least curvature that a Gaussian is given, as a share of its largest."""
@@ -74,15 +74,17 @@ class AtOutcomes(Protocol):
 class Proposal(Protocol):
     """Something that proposes targets without being trained."""
 
-    def at_outcomes(self, sites: Sites, designs: Mapping[str, Tensor], sample: JointSample) -> AtOutcomes:
+    def at_outcomes(self, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample) -> AtOutcomes:
         """Return the proposal at one design and the outcomes of a sample made there."""
 
 
-def proposal_at(proposal: Any, sites: Sites, designs: Mapping[str, Tensor], sample: JointSample) -> AtOutcomes:
+def proposal_at(
+    proposal: Any, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample
+) -> AtOutcomes:
     """Return a proposal, or a conditional density, at the outcomes of a sample."""
     if isinstance(proposal, Proposal):
-        return proposal.at_outcomes(sites, designs, sample)
-    return DensityAtOutcomes(proposal, design_context(sites, designs, proposal, sample.y))
+        return proposal.at_outcomes(experiment, designs, sample)
+    return DensityAtOutcomes(proposal, design_context(experiment, designs, proposal, sample.y))
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,15 @@ class DensityAtOutcomes:
         return self.density.log_prob(value, self.context)
 
 
-def design_context(sites: Sites, designs: Mapping[str, Tensor], density: Any, y: Tensor) -> Tensor:
+def design_context(experiment: Experiment, designs: Mapping[str, Tensor], density: Any, y: Tensor) -> Tensor:
     """Return the context of outcomes at one design; a density trained over several takes the packed design too."""
     if density.context_dim == y.shape[-1]:
         return y
-    return torch.cat([y, pack_designs(sites, designs).expand(*y.shape[:-1], -1)], -1)
+    return torch.cat([y, pack_designs(experiment, designs).expand(*y.shape[:-1], -1)], -1)
 
 
 def as_proposal(
-    given: Any, sites: Sites, args: Sequence[Any], kwargs: Mapping[str, Any], designs: Mapping[str, Tensor]
+    given: Any, experiment: Experiment, args: Sequence[Any], kwargs: Mapping[str, Any], designs: Mapping[str, Tensor]
 ) -> Any:
     """Return a proposal or conditional density from what a user may give for one.
 
@@ -127,7 +129,7 @@ def as_proposal(
     if isinstance(given, Proposal) or (hasattr(given, "condition") and hasattr(given, "context_dim")):
         return given
     if callable(given) and not isinstance(given, type):
-        guide = GuideDensity(given, sites, args, kwargs, designs, of_targets=True, trained=False)
+        guide = GuideDensity(given, experiment, args, kwargs, designs, of_targets=True, trained=False)
         return GuideProposal(guide.eval())
     raise TypeError(
         "proposal: expected laplace_proposal(), the density of an earlier result, or a Pyro guide that is called with "
@@ -172,21 +174,23 @@ class LaplaceProposal:
     num_newton_steps: int
     num_starts: int
 
-    def at_outcomes(self, sites: Sites, designs: Mapping[str, Tensor], sample: JointSample) -> MultivariateNormal:
+    def at_outcomes(
+        self, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample
+    ) -> MultivariateNormal:
         """Return the Gaussians at one design and the outcomes of a sample made there.
 
         Raises:
             NotImplementedError: If the model has nuisance sites, discrete targets or no differentiable density.
             ArithmeticError: If a log joint density or its derivatives are not finite.
         """
-        check_laplace_targets(sites, "laplace_proposal")
-        check_differentiable(sites, sample[:2], designs, "laplace_proposal")
+        check_laplace_targets(experiment, "laplace_proposal")
+        check_differentiable(experiment, sample[:2], designs, "laplace_proposal")
 
         def log_density(theta: Tensor) -> Tensor:
-            log_prior, log_likelihood = log_joint(sites, theta, sample.values, designs)
+            log_prior, log_likelihood = log_joint(experiment, theta, sample.values, designs)
             return log_prior + log_likelihood
 
-        start = _best_prior_draws(sites, designs, sample.values, self.num_starts)
+        start = _best_prior_draws(experiment, designs, sample.values, self.num_starts)
         return gaussian_at_mode(log_density, newton_modes(log_density, start, self.num_newton_steps))
 
 
@@ -213,14 +217,14 @@ def gaussian_at_mode(log_density: LogDensity, mode: Float[Tensor, "num_rows dim"
 
 
 def _best_prior_draws(
-    sites: Sites, designs: Mapping[str, Tensor], outcomes: Mapping[str, Tensor], num_starts: int
+    experiment: Experiment, designs: Mapping[str, Tensor], outcomes: Mapping[str, Tensor], num_starts: int
 ) -> Float[Tensor, "num_rows theta_dim"]:
     """Return for each outcome the prior draw with the largest joint density."""
     with torch.no_grad():
-        run = run_rows(sites.program, num_starts, sites.shapes, designs=designs)
-        drawn = pack_run(sites, run, torch.Size([num_starts]), likelihood=False)
-        own = {site.name: outcomes[site.name] for site in sites.observations}
-        pairs = log_likelihood_of_pairs(sites, designs, own, run, num_starts)
+        run = run_rows(experiment.program, num_starts, experiment.shapes, designs=designs)
+        drawn = pack_run(experiment, run, torch.Size([num_starts]), likelihood=False)
+        own = {site.name: outcomes[site.name] for site in experiment.observations}
+        pairs = log_likelihood_of_pairs(experiment, designs, own, run, num_starts)
     assert drawn.log_prior is not None  # checked at the door
     return drawn.theta[(pairs + drawn.log_prior).argmax(-1)]
 
@@ -235,27 +239,29 @@ class GuideProposal:
 
     guide: GuideDensity
 
-    def at_outcomes(self, sites: Sites, designs: Mapping[str, Tensor], sample: JointSample) -> GuideAtOutcomes:
+    def at_outcomes(
+        self, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample
+    ) -> GuideAtOutcomes:
         """Return the guide at one design and the outcomes of a sample made there.
 
         Raises:
             ValueError: If the guide is of other sites.
             NotImplementedError: If the support of a target depends on other targets.
         """
-        if not self.guide.of_targets or {site.name for site in self.guide.scored} != set(sites.target_labels):
+        if not self.guide.of_targets or {site.name for site in self.guide.scored} != set(experiment.target_labels):
             raise ValueError(
-                f"proposal: expected a guide of the targets {list(sites.target_labels)}, got one of "
+                f"proposal: expected a guide of the targets {list(experiment.target_labels)}, got one of "
                 f"{[site.name for site in self.guide.scored]}."
             )
-        dependent = [site.name for site in sites.targets if site.dependent_support]
+        dependent = [site.name for site in experiment.targets if site.dependent_support]
         if dependent:
             raise NotImplementedError(
                 f"proposal: the support of the targets {dependent} depends on other sites, and a guide's draws cannot "
                 "be weighed there. Use a flow, or laplace_proposal()."
             )
-        outcomes = {site.name: sample.values[site.name] for site in sites.observations}
+        outcomes = {site.name: sample.values[site.name] for site in experiment.observations}
         own = {name: designs[name] for name in self.guide.designs}
-        return GuideAtOutcomes(self.guide, sites, own, outcomes)
+        return GuideAtOutcomes(self.guide, experiment, own, outcomes)
 
 
 @dataclass(frozen=True)
@@ -264,13 +270,13 @@ class GuideAtOutcomes:
 
     Attributes:
         guide: The guide's density.
-        sites: The resolved model.
+        experiment: The experiment.
         designs: Values of the designs that the guide reads.
         outcomes: Outcome values, `(num_samples, *shape)` each.
     """
 
     guide: GuideDensity
-    sites: Sites
+    experiment: Experiment
     designs: Mapping[str, Tensor]
     outcomes: Mapping[str, Tensor]
 
@@ -283,10 +289,10 @@ class GuideAtOutcomes:
         count = torch.Size(sample_shape).numel()
         values = self.guide.draw(self._repeated(count), self.designs)
         packed = []
-        for site in self.sites.targets:
+        for site in self.experiment.targets:
             value = values[site.name]
             coordinates = value if site.transform is None else site.transform.inv(value)
-            packed.append(coordinates.reshape(len(value), -1).to(self.sites.dtype))
+            packed.append(coordinates.reshape(len(value), -1).to(self.experiment.dtype))
         theta = torch.cat(packed, -1)
         outside = int((~torch.isfinite(theta).all(-1)).sum())
         if outside:
@@ -299,11 +305,11 @@ class GuideAtOutcomes:
     def log_prob(self, value: Float[Tensor, "*batch num_samples theta_dim"]) -> Float[Tensor, "*batch num_samples"]:
         """Return log densities, nats, in packed coordinates."""
         theta = value.reshape(-1, value.shape[-1])
-        targets = unpack_targets(self.sites, theta)
+        targets = unpack_targets(self.experiment, theta)
         rows = {**self._repeated(value.shape[:-2].numel()), **targets}
         log_prob = self.guide.score(rows, self.designs)
         for site, piece in zip(
-            self.sites.targets, theta.split([site.packed_dim for site in self.sites.targets], -1), strict=True
+            self.experiment.targets, theta.split([site.packed_dim for site in self.experiment.targets], -1), strict=True
         ):
             if site.transform is not None:
                 own = targets[site.name]

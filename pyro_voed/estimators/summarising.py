@@ -30,7 +30,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pyro_voed.experiment.programs import ProgramRun, run_rows, sample_nodes
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 from pyro_voed.summaries import ComposedSummary, ConvolutionalSummary, DeepSetSummary, FeedForwardSummary
 
 FEWEST_ROWS = 5
@@ -52,11 +52,11 @@ class Rows:
     entries: Int[Tensor, "num_rows row_dim"]
 
 
-def outcome_summary(sites: Sites, given: Any) -> nn.Module | None:
+def outcome_summary(experiment: Experiment, given: Any) -> nn.Module | None:
     """Return the summary of packed outcomes: the caller's, put together from parts, or picked.
 
     Args:
-        sites: A resolved model.
+        experiment: The experiment.
         given: A module, unchanged; a mapping from outcome sites (or tuples of them, whose rows are put side by side) to
             modules; None to pick.
 
@@ -67,23 +67,23 @@ def outcome_summary(sites: Sites, given: Any) -> nn.Module | None:
     if isinstance(given, nn.Module):
         return given
     if given is None:
-        return _picked(sites)
+        return _picked(experiment)
     if not isinstance(given, Mapping) or not all(isinstance(part, nn.Module) for part in given.values()):
         raise TypeError(
             "summary: expected a torch module, or a mapping from outcome sites (or tuples of sites) to modules, got "
             f"{given!r}."
         )
-    return _composed(sites, given)
+    return _composed(experiment, given)
 
 
-def entries_of(sites: Sites) -> dict[str, Int[Tensor, " packed_dim"]]:
+def entries_of(experiment: Experiment) -> dict[str, Int[Tensor, " packed_dim"]]:
     """Return where each outcome site stands in the packed outcome."""
-    sizes = [site.packed_dim for site in sites.observations]
-    return dict(zip(sites.observation_labels, torch.arange(sites.y_dim).split(sizes), strict=True))
+    sizes = [site.packed_dim for site in experiment.observations]
+    return dict(zip(experiment.observation_labels, torch.arange(experiment.y_dim).split(sizes), strict=True))
 
 
-def _composed(sites: Sites, given: Mapping[Any, nn.Module]) -> ComposedSummary:
-    where = entries_of(sites)
+def _composed(experiment: Experiment, given: Mapping[Any, nn.Module]) -> ComposedSummary:
+    where = entries_of(experiment)
     named = {key: (key,) if isinstance(key, str) else tuple(key) for key in given}
     labels = [name for names in named.values() for name in names]
     unknown, twice = sorted(set(labels) - set(where)), sorted({name for name in labels if labels.count(name) > 1})
@@ -92,7 +92,7 @@ def _composed(sites: Sites, given: Mapping[Any, nn.Module]) -> ComposedSummary:
             f"summary: expected each outcome site at most once, of {list(where)}, got unknown {unknown} and repeated "
             f"{twice}."
         )
-    own = {site.name: site for site in sites.observations}
+    own = {site.name: site for site in experiment.observations}
     entries = []
     for key, part in given.items():
         members = [own[name] for name in named[key]]
@@ -103,7 +103,7 @@ def _composed(sites: Sites, given: Mapping[Any, nn.Module]) -> ComposedSummary:
             size = None if row_dim is None else row_dim + int(getattr(part, "masked", False))
             entries.append(_side_by_side(members, where, size).flatten())
     words = ", ".join(f"{type(part).__name__} of {' and '.join(named[key])}" for key, part in given.items())
-    return ComposedSummary(list(given.values()), entries, sites.y_dim, words)
+    return ComposedSummary(list(given.values()), entries, experiment.y_dim, words)
 
 
 def _side_by_side(
@@ -128,14 +128,14 @@ def _rows_of(site: Site, axis: int, where: Mapping[str, Tensor]) -> Int[Tensor, 
     return where[site.name].reshape(site.shape).movedim(axis, 0).reshape(site.shape[axis], -1)
 
 
-def _picked(sites: Sites) -> ComposedSummary | None:
-    width = min(max(2 * sites.theta_dim, SUMMARY_DIMS[0]), SUMMARY_DIMS[1])
-    where = entries_of(sites)
+def _picked(experiment: Experiment) -> ComposedSummary | None:
+    width = min(max(2 * experiment.theta_dim, SUMMARY_DIMS[0]), SUMMARY_DIMS[1])
+    where = entries_of(experiment)
     parts: list[nn.Module] = []
-    entries, words, left = [], [], {site.name: site for site in sites.observations}
-    for rows in exchangeable_rows(sites):
+    entries, words, left = [], [], {site.name: site for site in experiment.observations}
+    for rows in exchangeable_rows(experiment):
         num_rows, row_dim = rows.entries.shape
-        cross = row_dim > 1 and (row_dim <= 5 or sites.theta_dim > 2 * row_dim)
+        cross = row_dim > 1 and (row_dim <= 5 or experiment.theta_dim > 2 * row_dim)
         parts.append(DeepSetSummary(row_dim, width, hidden_dim=HIDDEN_DIMS[num_rows > LONG], cross=cross))
         entries.append(rows.entries.flatten())
         words.append(f"deep set of {num_rows} exchangeable rows of {' and '.join(rows.names)}")
@@ -155,36 +155,36 @@ def _picked(sites: Sites) -> ComposedSummary | None:
             words.append(f"feed-forward network of {len(where[name])} entries of {name}")
     if not parts:
         return None
-    return ComposedSummary(parts, entries, sites.y_dim, ", ".join(words)).to(sites.dtype)
+    return ComposedSummary(parts, entries, experiment.y_dim, ", ".join(words)).to(experiment.dtype)
 
 
-def exchangeable_rows(sites: Sites) -> list[Rows]:
+def exchangeable_rows(experiment: Experiment) -> list[Rows]:
     """Return the sets of exchangeable rows in the outcome, at most one a site, along the longest such axis.
 
     Costs three simulated experiments where there is an axis that may be one.
     """
     candidates = [
         (site, axis)
-        for site in sites.observations
+        for site in experiment.observations
         for axis, size in enumerate(site.shape)
         if size >= FEWEST_ROWS and _permutable(site)
     ]
-    designs = _general_designs(sites)
+    designs = _general_designs(experiment)
     if (
         not candidates
         or designs is None
-        or not sites.is_explicit
-        or any(s.is_deterministic for s in sites.observations)
+        or not experiment.is_explicit
+        or any(s.is_deterministic for s in experiment.observations)
     ):
         return []
     with torch.no_grad():
-        run = run_rows(sites.program, 1, sites.shapes, designs=designs)
+        run = run_rows(experiment.program, 1, experiment.shapes, designs=designs)
         found: dict[str, tuple[int, list[tuple[Site, int]]]] = {}
         for site, axis in candidates:
-            members = _moving_along(sites, run, site, axis)
-            if _invariant(sites, run, designs, members) and site.shape[axis] > found.get(site.name, (0, []))[0]:
+            members = _moving_along(experiment, run, site, axis)
+            if _invariant(experiment, run, designs, members) and site.shape[axis] > found.get(site.name, (0, []))[0]:
                 found[site.name] = (site.shape[axis], members)
-    where, rows, taken = entries_of(sites), [], set()
+    where, rows, taken = entries_of(experiment), [], set()
     for name, (_, members) in found.items():
         outcomes = [(site, axis) for site, axis in members if site.role == "observation"]
         if name in taken or not all(_permutable(site) for site, _ in outcomes):
@@ -199,10 +199,10 @@ def _permutable(site: Site) -> bool:
     return site.has_density and not site.is_deterministic and site.packed_dim == site.shape.numel()
 
 
-def _general_designs(sites: Sites) -> dict[str, Tensor] | None:
+def _general_designs(experiment: Experiment) -> dict[str, Tensor] | None:
     """Return designs away from special values, such as seven equal ones; None where that cannot be done."""
     designs = {}
-    for site in sites.designs:
+    for site in experiment.designs:
         try:
             coordinates = site.transform.inv(site.value)
             moved = site.transform(coordinates + torch.randn_like(coordinates))
@@ -214,14 +214,14 @@ def _general_designs(sites: Sites) -> dict[str, Tensor] | None:
     return designs
 
 
-def _moving_along(sites: Sites, run: ProgramRun, site: Site, axis: int) -> list[tuple[Site, int]]:
+def _moving_along(experiment: Experiment, run: ProgramRun, site: Site, axis: int) -> list[tuple[Site, int]]:
     """Return the random sites that are no targets and stand in the plate of this axis, each with its own axis."""
     nodes = sample_nodes(run.traces[0])
     frame = _frame_at(nodes[site.name], site, axis)
     if frame is None:
         return [(site, axis)]
     members = []
-    for other in (*sites.observations, *sites.nuisance):
+    for other in (*experiment.observations, *experiment.nuisance):
         if other.is_deterministic:
             continue
         for own_axis in range(len(other.shape)):
@@ -238,10 +238,12 @@ def _frame_at(node: Mapping[str, Any], site: Site, axis: int) -> str | None:
 
 
 def _invariant(
-    sites: Sites, run: ProgramRun, designs: Mapping[str, Tensor], members: Sequence[tuple[Site, int]]
+    experiment: Experiment, run: ProgramRun, designs: Mapping[str, Tensor], members: Sequence[tuple[Site, int]]
 ) -> bool:
     """Whether permuting the members' rows leaves the density of everything but the targets as it is."""
-    random = [s for s in (*sites.targets, *sites.observations, *sites.nuisance) if not s.is_deterministic]
+    random = [
+        s for s in (*experiment.targets, *experiment.observations, *experiment.nuisance) if not s.is_deterministic
+    ]
     scored = [s.name for s in random if s.role != "target"]
     if not all(s.has_density for s in random if s.role != "target"):
         return False
@@ -249,11 +251,11 @@ def _invariant(
     size = members[0][0].shape[members[0][1]]
     before = _total(run, scored)
     for _ in range(2):
-        order = torch.randperm(size, device=sites.device)
+        order = torch.randperm(size, device=experiment.device)
         moved = {s.name: values[s.name].index_select(axis + 1, order) for s, axis in members}
-        again = run_rows(sites.program, 1, sites.shapes, designs=designs, row_values={**values, **moved})
+        again = run_rows(experiment.program, 1, experiment.shapes, designs=designs, row_values={**values, **moved})
         # Sums of single-precision terms in another order differ by rounding alone, as their size goes.
-        if not torch.allclose(before, _total(again, scored), rtol=1e-5, atol=1e-5 * math.sqrt(sites.y_dim)):
+        if not torch.allclose(before, _total(again, scored), rtol=1e-5, atol=1e-5 * math.sqrt(experiment.y_dim)):
             return False
     return True
 

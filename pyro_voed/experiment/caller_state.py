@@ -73,6 +73,29 @@ def param_store_kept() -> Iterator[None]:
 
 
 @contextmanager
+def common_stream(seed: int) -> Iterator[None]:
+    """Run the body on the random streams of a seed, and give the surrounding code its own streams back.
+
+    Two bodies with one seed see equal random numbers; what follows them does not.
+
+    Args:
+        seed: Seed of torch's, NumPy's and Python's generators in the body.
+
+    Example:
+        >>> with common_stream(0):
+        ...     first = torch.rand(())
+        >>> between = torch.rand(())
+        >>> with common_stream(0):
+        ...     second = torch.rand(())
+        >>> bool(first == second), bool(first == between)
+        (True, False)
+    """
+    with _random_streams_kept():
+        pyro.set_rng_seed(seed)
+        yield
+
+
+@contextmanager
 def _random_streams_kept() -> Iterator[None]:
     # Simulators written in NumPy often draw from its global stream, so that is kept too.
     python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002

@@ -33,7 +33,7 @@ from pyro_voed.experiment.programs import (
     support_transform,
     trace_program,
 )
-from pyro_voed.experiment.sites import DesignSite, Role, Site, Sites, site_transform
+from pyro_voed.experiment.sites import DesignSite, Experiment, Role, Site, site_transform
 from pyro_voed.results import element_names
 
 PROBE_SIZES = (3, 5)
@@ -49,7 +49,7 @@ def probe(
     candidates: Mapping[str, Tensor],
     *,
     vectorize: bool,
-) -> Sites:
+) -> Experiment:
     """Run every probe and return the resolved sites."""
     nodes = sample_nodes(prototype)
     shapes = {name: torch.as_tensor(node["value"]).shape for name, node in nodes.items()}
@@ -90,7 +90,7 @@ def probe(
     floating = [node["value"] for node in nodes.values() if node["value"].dtype.is_floating_point]
     reference = floating[0] if floating else torch.empty(())
     dtype = torch.get_default_dtype() if not floating else _widest(floating)
-    return Sites(
+    return Experiment(
         program=program,
         targets=targets,
         observations=observations,

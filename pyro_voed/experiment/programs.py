@@ -202,7 +202,7 @@ class ProgramRun:
         """Return the same run with new values at the named sites, drawn from the distributions it made there.
 
         The model is not run: `poutine.replay` would call its forward map once more for the same distributions. Right
-        only where nothing else follows from the values (`Sites.redrawable`).
+        only where nothing else follows from the values (`Experiment.redrawable`).
         """
         traces = []
         for trace in self.traces:

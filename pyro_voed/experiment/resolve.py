@@ -1,7 +1,7 @@
-"""From a model and labels to `Sites`: the dry run with every check at the door.
+"""From a model and labels to `Experiment`: the dry run with every check at the door.
 
 `resolve` runs the model a few times without changing anything, checks everything that can be checked before money is
-spent on simulations, and returns `Sites`, which the rest of the library works on. Defaults:
+spent on simulations, and returns `Experiment`, which the rest of the library works on. Defaults:
 
 * designs are the explicit `pyro.param` / `PyroParam` sites;
 * outcomes are the sites given with `obs=` (their data are released);
@@ -34,7 +34,7 @@ from pyro_voed.experiment.programs import (
     sample_nodes,
     support_transform,
 )
-from pyro_voed.experiment.sites import DesignSite, Role, Sites, given_designs
+from pyro_voed.experiment.sites import DesignSite, Experiment, Role, given_designs
 
 
 def resolve(
@@ -49,7 +49,7 @@ def resolve(
     prior: Callable[..., Any] | None = None,
     vectorize: bool = True,
     seed: int | None = None,
-) -> Sites:
+) -> Experiment:
     """Resolve the labels of a model and check everything at the door.
 
     Args:
@@ -85,8 +85,8 @@ def resolve(
         ...     xi = pyro.param("xi", torch.tensor(2.0))
         ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0), obs=torch.tensor(0.3))
-        >>> sites = resolve(model)
-        >>> sites.target_labels, sites.observation_labels, sites.design_labels
+        >>> experiment = resolve(model)
+        >>> experiment.target_labels, experiment.observation_labels, experiment.design_labels
         (('theta',), ('y',), ('xi',))
     """
     check_callable(model)

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from pyro_voed.experiment.programs import ProgramRun, log_prob_on_support
 from pyro_voed.experiment.simulate import pack_outcomes, put_targets
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 
 
 def log_joint(
-    sites: Sites,
+    experiment: Experiment,
     theta: Float[Tensor, "num_rows theta_dim"],
     outcomes: Mapping[str, Tensor],
     designs: Mapping[str, Tensor],
@@ -33,7 +33,7 @@ def log_joint(
     The model is run once a row, with the targets put in; sites that are neither target nor outcome are drawn.
 
     Args:
-        sites: A resolved explicit model.
+        experiment: The explicit experiment.
         theta: Packed targets, one row each.
         outcomes: Outcome values, `(num_rows, *shape)` each.
         designs: The one design.
@@ -42,48 +42,48 @@ def log_joint(
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> from pyro_voed.experiment.resolve import resolve
         >>> from pyro_voed.experiment.simulate import sample_joint
-        >>> sites = resolve(linear_gaussian(), "y")
-        >>> sample = sample_joint(sites, 5, likelihood=True)
-        >>> log_prior, log_likelihood = log_joint(sites, sample.theta, sample.values, sites.design_values)
+        >>> experiment = resolve(linear_gaussian(), "y")
+        >>> sample = sample_joint(experiment, 5, likelihood=True)
+        >>> log_prior, log_likelihood = log_joint(experiment, sample.theta, sample.values, experiment.design_values)
         >>> bool(torch.allclose(log_likelihood, sample.log_likelihood))
         True
     """
-    if sites.has_auxiliary_density:
+    if experiment.has_auxiliary_density:
         raise NotImplementedError(
             "the replaced prior states its density by auxiliary sites, so it cannot score targets that it did not "
             "draw. Use a prior guide that samples the model's sites from their own distributions."
         )
-    own = {site.name: outcomes[site.name] for site in sites.observations}
-    run = put_targets(sites, theta, designs, own)
+    own = {site.name: outcomes[site.name] for site in experiment.observations}
+    run = put_targets(experiment, theta, designs, own)
     log_prior = torch.zeros((), dtype=theta.dtype, device=theta.device)
-    for site in sites.targets:
+    for site in experiment.targets:
         log_prior = log_prior + run.log_prob(site.name)
         if site.transform is not None:
             log_prior = log_prior + run.unconstrained(site.name)[1]
-    return log_prior, outcome_log_likelihood(run, sites) + pack_outcomes(sites, run)[1]
+    return log_prior, outcome_log_likelihood(run, experiment) + pack_outcomes(experiment, run)[1]
 
 
-def outcome_log_likelihood(run: ProgramRun, sites: Sites) -> Tensor:
+def outcome_log_likelihood(run: ProgramRun, experiment: Experiment) -> Tensor:
     """Return the log density of the run's outcomes, nats, `(num_rows,)`, -inf where one lies outside its support."""
-    return torch.stack([run.log_prob(site.name, on_support=True) for site in sites.observations]).sum(0)
+    return torch.stack([run.log_prob(site.name, on_support=True) for site in experiment.observations]).sum(0)
 
 
 def pairwise_log_likelihood(
-    sites: Sites, outcomes: Mapping[str, Tensor], inner: ProgramRun
+    experiment: Experiment, outcomes: Mapping[str, Tensor], inner: ProgramRun
 ) -> Float[Tensor, "num_outer num_inner"]:
     """Return log p(outcome i given the latents of run j), nats, for all pairs.
 
     The distributions that the inner run stands at are scored at every outcome, so the model is not run again. Only
-    for models whose outcome sites do not depend on each other's values (`Sites.linked_outcomes` is False).
+    for models whose outcome sites do not depend on each other's values (`Experiment.linked_outcomes` is False).
 
     Args:
-        sites: A resolved explicit model.
+        experiment: The explicit experiment.
         outcomes: Outcome values, `(num_outer, *shape)` each.
         inner: The run whose latents are the inner draws.
     """
     scores = [
         torch.cat([_score_outcomes(trace, site, outcomes[site.name]) for trace in inner.traces], 1)
-        for site in sites.observations
+        for site in experiment.observations
     ]
     return scores[0] if len(scores) == 1 else torch.stack(scores).sum(0)
 
@@ -123,17 +123,17 @@ class NormalPairs:
         return y, -(y.square() * self.half_precision).sum(-1)
 
 
-def normal_pairs(sites: Sites, inner: ProgramRun) -> NormalPairs | None:
+def normal_pairs(experiment: Experiment, inner: ProgramRun) -> NormalPairs | None:
     """Return the pairs of an inner run with all outcomes; None unless every outcome is plainly normal.
 
     Args:
-        sites: A resolved explicit model.
+        experiment: The explicit experiment.
         inner: The run whose latents are the inner draws.
     """
-    if sites.linked_outcomes or len(inner.traces) != 1:
+    if experiment.linked_outcomes or len(inner.traces) != 1:
         return None
     means, scales = [], []
-    for site in sites.observations:
+    for site in experiment.observations:
         node = inner.traces[0].nodes[site.name]
         normal, shape = _as_normal(node["fn"]), node["value"].shape
         if normal is None or node["mask"] is not None or shape == site.shape:

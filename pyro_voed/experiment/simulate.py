@@ -22,7 +22,7 @@ from pyro_voed.experiment.programs import (
     base_distribution,
     run_rows,
 )
-from pyro_voed.experiment.sites import Site, Sites, check_designs, given_designs
+from pyro_voed.experiment.sites import Experiment, Site, check_designs, given_designs
 
 DEFAULT_MEMORY = 2**28
 """Bytes that one chunk of simulations may take, by the size of its site values and as much again for workings."""
@@ -80,7 +80,7 @@ class JointSample:
 
 
 def sample_joint(
-    sites: Sites,
+    experiment: Experiment,
     num_samples: int,
     designs: Mapping[str, Tensor] | None = None,
     *,
@@ -93,7 +93,7 @@ def sample_joint(
     """Simulate experiments from prior and model.
 
     Args:
-        sites: A resolved model.
+        experiment: The experiment.
         num_samples: Experiments to simulate at each design.
         designs: Design values `(*design_batch, *shape)`, the batch shape equal across labels; default: the resolved
             values. Gradients flow to them where the model's sites are reparametrised.
@@ -116,10 +116,10 @@ def sample_joint(
         >>> sample.theta.shape, sample.y.shape
         (torch.Size([100, 2]), torch.Size([100, 3]))
     """
-    designs = {**sites.design_values, **(designs or {})}
-    design_batch_shape(sites, designs)
+    designs = {**experiment.design_values, **(designs or {})}
+    design_batch_shape(experiment, designs)
     return draw_joint(
-        sites,
+        experiment,
         num_samples,
         designs,
         likelihood=likelihood,
@@ -131,7 +131,7 @@ def sample_joint(
 
 
 def draw_joint(
-    sites: Sites,
+    experiment: Experiment,
     num_samples: int,
     designs: Mapping[str, Tensor],
     *,
@@ -142,56 +142,56 @@ def draw_joint(
     max_bytes: int = DEFAULT_MEMORY,
 ) -> JointSample:
     """Simulate as `sample_joint` does, at all designs, which are known to be right: nothing waits for the device."""
-    batch = batch_shape(sites, designs)
-    pack = partial(pack_run, sites, likelihood=likelihood, score=score, controls=controls, redraw=redraw)
+    batch = batch_shape(experiment, designs)
+    pack = partial(pack_run, experiment, likelihood=likelihood, score=score, controls=controls, redraw=redraw)
     if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
-        return _sample_chunk(sites, num_samples, designs, batch, pack)
+        return _sample_chunk(experiment, num_samples, designs, batch, pack)
     # Site values are what is known; workings of the model are guessed to take seven times as much.
-    bytes_per_sample = 8 * max(1, sites.bytes_per_row) * batch.numel()
+    bytes_per_sample = 8 * max(1, experiment.bytes_per_row) * batch.numel()
     chunk = max(1, min(num_samples, max_bytes // bytes_per_sample))
     parts = [
-        _sample_chunk(sites, min(chunk, num_samples - start), designs, batch, pack)
+        _sample_chunk(experiment, min(chunk, num_samples - start), designs, batch, pack)
         for start in range(0, num_samples, chunk)
     ]
     return parts[0] if len(parts) == 1 else _combine(parts, torch.cat, parts[0].designs)
 
 
-def design_batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Size:
+def design_batch_shape(experiment: Experiment, designs: Mapping[str, Tensor]) -> torch.Size:
     """Return the batch shape of designs, `()` for one design; see `sites.check_designs`."""
-    return check_designs(sites.designs, designs)
+    return check_designs(experiment.designs, designs)
 
 
-def batch_shape(sites: Sites, designs: Mapping[str, Tensor]) -> torch.Size:
+def batch_shape(experiment: Experiment, designs: Mapping[str, Tensor]) -> torch.Size:
     """Return the batch shape of designs that are known to be right; nothing waits for the device."""
-    given = [(designs[site.name].shape, site.value.dim()) for site in sites.designs if site.name in designs]
+    given = [(designs[site.name].shape, site.value.dim()) for site in experiment.designs if site.name in designs]
     leading = (shape[: len(shape) - own] for shape, own in given)
     return next((shape for shape in leading if shape), torch.Size())
 
 
-def candidate_designs(sites: Sites, designs: Mapping[str, Any] | None) -> dict[str, Tensor]:
+def candidate_designs(experiment: Experiment, designs: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """Return the designs to evaluate, detached, those not given at their resolved values; checked."""
-    return {**sites.design_values, **given_designs(sites.designs, designs)}
+    return {**experiment.design_values, **given_designs(experiment.designs, designs)}
 
 
-def flat_designs(sites: Sites, designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def flat_designs(experiment: Experiment, designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return every design's values with the batch in one dimension, `(num_members, *shape)`."""
-    batch = batch_shape(sites, designs)
+    batch = batch_shape(experiment, designs)
     return {
         site.name: designs[site.name].expand(batch + site.value.shape).reshape(-1, *site.value.shape)
-        for site in sites.designs
+        for site in experiment.designs
     }
 
 
-def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
+def pack_designs(experiment: Experiment, designs: Mapping[str, Tensor]) -> Tensor:
     """Return what densities see of designs, side by side, `(*design_batch, design_dim)`.
 
     Values in an interval come as their place `u` in [0, 1] and as the angle `arcsin(2 u - 1)`, which resolves what
     happens near the ends; an unconstrained coordinate would be infinite there. Other designs come in unconstrained
     coordinates.
     """
-    batch = batch_shape(sites, designs)
+    batch = batch_shape(experiment, designs)
     packed = []
-    for site in sites.designs:
+    for site in experiment.designs:
         value = designs[site.name].expand(batch + site.value.shape)
         ends = site.interval_ends
         if ends is None:
@@ -199,16 +199,16 @@ def pack_designs(sites: Sites, designs: Mapping[str, Tensor]) -> Tensor:
         else:
             place = ((value - ends[0]) / (ends[1] - ends[0])).expand(value.shape).reshape(*batch, -1)
             packed += [place, torch.asin((2.0 * place - 1.0).clamp(-1.0, 1.0))]
-    return torch.cat(packed, dim=-1).to(sites.dtype)
+    return torch.cat(packed, dim=-1).to(experiment.dtype)
 
 
-def unpack_designs(sites: Sites, packed: Float[Tensor, "num_members design_dim"]) -> dict[str, Tensor]:
+def unpack_designs(experiment: Experiment, packed: Float[Tensor, "num_members design_dim"]) -> dict[str, Tensor]:
     """Return design values `(num_members, *shape)` from what `pack_designs` made of them."""
     sizes = [
-        site.transform.inv(site.value).numel() * (1 if site.interval_ends is None else 2) for site in sites.designs
+        site.transform.inv(site.value).numel() * (1 if site.interval_ends is None else 2) for site in experiment.designs
     ]
     values = {}
-    for site, piece in zip(sites.designs, packed.split(sizes, -1), strict=True):
+    for site, piece in zip(experiment.designs, packed.split(sizes, -1), strict=True):
         ends = site.interval_ends
         if ends is None:
             shape = site.transform.inv(site.value).shape
@@ -220,26 +220,32 @@ def unpack_designs(sites: Sites, packed: Float[Tensor, "num_members design_dim"]
 
 
 def _sample_chunk(
-    sites: Sites, num_samples: int, designs: Mapping[str, Tensor], batch: torch.Size, pack: Callable[..., JointSample]
+    experiment: Experiment,
+    num_samples: int,
+    designs: Mapping[str, Tensor],
+    batch: torch.Size,
+    pack: Callable[..., JointSample],
 ) -> JointSample:
     if not batch:
-        return pack(run_rows(sites.program, num_samples, sites.shapes, designs=designs), torch.Size([num_samples]))
-    packed = pack_designs(sites, {name: value.detach() for name, value in designs.items()})
-    members = flat_designs(sites, designs)
-    if sites.program.design_singletons is None:
+        return pack(
+            run_rows(experiment.program, num_samples, experiment.shapes, designs=designs), torch.Size([num_samples])
+        )
+    packed = pack_designs(experiment, {name: value.detach() for name, value in designs.items()})
+    members = flat_designs(experiment, designs)
+    if experiment.program.design_singletons is None:
         parts = []
         for member in range(batch.numel()):
             own = {name: value[member] for name, value in members.items()}
-            run = run_rows(sites.program, num_samples, sites.shapes, designs=own)
+            run = run_rows(experiment.program, num_samples, experiment.shapes, designs=own)
             parts.append(pack(run, torch.Size([num_samples])))
         return _combine(parts, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
     rows = {name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in members.items()}
-    run = run_rows(sites.program, num_samples * batch.numel(), sites.shapes, row_designs=rows)
+    run = run_rows(experiment.program, num_samples * batch.numel(), experiment.shapes, row_designs=rows)
     return pack(run, torch.Size([num_samples, *batch]), designs=packed)
 
 
 def pack_run(
-    sites: Sites,
+    experiment: Experiment,
     run: ProgramRun,
     leading: torch.Size,
     likelihood: bool,
@@ -250,41 +256,43 @@ def pack_run(
     redraw: bool = False,
 ) -> JointSample:
     """Pack the rows of a run into a joint sample of leading shape `leading`."""
-    theta, log_det = _pack_targets(sites, run)
-    y, outcome_log_det = pack_outcomes(sites, run)
-    log_prior = _log_prior(sites, run, log_det)
-    observed = [site.name for site in sites.observations]
+    theta, log_det = _pack_targets(experiment, run)
+    y, outcome_log_det = pack_outcomes(experiment, run)
+    log_prior = _log_prior(experiment, run, log_det)
+    observed = [site.name for site in experiment.observations]
     log_likelihood = _sum_log_prob(run, observed, outcome_log_det) if likelihood else None
     own_score = _sum_log_prob(run, score, torch.zeros_like(log_det)) if score else None
 
     def drawn_again() -> JointSample:
-        return pack_run(sites, run.redrawn(observed), leading, likelihood, designs=designs, controls=controls)
+        return pack_run(experiment, run.redrawn(observed), leading, likelihood, designs=designs, controls=controls)
 
     def shaped(rows: Tensor) -> Tensor:
         return rows.reshape(*leading, *rows.shape[1:])
 
     return JointSample(
-        theta=shaped(theta.to(sites.dtype)),
-        y=shaped(y.to(sites.dtype)),
+        theta=shaped(theta.to(experiment.dtype)),
+        y=shaped(y.to(experiment.dtype)),
         log_det=shaped(log_det),
         outcome_log_det=shaped(outcome_log_det),
         log_prior=None if log_prior is None else shaped(log_prior),
         log_likelihood=None if log_likelihood is None else shaped(log_likelihood),
         score=None if own_score is None else shaped(own_score),
-        controls=shaped(run_controls(sites, run)) if controls else None,
+        controls=shaped(run_controls(experiment, run)) if controls else None,
         designs=designs,
         redraw=drawn_again if redraw else None,
-        values={site.name: shaped(run.value(site.name)) for site in (*sites.targets, *sites.observations)},
+        values={site.name: shaped(run.value(site.name)) for site in (*experiment.targets, *experiment.observations)},
     )
 
 
-def run_controls(sites: Sites, run: ProgramRun) -> Tensor:
+def run_controls(experiment: Experiment, run: ProgramRun) -> Tensor:
     """Return controls, of expectation zero, of all random sites that state an entropy, `(num_rows, num_controls)`."""
-    names = [site.name for site in (*sites.targets, *sites.observations, *sites.nuisance) if site.has_density]
+    names = [
+        site.name for site in (*experiment.targets, *experiment.observations, *experiment.nuisance) if site.has_density
+    ]
     columns = [column for column in (run.control(name) for name in names) if column is not None]
     if columns:
         return torch.stack(columns, -1)
-    return torch.zeros(len(run.traces) * run.rows_per_trace, 0, dtype=sites.dtype, device=sites.device)
+    return torch.zeros(len(run.traces) * run.rows_per_trace, 0, dtype=experiment.dtype, device=experiment.device)
 
 
 def _sum_log_prob(run: ProgramRun, names: Iterable[str], start: Tensor) -> Tensor:
@@ -294,9 +302,9 @@ def _sum_log_prob(run: ProgramRun, names: Iterable[str], start: Tensor) -> Tenso
     return total
 
 
-def _pack_targets(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
-    packed, log_det = [], torch.zeros((), dtype=sites.dtype, device=sites.device)
-    for site in sites.targets:
+def _pack_targets(experiment: Experiment, run: ProgramRun) -> tuple[Tensor, Tensor]:
+    packed, log_det = [], torch.zeros((), dtype=experiment.dtype, device=experiment.device)
+    for site in experiment.targets:
         if site.transform is None:
             coordinates = run.flat_value(site.name)
         else:
@@ -310,24 +318,24 @@ def _pack_targets(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
     return theta, log_det.expand(theta.shape[0])
 
 
-def _log_prior(sites: Sites, run: ProgramRun, log_det: Tensor) -> Tensor | None:
-    if not sites.has_log_prior:
+def _log_prior(experiment: Experiment, run: ProgramRun, log_det: Tensor) -> Tensor | None:
+    if not experiment.has_log_prior:
         return None
     # Auxiliary sites of a replaced prior carry the density of the draws that its Delta sites hand on.
-    auxiliary = [site.name for site in sites.others if site.role == "auxiliary" and site.has_density]
-    return _sum_log_prob(run, [*sites.target_labels, *auxiliary], log_det)
+    auxiliary = [site.name for site in experiment.others if site.role == "auxiliary" and site.has_density]
+    return _sum_log_prob(run, [*experiment.target_labels, *auxiliary], log_det)
 
 
-def pack_outcomes(sites: Sites, run: ProgramRun) -> tuple[Tensor, Tensor]:
+def pack_outcomes(experiment: Experiment, run: ProgramRun) -> tuple[Tensor, Tensor]:
     """Return packed outcomes `(num_rows, y_dim)` and the log `|d outcome / d packed|` of each row."""
-    packed, log_det = [], torch.zeros((), dtype=sites.dtype, device=sites.device)
-    for site in sites.observations:
+    packed, log_det = [], torch.zeros((), dtype=experiment.dtype, device=experiment.device)
+    for site in experiment.observations:
         if site.transform is not None:
             coordinates, own = run.unconstrained(site.name)
             log_det = log_det + own
         else:
             coordinates = _raw(run.flat_value(site.name), site)
-        packed.append(coordinates.to(sites.dtype))
+        packed.append(coordinates.to(experiment.dtype))
     y = torch.cat(packed, dim=-1)
     return y, log_det.expand(y.shape[0])
 
@@ -363,7 +371,7 @@ def _combine(
 
 
 def unpack_targets(
-    sites: Sites, theta: Float[Tensor, "*batch theta_dim"], designs: Mapping[str, Tensor] | None = None
+    experiment: Experiment, theta: Float[Tensor, "*batch theta_dim"], designs: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Return the target sites' values at packed coordinates, `(*batch, *shape)` each.
 
@@ -371,28 +379,29 @@ def unpack_targets(
     at each target site; fixed supports need no simulation.
     """
     batch, flat = theta.shape[:-1], theta.reshape(-1, theta.shape[-1])
-    if any(site.dependent_support for site in sites.targets):
-        run = put_targets(sites, flat, {**sites.design_values, **(designs or {})})
-        values = {site.name: run.value(site.name) for site in sites.targets}
+    if any(site.dependent_support for site in experiment.targets):
+        run = put_targets(experiment, flat, {**experiment.design_values, **(designs or {})})
+        values = {site.name: run.value(site.name) for site in experiment.targets}
     else:
         values = {
-            site.name: _constrain(site, piece) for site, piece in zip(sites.targets, _split(sites, flat), strict=True)
+            site.name: _constrain(site, piece)
+            for site, piece in zip(experiment.targets, _split(experiment, flat), strict=True)
         }
     return {name: value.reshape(*batch, *value.shape[1:]) for name, value in values.items()}
 
 
 def put_targets(
-    sites: Sites,
+    experiment: Experiment,
     theta: Float[Tensor, "num_rows theta_dim"],
     designs: Mapping[str, Tensor],
     outcomes: Mapping[str, Tensor] | None = None,
 ) -> ProgramRun:
     """Run the model with packed targets (and, where given, outcome values `(num_rows, *shape)`) put in."""
-    pieces = list(zip(sites.targets, _split(sites, theta), strict=True))
+    pieces = list(zip(experiment.targets, _split(experiment, theta), strict=True))
     return run_rows(
-        sites.program,
+        experiment.program,
         theta.shape[0],
-        sites.shapes,
+        experiment.shapes,
         designs=designs,
         row_coordinates={site.name: piece for site, piece in pieces if site.transform is not None},
         row_values={
@@ -402,8 +411,8 @@ def put_targets(
     )
 
 
-def _split(sites: Sites, theta: Tensor) -> tuple[Tensor, ...]:
-    return theta.split([site.packed_dim for site in sites.targets], -1)
+def _split(experiment: Experiment, theta: Tensor) -> tuple[Tensor, ...]:
+    return theta.split([site.packed_dim for site in experiment.targets], -1)
 
 
 def _constrain(site: Site, coordinates: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a model's sites are: targets, outcomes, nuisance and designs, with their shapes and supports.
 
 Continuous sites are packed into vectors of unconstrained coordinates, `theta` for targets and `y` for outcomes, so
-that densities live on a plain Euclidean space; Jacobians cancel in every difference of log densities. `Sites` is made
+that densities live on a plain Euclidean space; Jacobians cancel in every difference of log densities. `Experiment` is made
 by `resolve`.
 """
 
@@ -101,7 +101,7 @@ class DesignSite:
 
 
 @dataclass(frozen=True)
-class Sites:
+class Experiment:
     """A resolved experiment: the released program and what its sites are.
 
     Attributes:
@@ -151,8 +151,12 @@ class Sites:
 
         designs = ", ".join(f"{site.name} {tuple(site.value.shape)} in {site.constraint}" for site in self.designs)
         lines = [f"designs:  {designs or 'none'}"]
-        for title, sites in (("targets", self.targets), ("outcomes", self.observations), ("nuisance", self.nuisance)):
-            lines.append(f"{title + ':':<10}" + (", ".join(map(shown, sites)) or "none"))
+        for title, experiment in (
+            ("targets", self.targets),
+            ("outcomes", self.observations),
+            ("nuisance", self.nuisance),
+        ):
+            lines.append(f"{title + ':':<10}" + (", ".join(map(shown, experiment)) or "none"))
         lines.append("run:      " + ("together in one outer plate" if self.program.vectorised else "one by one"))
         if self.unchecked:
             lines.append(f"vectorisation could not be checked at {list(self.unchecked)}, which state no density")

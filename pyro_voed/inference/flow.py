@@ -34,7 +34,7 @@ from pyro_voed.densities import StackedDensity
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import sample_nodes, trace_program
 from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, pack_designs, unpack_targets
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names, to_inference_data
 from pyro_voed.results import DesignResult, EIGResult, PosteriorSample
 
@@ -89,7 +89,9 @@ def flow_posterior(
         started = time.perf_counter()
         case = _case(result, observations, design_index)
         theta = case.density.condition(case.context).sample((num_samples,))
-        values = {name: draws.unsqueeze(0) for name, draws in unpack_targets(case.sites, theta, case.designs).items()}
+        values = {
+            name: draws.unsqueeze(0) for name, draws in unpack_targets(case.experiment, theta, case.designs).items()
+        }
         bad = [name for name, draws in values.items() if not torch.isfinite(draws).all()]
         if bad:
             raise ArithmeticError(f"draws of {bad} are not finite: the density does not hold at this outcome.")
@@ -141,12 +143,12 @@ def flow_guide(
     # Nothing random comes out, so the caller's stream stays where it is.
     with isolated(seed=0):
         case = _case(result, observations, design_index)
-        _check_guidable(case.sites)
-        trace = trace_program(case.sites.program, case.designs, {}, None)
-        case.sites.program.calls[0] += 1
+        _check_guidable(case.experiment)
+        trace = trace_program(case.experiment.program, case.designs, {}, None)
+        case.experiment.program.calls[0] += 1
         nodes = sample_nodes(trace)
         density = copy.deepcopy(case.density).eval()
-        parts = tuple(_part(site, nodes[site.name]) for site in case.sites.targets)
+        parts = tuple(_part(site, nodes[site.name]) for site in case.experiment.targets)
         return FlowGuide(density, case.context.clone(), parts)
 
 
@@ -212,25 +214,25 @@ def _part(site: Site, node: Mapping[str, Any]) -> _Part:
     return _Part(site, node["fn"].event_dim, plates)
 
 
-def _check_guidable(sites: Sites) -> None:
-    discrete = [site.name for site in sites.targets if site.is_discrete]
+def _check_guidable(experiment: Experiment) -> None:
+    discrete = [site.name for site in experiment.targets if site.is_discrete]
     if discrete:
         raise NotImplementedError(
             f"targets {discrete} are discrete, which a guide of packed coordinates does not draw. Use flow_posterior "
             "for draws."
         )
-    deterministic = [site.name for site in sites.targets if site.is_deterministic]
+    deterministic = [site.name for site in experiment.targets if site.is_deterministic]
     if deterministic:
         raise NotImplementedError(
             f"targets {deterministic} are deterministic: a guide draws sample sites. Make the sites that they are "
             "computed from the targets, or use flow_posterior for draws alone."
         )
-    if sites.nuisance:
+    if experiment.nuisance:
         raise NotImplementedError(
-            f"the density does not draw the nuisance sites {[site.name for site in sites.nuisance]}, so a guide made "
+            f"the density does not draw the nuisance sites {[site.name for site in experiment.nuisance]}, so a guide made "
             "of it would have wrong weights. Make them targets too, or use flow_posterior for draws alone."
         )
-    dependent = [site.name for site in sites.targets if site.dependent_support]
+    dependent = [site.name for site in experiment.targets if site.dependent_support]
     if dependent:
         raise NotImplementedError(
             f"the supports of targets {dependent} depend on other targets. Sample a fraction in the unit interval and "
@@ -243,7 +245,7 @@ class _Case:
     """A density and the one outcome, at the one design, that it is asked about."""
 
     density: Any
-    sites: Sites
+    experiment: Experiment
     context: Float[Tensor, " context_dim"]
     observed: Mapping[str, Tensor]
     designs: Mapping[str, Tensor]
@@ -255,13 +257,13 @@ class TrainedDensity:
 
     Attributes:
         density: Of packed targets given `context(y)`.
-        sites: What was resolved from the model.
+        experiment: What was resolved from the model.
         designs: The design's values.
         packed_design: The design as the density sees it; None where it does not.
     """
 
     density: Any
-    sites: Sites
+    experiment: Experiment
     designs: Mapping[str, Tensor]
     packed_design: Float[Tensor, " design_dim"] | None
 
@@ -283,15 +285,15 @@ def trained_density(result: EIGResult | DesignResult, design_index: DesignIndex 
         ValueError: If the result has no density of the targets, or `design_index` does not fit it.
     """
     estimate = result.final if isinstance(result, DesignResult) else result
-    sites = estimate.sites
+    experiment = estimate.experiment
     _check_density(estimate)
-    designs, packed_design = _member(sites, estimate.designs, design_index)
+    designs, packed_design = _member(experiment, estimate.designs, design_index)
     density = estimate.density
     if isinstance(density, StackedDensity):
-        batch = design_batch_shape(sites, estimate.designs)
+        batch = design_batch_shape(experiment, estimate.designs)
         index = torch.arange(batch.numel()).reshape(batch)[design_index]
         density, packed_design = density.member(int(index)), None
-    return TrainedDensity(density, sites, designs, packed_design)
+    return TrainedDensity(density, experiment, designs, packed_design)
 
 
 def _case(
@@ -299,22 +301,22 @@ def _case(
 ) -> _Case:
     estimate = result.final if isinstance(result, DesignResult) else result
     trained = trained_density(result, design_index)
-    sites, designs = trained.sites, trained.designs
-    observed = check_outcome(sites, observations)
-    y = pack_outcome(sites, observed, designs)
-    _warn_outside(sites, y, estimate.observation_range)
-    return _Case(trained.density, sites, trained.context(y), observed, designs)
+    experiment, designs = trained.experiment, trained.designs
+    observed = check_outcome(experiment, observations)
+    y = pack_outcome(experiment, observed, designs)
+    _warn_outside(experiment, y, estimate.observation_range)
+    return _Case(trained.density, experiment, trained.context(y), observed, designs)
 
 
 def _check_density(estimate: EIGResult) -> None:
     advice = "Use the result of eig_flow, or of optimise_design with a lower bound."
-    density, sites = estimate.density, estimate.sites
-    if density is None or sites is None:
+    density, experiment = estimate.density, estimate.experiment
+    if density is None or experiment is None:
         raise ValueError(f"result: {estimate.estimator} learns no posterior density. {advice}")
     num_designs = 0
-    if design_batch_shape(sites, estimate.designs) and not isinstance(density, StackedDensity):
-        num_designs = pack_designs(sites, estimate.designs).shape[-1]
-    expected = (sites.theta_dim, sites.y_dim + num_designs)
+    if design_batch_shape(experiment, estimate.designs) and not isinstance(density, StackedDensity):
+        num_designs = pack_designs(experiment, estimate.designs).shape[-1]
+    expected = (experiment.theta_dim, experiment.y_dim + num_designs)
     found = (getattr(density, "theta_dim", None), getattr(density, "context_dim", None))
     if found != expected:
         raise ValueError(
@@ -323,9 +325,11 @@ def _check_density(estimate: EIGResult) -> None:
         )
 
 
-def _member(sites: Sites, designs: Mapping[str, Tensor], index: DesignIndex) -> tuple[dict[str, Tensor], Tensor | None]:
+def _member(
+    experiment: Experiment, designs: Mapping[str, Tensor], index: DesignIndex
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the design in question, and packed where the density takes it as context."""
-    batch = design_batch_shape(sites, designs)
+    batch = design_batch_shape(experiment, designs)
     if not batch:
         if index is not None:
             raise ValueError(f"design_index: the result holds one design, got {index}. Leave it out.")
@@ -336,16 +340,16 @@ def _member(sites: Sites, designs: Mapping[str, Tensor], index: DesignIndex) -> 
             f"design_index: the result holds designs of batch shape {tuple(batch)}; expected the index of the one that "
             f"the outcome was observed at, got {index}."
         )
-    members = flat_designs(sites, designs)
+    members = flat_designs(experiment, designs)
     own = {name: value.unflatten(0, batch)[where] for name, value in members.items()}
-    return own, pack_designs(sites, designs)[where]
+    return own, pack_designs(experiment, designs)[where]
 
 
-def _warn_outside(sites: Sites, y: Float[Tensor, " y_dim"], outcome_range: Tensor | None) -> None:
+def _warn_outside(experiment: Experiment, y: Float[Tensor, " y_dim"], outcome_range: Tensor | None) -> None:
     if outcome_range is None:
         return
     outside = ((y < outcome_range[0]) | (y > outcome_range[1])).tolist()
-    names = list(dict.fromkeys(name for name, flag in zip(packed_names(sites), outside, strict=True) if flag))
+    names = list(dict.fromkeys(name for name, flag in zip(packed_names(experiment), outside, strict=True) if flag))
     if names:
         warnings.warn(
             f"outcome {', '.join(names[:8])}{' ...' if len(names) > 8 else ''} lies outside the range of the "

@@ -17,15 +17,15 @@ from torch import Tensor
 from pyro_voed.checks import Labels, as_labels, as_site_values
 from pyro_voed.experiment.programs import ProgramRun, is_deterministic, run_rows, sample_nodes
 from pyro_voed.experiment.simulate import pack_outcomes
-from pyro_voed.experiment.sites import Site, Sites
+from pyro_voed.experiment.sites import Experiment, Site
 from pyro_voed.results import element_names
 
 
-def check_outcome(sites: Sites, observations: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
+def check_outcome(experiment: Experiment, observations: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the outcome as detached tensors of the model's dtype and device.
 
     Args:
-        sites: A resolved model.
+        experiment: The experiment.
         observations: Values of one experiment, `shape` each, by outcome site; a bare tensor where there is one site.
             Elements that the model masks as not measured may hold anything.
 
@@ -38,17 +38,17 @@ def check_outcome(sites: Sites, observations: Tensor | Mapping[str, Any]) -> dic
         >>> check_outcome(resolve(linear_gaussian(), "y"), torch.tensor([1.0, 2.0, 4.0]))
         {'y': tensor([1., 2., 4.])}
     """
-    given = as_site_values(observations, sites.observation_labels, "observations")
-    return {site.name: _check_site(site, given[site.name].detach(), sites) for site in sites.observations}
+    given = as_site_values(observations, experiment.observation_labels, "observations")
+    return {site.name: _check_site(site, given[site.name].detach(), experiment) for site in experiment.observations}
 
 
-def _check_site(site: Site, value: Tensor, sites: Sites) -> Tensor:
+def _check_site(site: Site, value: Tensor, experiment: Experiment) -> Tensor:
     if value.shape != site.shape:
         raise ValueError(
             f"observations['{site.name}']: expected one experiment's shape {tuple(site.shape)}, got "
             f"{tuple(value.shape)}. For several outcomes call once for each."
         )
-    value = value.to(sites.device) if site.is_discrete else value.to(sites.device, sites.dtype)
+    value = value.to(experiment.device) if site.is_discrete else value.to(experiment.device, experiment.dtype)
     measured = value.flatten() if site.measured is None else value[site.measured]
     if bad := int((~torch.isfinite(measured)).sum()):
         raise ValueError(
@@ -60,39 +60,41 @@ def _check_site(site: Site, value: Tensor, sites: Sites) -> Tensor:
     return value
 
 
-def pack_outcome(sites: Sites, values: Mapping[str, Tensor], designs: Mapping[str, Tensor]) -> Float[Tensor, " y_dim"]:
+def pack_outcome(
+    experiment: Experiment, values: Mapping[str, Tensor], designs: Mapping[str, Tensor]
+) -> Float[Tensor, " y_dim"]:
     """Return the packed outcome of one experiment.
 
     The model is run only for outcome sites whose packed coordinates are not their values: their bijections may depend
     on the design. So an outcome of an expensive simulator costs no further simulation.
 
     Args:
-        sites: A resolved model.
+        experiment: The experiment.
         values: A checked outcome.
         designs: Design values it was observed at.
 
     Raises:
         ValueError: If a value lies outside the site's support.
     """
-    transformed = [site.name for site in sites.observations if site.transform is not None]
+    transformed = [site.name for site in experiment.observations if site.transform is not None]
     if not transformed:
-        flat = [_measured(site, values[site.name].flatten()) for site in sites.observations]
-        return torch.cat([part.to(sites.dtype) for part in flat])
+        flat = [_measured(site, values[site.name].flatten()) for site in experiment.observations]
+        return torch.cat([part.to(experiment.dtype) for part in flat])
     with torch.no_grad():
         rows = {name: values[name].unsqueeze(0) for name in transformed}
-        run = run_rows(sites.program, 1, sites.shapes, designs=designs, row_values=rows)
-        check_supports(sites, run, values)
+        run = run_rows(experiment.program, 1, experiment.shapes, designs=designs, row_values=rows)
+        check_supports(experiment, run, values)
         # Deterministic, discrete and masked sites hold what this run happened to compute or draw.
-        for site in sites.observations:
+        for site in experiment.observations:
             if site.transform is None:
                 run.traces[0].nodes[site.name]["value"] = values[site.name]
-        packed, _ = pack_outcomes(sites, run)
+        packed, _ = pack_outcomes(experiment, run)
     return packed[0]
 
 
-def check_supports(sites: Sites, run: ProgramRun, values: Mapping[str, Tensor]) -> None:
+def check_supports(experiment: Experiment, run: ProgramRun, values: Mapping[str, Tensor]) -> None:
     """Raise ValueError where an outcome lies outside its site's support, for the supports that no latent moves."""
-    for site in sites.observations:
+    for site in experiment.observations:
         if site.transform is None:
             continue
         node = run.traces[0].nodes[site.name]
@@ -101,20 +103,20 @@ def check_supports(sites: Sites, run: ProgramRun, values: Mapping[str, Tensor]) 
             raise ValueError(f"observations['{site.name}'] lies outside the site's support {support}.")
 
 
-def like_simulated(sites: Sites, run: ProgramRun, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def like_simulated(experiment: Experiment, run: ProgramRun, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the outcome in the dtype that the model draws, simulated values standing where nothing was measured.
 
     Args:
-        sites: A resolved model.
+        experiment: The experiment.
         run: A run of one experiment at the design that the outcome was observed at.
         values: A checked outcome.
 
     Raises:
         ValueError: If a value lies outside the site's support.
     """
-    check_supports(sites, run, values)
+    check_supports(experiment, run, values)
     conditioned = {}
-    for site in sites.observations:
+    for site in experiment.observations:
         simulated = run.value(site.name)[0]
         value = values[site.name].to(simulated)
         # A NaN there would pass the mask of the log density but not that of its gradient.
@@ -143,7 +145,7 @@ def deterministic_outcomes(
     return [name for name in named if name in nodes and is_deterministic(nodes[name])]
 
 
-def packed_names(sites: Sites) -> list[str]:
+def packed_names(experiment: Experiment) -> list[str]:
     """Return a name for every packed outcome coordinate: the element's, or the site's where elements are mixed.
 
     Example:
@@ -153,7 +155,7 @@ def packed_names(sites: Sites) -> list[str]:
         ['y[0]', 'y[1]', 'y[2]']
     """
     names = []
-    for site in sites.observations:
+    for site in experiment.observations:
         elements = element_names(site.name, site.shape)
         if site.measured is not None:
             elements = [name for name, seen in zip(elements, site.measured.flatten().tolist(), strict=True) if seen]

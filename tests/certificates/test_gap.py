@@ -101,7 +101,7 @@ OUTCOMES = {
 
 
 @pytest.fixture(scope="module")
-def sites():
+def experiment():
     return resolve(linear_gaussian.linear_gaussian(), "y")
 
 
@@ -117,25 +117,25 @@ def upper_terms(sample, density):
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
-def test_two_lower_bounds_differ_by_their_expected_divergences(sites, name):
+def test_two_lower_bounds_differ_by_their_expected_divergences(experiment, name):
     # On equal draws, so that what is compared is the difference alone.
-    sample = sample_joint(sites, NUM_SAMPLES)
+    sample = sample_joint(experiment, NUM_SAMPLES)
     for other in POSTERIORS:
         difference = lower_terms(sample, POSTERIORS[name]) - lower_terms(sample, POSTERIORS[other])
         assert agrees(difference, POSTERIORS[other].divergence() - POSTERIORS[name].divergence())
     assert agrees(linear_gaussian.DEFAULT_EIG - barber_agakov(sample, POSTERIORS[name]), POSTERIORS[name].divergence())
 
 
-def test_the_larger_lower_bound_is_the_nearer_posterior(sites):
-    sample = sample_joint(sites, NUM_SAMPLES)
+def test_the_larger_lower_bound_is_the_nearer_posterior(experiment):
+    sample = sample_joint(experiment, NUM_SAMPLES)
     by_bound = sorted(POSTERIORS, key=lambda name: -lower_terms(sample, POSTERIORS[name]).mean().item())
     by_divergence = sorted(POSTERIORS, key=lambda name: POSTERIORS[name].divergence().item())
     assert by_bound == by_divergence
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_two_upper_bounds_differ_by_their_divergences(sites, name):
-    sample = sample_joint(sites, NUM_SAMPLES, likelihood=True)
+def test_two_upper_bounds_differ_by_their_divergences(experiment, name):
+    sample = sample_joint(experiment, NUM_SAMPLES, likelihood=True)
     for other in OUTCOMES:
         difference = upper_terms(sample, OUTCOMES[name]) - upper_terms(sample, OUTCOMES[other])
         assert agrees(difference, OUTCOMES[name].divergence() - OUTCOMES[other].divergence())
@@ -143,8 +143,8 @@ def test_two_upper_bounds_differ_by_their_divergences(sites, name):
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_the_gap_is_the_sum_of_both_divergences(sites, posterior, outcome):
-    sample = sample_joint(sites, NUM_SAMPLES, likelihood=True)
+def test_the_gap_is_the_sum_of_both_divergences(experiment, posterior, outcome):
+    sample = sample_joint(experiment, NUM_SAMPLES, likelihood=True)
     gap = upper_terms(sample, OUTCOMES[outcome]) - lower_terms(sample, POSTERIORS[posterior])
     assert agrees(gap, POSTERIORS[posterior].divergence() + OUTCOMES[outcome].divergence())
     if posterior == outcome == "exact":
@@ -156,7 +156,7 @@ def test_the_gap_is_the_sum_of_both_divergences(sites, posterior, outcome):
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_the_design_gradient_at_a_fixed_outcome_density(sites, name):
+def test_the_design_gradient_at_a_fixed_outcome_density(experiment, name):
     """E log p(y | theta) does not depend on the design here, and -E log q is tr(W^-1 Cov y) / 2 and a constant.
 
     So the gradient is W^-1 X S; that of the mean, which descends the bound, is W^-1 mean with its sign turned.
@@ -166,7 +166,7 @@ def test_the_design_gradient_at_a_fixed_outcome_density(sites, name):
     designs, means = [], []
     for _ in range(50):
         design = DESIGN.float().requires_grad_()
-        sample = sample_joint(sites, 400, {"xi": design}, likelihood=True)
+        sample = sample_joint(experiment, 400, {"xi": design}, likelihood=True)
         terms = marginal_saddle()(sample, density)
         torch.testing.assert_close(terms.detach().double(), upper_terms(sample, density).detach(), rtol=0, atol=1e-4)
         found = torch.autograd.grad(terms.mean(), (design, density.mean))
@@ -206,11 +206,11 @@ def test_the_design_gradient_of_a_discrete_outcome_at_a_fixed_density(probabilit
 
     xi = torch.tensor(0.3).double().requires_grad_()
     (exact,) = torch.autograd.grad(upper_bound(xi), xi)
-    sites = resolve(finite.finite(0.3), "y")
+    experiment = resolve(finite.finite(0.3), "y")
     found = []
     for _ in range(50):
         design = torch.tensor(0.3, requires_grad=True)
-        sample = sample_joint(sites, 400, {"xi": design}, likelihood=True, score=score_sites(sites))
+        sample = sample_joint(experiment, 400, {"xi": design}, likelihood=True, score=score_sites(experiment))
         terms = score_terms(marginal_saddle()(sample, BernoulliOutcome(probability)), sample.score)
         found.append(torch.autograd.grad(terms.mean(), design)[0])
     found = torch.stack(found).double()

@@ -45,9 +45,9 @@ def model_of(prior):
 
 
 def controls_of(model, num_samples=20_000):
-    sites = resolve(model, "y")
-    sample = sample_joint(sites, num_samples)
-    return sample, score_controls(sites, sites.design_values)(sample.theta)
+    experiment = resolve(model, "y")
+    sample = sample_joint(experiment, num_samples)
+    return sample, score_controls(experiment, experiment.design_values)(sample.theta)
 
 
 def assert_means_zero(controls):

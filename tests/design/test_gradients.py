@@ -72,13 +72,13 @@ CASES = {
 def gradients(name, *, scored=True):
     """Gradients of independent batches, `(BATCHES,)`."""
     model, _, density, xi = CASES[name]
-    sites, posterior = resolve(model, "y"), density(xi)
-    names = score_sites(sites)
+    experiment, posterior = resolve(model, "y"), density(xi)
+    names = score_sites(experiment)
     assert names == ("y",)
     found = []
     for _ in range(BATCHES):
         design = torch.tensor(xi, requires_grad=True)
-        sample = sample_joint(sites, BATCH_SIZE, {"xi": design}, score=names)
+        sample = sample_joint(experiment, BATCH_SIZE, {"xi": design}, score=names)
         terms = barber_agakov(sample, posterior)
         terms = score_terms(terms, sample.score) if scored else terms + 0.0 * design
         (gradient,) = torch.autograd.grad(terms.mean(), design)

@@ -377,12 +377,12 @@ def discrete_child_of_a_child():
 
 def gradient_of_moment(model, targets, power):
     """Gradient of E[y ** power] by score-function terms: a mean over repeats and its standard error."""
-    sites = resolve(model, "y", targets)
-    scored = score_sites(sites)
+    experiment = resolve(model, "y", targets)
+    scored = score_sites(experiment)
     gradients = []
     for _ in range(50):
-        xi = sites.design_values["xi"].clone().requires_grad_()
-        sample = sample_joint(sites, 2_000, {"xi": xi}, score=scored)
+        xi = experiment.design_values["xi"].clone().requires_grad_()
+        sample = sample_joint(experiment, 2_000, {"xi": xi}, score=scored)
         terms = sample.y[..., 0] ** power
         (gradient,) = torch.autograd.grad(score_terms(terms, sample.score).mean(), xi)
         gradients.append(gradient)

@@ -35,12 +35,12 @@ def height(designs):
 
 def noisy(noise, calls=None, model=two_labels):
     """An estimator of one's own: `height` at the designs of `two_labels` with normal noise."""
-    sites = resolve(model, "y", "theta")
+    experiment = resolve(model, "y", "theta")
 
     def estimator(designs):
         if calls is not None:
             calls.append(designs)
-        full = {**sites.design_values, **designs}
+        full = {**experiment.design_values, **designs}
         value = height(full)
         return EIGResult(
             eig=value + noise * torch.randn_like(value),
@@ -53,7 +53,7 @@ def noisy(noise, calls=None, model=two_labels):
             designs=full,
             target_labels=("theta",),
             observation_labels=("y",),
-            sites=sites,
+            experiment=experiment,
         )
 
     return estimator
@@ -171,12 +171,12 @@ def test_several_runs_of_one_seed_are_equal_and_others_differ():
 
 
 def test_coordinates_invert():
-    sites = resolve(two_labels, "y", "theta").designs
+    experiment = resolve(two_labels, "y", "theta").designs
     designs = {"gain": torch.rand(5) * 2, "angles": torch.randn(5, 2), "scale": torch.rand(5) + 0.5}
-    x = to_coordinates(sites, designs)
+    x = to_coordinates(experiment, designs)
     assert x.shape == (5, 4)
-    assert int(in_interval(sites).sum()) == 1
-    back = from_coordinates(sites, x)
+    assert int(in_interval(experiment).sum()) == 1
+    back = from_coordinates(experiment, x)
     for name, value in designs.items():
         torch.testing.assert_close(back[name], value)
         assert back[name].dtype == value.dtype
@@ -216,7 +216,7 @@ def test_the_best_design_is_stored_and_the_random_streams_are_as_they_were():
     assert torch.equal(before, torch.get_rng_state())
     assert list(pyro.get_param_store().keys()) == ["xi"]
     torch.testing.assert_close(pyro.param("xi").detach(), result.designs["xi"])
-    assert result.sites.design_values["xi"] == result.designs["xi"]
+    assert result.experiment.design_values["xi"] == result.designs["xi"]
 
 
 def test_a_stored_leaf_is_kept_and_moved():

@@ -160,18 +160,18 @@ def hills():
 
 
 def noisy_hills(noise, calls=None):
-    sites = resolve(hills, "y", "theta")
+    experiment = resolve(hills, "y", "theta")
 
     def estimator(designs):
         if calls is not None:
             calls.append(designs)
-        xi = designs.get("xi", sites.design_values["xi"])
+        xi = designs.get("xi", experiment.design_values["xi"])
         value = torch.exp(-0.5 * (xi - 2.0) ** 2) + 2.0 * torch.exp(-0.5 * (xi - 8.0) ** 2)
         noisy = value + noise * torch.randn_like(value)
         labels = (("theta",), ("y",))
         return EIGResult(
             noisy, torch.full_like(value, noise), "neither", "hills", 5 * xi.numel(), 5, 0.0, {"xi": xi}, *labels,
-            sites=sites,
+            experiment=experiment,
         )  # fmt: skip
 
     return estimator

@@ -42,7 +42,7 @@ def summarised(untrained):
 
 
 def outcomes(result, num):
-    return list(sample_joint(result.sites, num).y)
+    return list(sample_joint(result.experiment, num).y)
 
 
 @pytest.mark.parametrize("num_outcomes", [1, 4])
@@ -135,7 +135,7 @@ def test_equal_discrete_outcomes_tie():
     common = misspecification(result, torch.tensor(1.0), 500, num_null=399, seed=0)
     assert common.p_value == 1.0
     # The p-value of the rarer outcome is how often it comes.
-    share = 1 - sample_joint(result.sites, 100_000).y.mean().item()
+    share = 1 - sample_joint(result.experiment, 100_000).y.mean().item()
     rare = misspecification(result, torch.tensor(0.0), 500, num_null=399, seed=0)
     assert abs(rare.p_value - share) < THRESHOLD * math.sqrt(share * (1 - share) / 399) + 1 / 400
 

@@ -141,18 +141,18 @@ def test_a_nuisance_on_which_the_prior_depends():
 
 def our_gradients(model, num_batches, batch_size):
     """Design gradients of prior contrastive estimation, nested Monte Carlo with the own draw counted."""
-    sites = resolve(model, "y", "theta")
-    names = score_sites(sites)
+    experiment = resolve(model, "y", "theta")
+    names = score_sites(experiment)
     found = []
     for _ in range(num_batches):
-        design = sites.design_values["xi"].clone().requires_grad_()
+        design = experiment.design_values["xi"].clone().requires_grad_()
         designs = {"xi": design}
-        sample = sample_joint(sites, batch_size, designs, score=names)
+        sample = sample_joint(experiment, batch_size, designs, score=names)
 
         def rescore(theta, sample=sample, designs=designs):
             num, inner = theta.shape[:2]
             repeated = {name: value.repeat_interleave(inner, 0) for name, value in sample.values.items()}
-            both = log_joint(sites, theta.flatten(0, 1), repeated, designs)
+            both = log_joint(experiment, theta.flatten(0, 1), repeated, designs)
             return tuple(part.reshape(num, inner) for part in both)
 
         terms = prior_contrastive(replace(sample, log_joint=rescore), None)

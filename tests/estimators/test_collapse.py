@@ -72,13 +72,13 @@ def test_the_pool_is_used_where_simulations_are_dear():
 
 
 def test_the_probe_sees_variances_through_the_moments_of_rows():
-    sites = resolve(twelve_variances(10), "y", "variance")
+    experiment = resolve(twelve_variances(10), "y", "variance")
 
     class Prior(nn.Module):
         def condition(self, context):
             return dist.Logistic(torch.zeros(len(context), 12), 1.0).to_event(1)
 
-    check = collapse_of(sites, Prior(), sample_joint(sites, 2_000))
+    check = collapse_of(experiment, Prior(), sample_joint(experiment, 2_000))
     assert len(check.collapsed) == 12
     assert (check.probed > 0.3).all()
 

@@ -157,7 +157,7 @@ def test_a_proposal_is_needed_where_there_is_no_interval_and_checked():
 
 def test_an_implicit_model_is_amortised_too():
     amortised = amortise_eig(implicit_toy.implicit_toy(), "y", "theta", num_steps=400, batch_size=256, seed=0)
-    label = amortised.sites.design_labels[0]
+    label = amortised.experiment.design_labels[0]
     designs = torch.tensor([0.2, 0.8])
     curve = amortised.at({label: designs}, seed=0)
     assert (curve.eig - Z * curve.standard_error < implicit_toy.exact_eig(designs)).all()

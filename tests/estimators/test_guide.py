@@ -63,13 +63,13 @@ class PyroGuide(PyroModule):
 
 
 @pytest.fixture
-def sites():
+def experiment():
     return resolve(linear_gaussian(), "y", seed=0)
 
 
-def test_a_guide_scores_as_the_posterior_it_is(sites):
-    sample = sample_joint(sites, 50)
-    density = GuideDensity(exact_gaussian, sites, (), {}, sites.design_values, of_targets=True, trained=False)
+def test_a_guide_scores_as_the_posterior_it_is(experiment):
+    sample = sample_joint(experiment, 50)
+    density = GuideDensity(exact_gaussian, experiment, (), {}, experiment.design_values, of_targets=True, trained=False)
     mean, covariance = exact_posterior(sample.y, DESIGN)
     expected = dist.MultivariateNormal(mean, covariance).log_prob(sample.theta)
     assert torch.allclose(density.log_prob(sample), expected, atol=1e-4)
@@ -78,7 +78,7 @@ def test_a_guide_scores_as_the_posterior_it_is(sites):
         resolve(linear_gaussian(), "y", vectorize=False),
         (),
         {},
-        sites.design_values,
+        experiment.design_values,
         of_targets=True,
         trained=False,
     )
@@ -93,10 +93,10 @@ def test_a_guide_is_scored_in_packed_coordinates():
     def guide(observations):
         pyro.sample("rate", dist.Gamma(pyro.param("a", torch.tensor(2.0)), 1.0).expand(observations["y"].shape))
 
-    sites = resolve(model, "y")
-    sample = sample_joint(sites, 20)
+    experiment = resolve(model, "y")
+    sample = sample_joint(experiment, 20)
     # The prior itself as guide: log q and log p agree in whatever coordinates.
-    density = GuideDensity(guide, sites, (), {}, {}, of_targets=True)
+    density = GuideDensity(guide, experiment, (), {}, {}, of_targets=True)
     assert torch.allclose(density.log_prob(sample), sample.log_prior, atol=1e-5)
 
 

@@ -80,13 +80,15 @@ def test_weights_of_zero_leave_the_own_draw_alone():
 
 
 @pytest.fixture(scope="module")
-def sites():
+def experiment():
     return resolve(linear_gaussian.linear_gaussian(), "y")
 
 
 @pytest.mark.parametrize("num_inner", [1, 4, 16])
-def test_the_posterior_itself_makes_every_term_exact(sites, num_inner):
-    lower, upper, flow = importance_terms(sites, sites.design_values, GaussianProposal(), 500, num_inner, defensive=0.0)
+def test_the_posterior_itself_makes_every_term_exact(experiment, num_inner):
+    lower, upper, flow = importance_terms(
+        experiment, experiment.design_values, GaussianProposal(), 500, num_inner, defensive=0.0
+    )
     # By Bayes's rule log q - log p(theta) is log p(y | theta) - log p(y).
     torch.testing.assert_close(lower, flow, rtol=0, atol=1e-4)
     torch.testing.assert_close(upper, flow, rtol=0, atol=1e-4)
@@ -103,8 +105,10 @@ PROPOSALS = {
 
 @pytest.mark.parametrize("defensive", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("name", PROPOSALS)
-def test_any_proposal_gives_both_sides(sites, name, defensive):
-    lower, upper, flow = importance_terms(sites, sites.design_values, PROPOSALS[name], 4_000, 8, defensive=defensive)
+def test_any_proposal_gives_both_sides(experiment, name, defensive):
+    lower, upper, flow = importance_terms(
+        experiment, experiment.design_values, PROPOSALS[name], 4_000, 8, defensive=defensive
+    )
     exact = linear_gaussian.DEFAULT_EIG
     assert lower.mean() <= exact + SIDE * lower.std() / math.sqrt(4_000)
     assert upper.mean() >= exact - SIDE * upper.std() / math.sqrt(4_000)
@@ -114,27 +118,31 @@ def test_any_proposal_gives_both_sides(sites, name, defensive):
     assert gap.mean() >= -SIDE * gap.std() / math.sqrt(4_000) - 1e-6
 
 
-def test_the_sides_close_in_as_inner_draws_grow(sites):
+def test_the_sides_close_in_as_inner_draws_grow(experiment):
     gaps = []
     for num_inner in (2, 16, 128):
-        lower, upper, _ = importance_terms(sites, sites.design_values, PROPOSALS["off its place"], 2_000, num_inner)
+        lower, upper, _ = importance_terms(
+            experiment, experiment.design_values, PROPOSALS["off its place"], 2_000, num_inner
+        )
         gaps.append((upper - lower).mean().item())
     assert gaps[0] > gaps[1] > gaps[2] > 0
     # The gap falls at least like 1 / L.
     assert gaps[2] <= 4 * gaps[1] / 8
 
 
-def test_the_prior_bounds_the_weights(sites):
+def test_the_prior_bounds_the_weights(experiment):
     # With a share of 0.1 no weight exceeds ten times the likelihood, so no inner average is lost to a narrow proposal.
     proposal = GaussianProposal(shift=3.0, stretch=0.2)
-    _, upper, _ = importance_terms(sites, sites.design_values, proposal, 2_000, 64, defensive=0.1)
-    _, worse, _ = importance_terms(sites, sites.design_values, proposal, 2_000, 64, defensive=0.0)
+    _, upper, _ = importance_terms(experiment, experiment.design_values, proposal, 2_000, 64, defensive=0.1)
+    _, worse, _ = importance_terms(experiment, experiment.design_values, proposal, 2_000, 64, defensive=0.0)
     assert upper.mean() < worse.mean()
     assert upper.mean() < linear_gaussian.DEFAULT_EIG + 1.5
 
 
-def test_chunks_do_not_change_the_law(sites):
-    lower, upper, _ = importance_terms(sites, sites.design_values, GaussianProposal(), 1_001, 8, max_bytes=20_000)
+def test_chunks_do_not_change_the_law(experiment):
+    lower, upper, _ = importance_terms(
+        experiment, experiment.design_values, GaussianProposal(), 1_001, 8, max_bytes=20_000
+    )
     assert lower.shape == upper.shape == (1_001,)
     for terms in (lower, upper):
         assert abs(terms.mean() - linear_gaussian.DEFAULT_EIG) <= 0.05 + SIDE * terms.std() / math.sqrt(1_001)

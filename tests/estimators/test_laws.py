@@ -814,15 +814,15 @@ def test_the_objective_gives_the_terms_that_the_estimate_averages():
     result = estimate("flow", CASES["scalar"])
     assert barber_agakov.bound == "lower"
     with torch.no_grad():
-        terms = barber_agakov(sample_joint(result.sites, 4_000), result.density)
+        terms = barber_agakov(sample_joint(result.experiment, 4_000), result.density)
     error = torch.hypot(terms.std() / math.sqrt(4_000), result.standard_error)
     assert abs(terms.mean() - result.eig) <= AGREE * error
 
 
 def test_a_sample_knows_what_it_is_of():
-    sites = resolve(scalar, "y")
-    assert sites.is_explicit
-    assert sites.has_log_prior
+    experiment = resolve(scalar, "y")
+    assert experiment.is_explicit
+    assert experiment.has_log_prior
 
 
 # --- accuracy -------------------------------------------------------------------------------------------------------

@@ -70,16 +70,16 @@ def test_a_prior_that_depends_on_a_nuisance():
 @pytest.mark.parametrize("num_steps", [1, 400])
 def test_its_divergence_is_added(num_steps):
     # With the exact posterior nothing pulls down, and what is added is KL(p(theta) || r(theta)).
-    sites = resolve(two_humps, "y", "theta")
+    experiment = resolve(two_humps, "y", "theta")
     budget = Budget(None, num_steps, num_steps, 256, 1e-2, 0)
-    density = learn_prior_density(sites, {}, budget)
+    density = learn_prior_density(experiment, {}, budget)
 
     def log_r(points):
         with torch.no_grad():
             return density.log_prob(points.float().unsqueeze(-1), torch.zeros(len(points), 0)).double()
 
     divergence = -HUMPS_ENTROPY - expectation(1.0, log_r)
-    sample = with_prior_density(density)(sample_joint(sites, 40_000))
+    sample = with_prior_density(density)(sample_joint(experiment, 40_000))
     terms = log_posterior(sample.theta[:, 0], sample.y[:, 0]) - sample.log_prior.double()
     error = terms.std() / math.sqrt(40_000)
     assert abs(terms.mean() - HUMPS_EIG - divergence) <= SIDE * error

@@ -27,7 +27,7 @@ SIDE = 4.0
 def gaussian_eig(square_root, targets, outcomes):
     """Information between sites whose joint covariance has a square root, one row a site."""
     covariance = torch.tensor(square_root).double() @ torch.tensor(square_root).double().T
-    entropy = lambda sites: 0.5 * torch.logdet(covariance[sites][:, sites])  # noqa: E731
+    entropy = lambda experiment: 0.5 * torch.logdet(covariance[experiment][:, experiment])  # noqa: E731
     return (entropy(targets) + entropy(outcomes) - entropy(targets + outcomes)).item()
 
 

@@ -37,32 +37,34 @@ def check_holds(lower, upper, exact, gap):
 
 
 @pytest.fixture(scope="module")
-def sites():
+def experiment():
     return resolve(linear_gaussian.linear_gaussian(), "y")
 
 
-def test_gaussian_posteriors_are_found(sites):
-    sample = sample_joint(sites, 50)
-    found = laplace_proposal().at_outcomes(sites, sites.design_values, sample)
+def test_gaussian_posteriors_are_found(experiment):
+    sample = sample_joint(experiment, 50)
+    found = laplace_proposal().at_outcomes(experiment, experiment.design_values, sample)
     mean, covariance = linear_gaussian.exact_posterior(sample.y, DESIGN)
     torch.testing.assert_close(found.mean, mean, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.covariance_matrix, covariance.expand(50, 2, 2), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_inner", [1, 16])
-def test_every_term_is_exact_where_posteriors_are_gaussian(sites, num_inner):
+def test_every_term_is_exact_where_posteriors_are_gaussian(experiment, num_inner):
     # All weights of an outcome are p(y), so its inner average has no variance at all.
     pyro.set_rng_seed(1)
-    lower, upper, flow = importance_terms(sites, sites.design_values, laplace_proposal(), 300, num_inner, defensive=0.0)
+    lower, upper, flow = importance_terms(
+        experiment, experiment.design_values, laplace_proposal(), 300, num_inner, defensive=0.0
+    )
     pyro.set_rng_seed(1)
-    sample = sample_joint(sites, 300, likelihood=True)
+    sample = sample_joint(experiment, 300, likelihood=True)
     covariance = torch.eye(3) + DESIGN @ torch.tensor(linear_gaussian.DEFAULT_PRIOR_SCALES).square().diag() @ DESIGN.mT
     exact = sample.log_likelihood - dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(sample.y)
     for terms in (lower, upper, flow):
         torch.testing.assert_close(terms, exact, rtol=0, atol=1e-4)
 
 
-def test_the_draw_that_made_the_outcome_is_not_looked_at(sites):
+def test_the_draw_that_made_the_outcome_is_not_looked_at(experiment):
     # Else ACE, which takes that draw for one among exchangeable ones, would lose its side.
     michaelis = resolve(michaelis_menten.michaelis_menten(), "y")
     sample = sample_joint(michaelis, 20)
@@ -203,10 +205,10 @@ def learnt(observations):
 
 
 def test_a_guide_that_is_the_posterior_makes_every_term_exact():
-    sites = resolve(poisson, "y")
-    proposal = as_proposal(conjugate, sites, (), {}, sites.design_values)
+    experiment = resolve(poisson, "y")
+    proposal = as_proposal(conjugate, experiment, (), {}, experiment.design_values)
     assert isinstance(proposal, GuideProposal)
-    lower, upper, own = importance_terms(sites, sites.design_values, proposal, 200, 8, defensive=0.0)
+    lower, upper, own = importance_terms(experiment, experiment.design_values, proposal, 200, 8, defensive=0.0)
     torch.testing.assert_close(lower, own, rtol=0, atol=1e-4)
     torch.testing.assert_close(upper, own, rtol=0, atol=1e-4)
     assert abs(own.mean() - poisson_eig(2.0)) <= SIDE * own.std() / math.sqrt(200)

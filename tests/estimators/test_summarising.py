@@ -199,10 +199,10 @@ def test_a_caller_names_parts_by_site():
         pyro.sample("c", dist.Normal(mean[..., :1] * torch.linspace(0, 1, 20), 1.0).to_event(1))
         pyro.sample("d", dist.Normal(mean[..., 1], 1.0))
 
-    sites = resolve(model, ["a", "b", "c", "d"], "mean")
+    experiment = resolve(model, ["a", "b", "c", "d"], "mean")
     given = {("a", "b"): DeepSetSummary(3, 5), "c": RecurrentSummary(20, summary_dim=4)}
-    summary = outcome_summary(sites, given)
-    y = torch.randn(7, sites.y_dim)
+    summary = outcome_summary(experiment, given)
+    y = torch.randn(7, experiment.y_dim)
     own = torch.cat([y[:, :12].unflatten(1, (6, 2)), y[:, 12:18, None]], -1).flatten(1)
     expected = torch.cat([given["a", "b"](own), given["c"](y[:, 18:38]), y[:, 38:]], -1)
     torch.testing.assert_close(summary(y), expected)

@@ -53,35 +53,35 @@ def test_outcomes_are_redrawn_only_where_nothing_follows_from_them(model, outcom
 
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_a_redraw_keeps_the_targets_and_costs_no_simulation(vectorize):
-    sites = resolve(linear_gaussian.linear_gaussian(), "y", vectorize=vectorize)
-    sample = sample_joint(sites, 20, redraw=True)
-    calls = sites.program.num_calls
+    experiment = resolve(linear_gaussian.linear_gaussian(), "y", vectorize=vectorize)
+    sample = sample_joint(experiment, 20, redraw=True)
+    calls = experiment.program.num_calls
     again = sample.redraw()
-    assert sites.program.num_calls == calls
+    assert experiment.program.num_calls == calls
     assert torch.equal(again.theta, sample.theta)
     assert torch.equal(again.log_prior, sample.log_prior)
     assert not (again.y == sample.y).any()
 
 
 def test_redrawn_outcomes_have_the_law_of_the_outcome_given_the_targets():
-    sites = resolve(linear_gaussian.linear_gaussian(), "y")
-    sample = sample_joint(sites, 5, redraw=True, likelihood=True)
+    experiment = resolve(linear_gaussian.linear_gaussian(), "y")
+    sample = sample_joint(experiment, 5, redraw=True, likelihood=True)
     outcomes = torch.stack([sample.redraw().y for _ in range(4_000)])
-    mean = sample.theta @ sites.design_values["xi"].T
+    mean = sample.theta @ experiment.design_values["xi"].T
     assert ((outcomes.mean(0) - mean).abs() < Z_MAX / math.sqrt(4_000)).all()
     assert ((outcomes.var(0) - 1.0).abs() < Z_MAX * math.sqrt(2 / 4_000)).all()
 
 
 def test_log_likelihoods_follow_the_redrawn_outcomes():
-    sites = resolve(linear_gaussian.linear_gaussian(), "y")
-    again = sample_joint(sites, 50, redraw=True, likelihood=True).redraw()
-    mean = again.theta @ sites.design_values["xi"].T
+    experiment = resolve(linear_gaussian.linear_gaussian(), "y")
+    again = sample_joint(experiment, 50, redraw=True, likelihood=True).redraw()
+    mean = again.theta @ experiment.design_values["xi"].T
     torch.testing.assert_close(again.log_likelihood, dist.Normal(mean, 1.0).log_prob(again.y).sum(-1))
 
 
 def test_a_part_of_a_pool_redraws_its_own_rows_and_chunks_redraw_together():
-    sites = resolve(michaelis_menten.michaelis_menten(), "y")
-    pool = sample_joint(sites, 1_000, redraw=True, max_bytes=20_000)
+    experiment = resolve(michaelis_menten.michaelis_menten(), "y")
+    pool = sample_joint(experiment, 1_000, redraw=True, max_bytes=20_000)
     rows = torch.tensor([7, 3, 900])
     part = pool[rows]
     again = part.redraw()
@@ -91,8 +91,8 @@ def test_a_part_of_a_pool_redraws_its_own_rows_and_chunks_redraw_together():
 
 
 def test_redraws_over_a_batch_of_designs_keep_its_shape():
-    sites = resolve(nonlinear.nonlinear(), "y")
-    sample = sample_joint(sites, 10, {"d": torch.tensor([0.1, 0.9])}, redraw=True)
+    experiment = resolve(nonlinear.nonlinear(), "y")
+    sample = sample_joint(experiment, 10, {"d": torch.tensor([0.1, 0.9])}, redraw=True)
     again = sample.redraw()
     assert again.y.shape == sample.y.shape == (10, 2, 1)
     assert torch.equal(again.designs, sample.designs)

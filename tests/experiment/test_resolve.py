@@ -42,19 +42,19 @@ def with_data():
 
 
 def test_default_labels_take_released_data_as_outcome_and_all_other_latents_as_targets():
-    sites = resolve(with_data)
-    assert sites.observation_labels == ("y",)
-    assert sites.target_labels == ("theta", "shift")
-    assert sites.design_labels == ()
-    assert [site.name for site in sites.others] == ["mean"]
-    draws = sample_joint(sites, 50).y
+    experiment = resolve(with_data)
+    assert experiment.observation_labels == ("y",)
+    assert experiment.target_labels == ("theta", "shift")
+    assert experiment.design_labels == ()
+    assert [site.name for site in experiment.others] == ["mean"]
+    draws = sample_joint(experiment, 50).y
     assert draws.std() > 0.1, "the data were not released"
 
 
 def test_a_target_subset_leaves_nuisance():
-    sites = resolve(with_data, target_labels="theta")
-    assert sites.target_labels == ("theta",)
-    assert [site.name for site in sites.nuisance] == ["shift"]
+    experiment = resolve(with_data, target_labels="theta")
+    assert experiment.target_labels == ("theta",)
+    assert [site.name for site in experiment.nuisance] == ["shift"]
 
 
 @pytest.mark.parametrize("labels", [["theta", "shift"], ("shift", "theta")])
@@ -114,9 +114,9 @@ def implicit():
 def test_a_deterministic_outcome_needs_named_targets():
     with pytest.raises(ValueError, match=r"target_labels.*\['y'\].*infinite.*'theta', 'noise'"):
         resolve(implicit, "y")
-    sites = resolve(implicit, "y", "theta")
-    assert not sites.is_explicit
-    assert sites.observations[0].is_deterministic
+    experiment = resolve(implicit, "y", "theta")
+    assert not experiment.is_explicit
+    assert experiment.observations[0].is_deterministic
 
 
 def test_history_is_refused_with_a_pointer_to_the_prior():
@@ -131,8 +131,8 @@ def test_history_is_refused_with_a_pointer_to_the_prior():
     def guide():
         normal("theta", 3.0, 0.1)
 
-    sites = resolve(model, "y", prior=guide)
-    sample = sample_joint(sites, 400)
+    experiment = resolve(model, "y", prior=guide)
+    sample = sample_joint(experiment, 400)
     assert abs(sample.theta.mean() - 3.0) < Z_MAX * 0.1 / 20
     torch.testing.assert_close(sample.log_prior, dist.Normal(3.0, 0.1).log_prob(sample.theta[:, 0]))
 
@@ -212,9 +212,9 @@ def test_a_design_drawn_at_random_is_one_value_throughout():
         first = normal("first", theta)
         return pyro.sample("y", dist.Normal(xi * theta.unsqueeze(-1), 1.0).to_event(1)), first
 
-    sites = resolve(model, ["y", "first"])
-    assert not sites.linked_outcomes
-    assert sites.design_values["xi"].shape == (2,)
+    experiment = resolve(model, ["y", "first"])
+    assert not experiment.linked_outcomes
+    assert experiment.design_values["xi"].shape == (2,)
 
 
 def test_a_nuisance_parameter_drawn_at_random_is_one_value_throughout():
@@ -364,8 +364,8 @@ def test_refusals_do_not_depend_on_vectorisation(model):
 
 
 def test_the_remedy_for_a_nuisance_support_works():
-    sites = resolve(nuisance_support, "y", ["width", "theta"])
-    assert sites.targets[1].dependent_support
+    experiment = resolve(nuisance_support, "y", ["width", "theta"])
+    assert experiment.targets[1].dependent_support
 
 
 # --- vectorisation --------------------------------------------------------------------------------------------------
@@ -469,10 +469,10 @@ def test_wrong_vectorisation_is_detected_and_single_runs_work(name):
     assert "vectorize=False" in str(caught.value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of these do not use all of theta
-        sites = resolve(model, "y", vectorize=False)
-    assert not sites.program.vectorised
-    sample = sample_joint(sites, 3)
-    assert sample.theta.shape == (3, sites.theta_dim)
+        experiment = resolve(model, "y", vectorize=False)
+    assert not experiment.program.vectorised
+    sample = sample_joint(experiment, 3)
+    assert sample.theta.shape == (3, experiment.theta_dim)
     assert torch.isfinite(sample.theta).all()
     assert torch.isfinite(sample.log_prior).all()
 
@@ -567,14 +567,14 @@ VECTORISES = {
 @pytest.mark.parametrize("name", VECTORISES)
 def test_shapes_of_every_kind_of_model(name, vectorize):
     model, outcomes, theta_dim, y_dim = VECTORISES[name]
-    sites = resolve(model, outcomes, vectorize=vectorize)
-    assert sites.program.vectorised is vectorize
-    assert (sites.theta_dim, sites.y_dim) == (theta_dim, y_dim)
-    sample = sample_joint(sites, 7, likelihood=True)
+    experiment = resolve(model, outcomes, vectorize=vectorize)
+    assert experiment.program.vectorised is vectorize
+    assert (experiment.theta_dim, experiment.y_dim) == (theta_dim, y_dim)
+    sample = sample_joint(experiment, 7, likelihood=True)
     assert sample.theta.shape == (7, theta_dim)
     assert sample.y.shape == (7, y_dim)
     assert sample.log_prior.shape == sample.log_likelihood.shape == (7,)
-    for site in (*sites.targets, *sites.observations):
+    for site in (*experiment.targets, *experiment.observations):
         assert sample.values[site.name].shape == (7, *site.shape)
         # Rows are draws of their own: no value is shared between experiments.
         flat = sample.values[site.name].reshape(7, -1).double()
@@ -649,15 +649,15 @@ def test_packed_targets_come_back_as_they_were(name, vectorize):
     model, outcomes, dims = SUPPORTS[name]
     torch.set_default_dtype(torch.float64)
     try:
-        sites = resolve(model, outcomes, vectorize=vectorize)
-        assert {site.name: site.packed_dim for site in sites.targets} == dims
-        sample = sample_joint(sites, 6)
+        experiment = resolve(model, outcomes, vectorize=vectorize)
+        assert {site.name: site.packed_dim for site in experiment.targets} == dims
+        sample = sample_joint(experiment, 6)
         assert torch.isfinite(sample.theta).all()
-        values = unpack_targets(sites, sample.theta)
+        values = unpack_targets(experiment, sample.theta)
         for site in dims:
             torch.testing.assert_close(values[site], sample.values[site])
         # A different point stays inside the support, wherever it is.
-        moved = unpack_targets(sites, sample.theta.roll(1, 0))
+        moved = unpack_targets(experiment, sample.theta.roll(1, 0))
         assert all(torch.isfinite(value).all() for value in moved.values())
         if name.startswith("dependent"):
             assert (moved["b"] > 0).all()
@@ -672,8 +672,8 @@ def test_dependent_supports_are_found_where_they_are():
 
 
 def test_one_packed_point_without_batch_is_unpacked():
-    sites = resolve(positive_vector, "y")
-    torch.testing.assert_close(unpack_targets(sites, torch.zeros(2))["rate"], torch.ones(2))
+    experiment = resolve(positive_vector, "y")
+    torch.testing.assert_close(unpack_targets(experiment, torch.zeros(2))["rate"], torch.ones(2))
 
 
 # --- masks on outcomes ----------------------------------------------------------------------------------------------
@@ -708,9 +708,9 @@ MASKED = [
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("model", MASKED, ids=lambda model: model.__name__)
 def test_masked_outcome_entries_are_dropped(model, vectorize):
-    sites = resolve(model, "y", vectorize=vectorize)
-    assert sites.y_dim == 2
-    sample = sample_joint(sites, 5, likelihood=True)
+    experiment = resolve(model, "y", vectorize=vectorize)
+    assert experiment.y_dim == 2
+    sample = sample_joint(experiment, 5, likelihood=True)
     torch.testing.assert_close(sample.y, sample.values["y"][:, MEASURED])
     expected = dist.Normal(sample.theta, 1.0).log_prob(sample.y).sum(-1)
     torch.testing.assert_close(sample.log_likelihood, expected)
@@ -727,10 +727,10 @@ def test_a_leaking_nuisance_is_found():
         other = normal("other")
         return normal("y", theta + u + v + other)
 
-    sites = resolve(model, "y", ["theta", "other"])
-    assert sites.leaking_nuisance == {"theta": "u"}
-    assert not sites.has_log_prior
-    assert sample_joint(sites, 4).log_prior is None
+    experiment = resolve(model, "y", ["theta", "other"])
+    assert experiment.leaking_nuisance == {"theta": "u"}
+    assert not experiment.has_log_prior
+    assert sample_joint(experiment, 4).log_prior is None
     assert resolve(model, "y", ["theta", "other", "u"]).leaking_nuisance == {}
 
 
@@ -817,8 +817,8 @@ def test_model_arguments_pass_through():
         theta = normal("theta")
         return pyro.sample("y", dist.Normal(design * theta.unsqueeze(-1), scale).to_event(1))
 
-    sites = resolve(model, "y", model_args=(torch.ones(4),), model_kwargs={"scale": 1e-4})
-    sample = sample_joint(sites, 9)
+    experiment = resolve(model, "y", model_args=(torch.ones(4),), model_kwargs={"scale": 1e-4})
+    sample = sample_joint(experiment, 9)
     assert sample.y.shape == (9, 4)
     assert (sample.y - sample.theta).abs().max() < 1e-3
 
@@ -856,10 +856,10 @@ class OnlySamplesReals(OnlySamples):
     ],
 )
 def test_an_outcome_that_only_samples_is_implicit(kind):
-    sites = resolve(lambda: pyro.sample("y", kind(normal("theta"))), "y")
-    assert not sites.is_explicit
-    assert sites.unchecked == ("y",)
-    assert sample_joint(sites, 5).y.shape == (5, 1)
+    experiment = resolve(lambda: pyro.sample("y", kind(normal("theta"))), "y")
+    assert not experiment.is_explicit
+    assert experiment.unchecked == ("y",)
+    assert sample_joint(experiment, 5).y.shape == (5, 1)
 
 
 # --- a replaced prior -----------------------------------------------------------------------------------------------
@@ -917,8 +917,8 @@ def test_a_prior_guide_replaces_simulation_and_log_prior(name, vectorize):
     make, expected = PRIORS[name]
     guide = make()
     store = list(pyro.get_param_store().keys())
-    sites = resolve(two_latents, "y", prior=guide, vectorize=vectorize)
-    sample = sample_joint(sites, 400 if vectorize else 100, likelihood=True)
+    experiment = resolve(two_latents, "y", prior=guide, vectorize=vectorize)
+    sample = sample_joint(experiment, 400 if vectorize else 100, likelihood=True)
     torch.testing.assert_close(sample.log_prior, expected(sample.theta, guide).detach(), rtol=1e-4, atol=1e-4)
     # If the draws come from that density, exp(log r - log p) has mean one for any density r (here: a narrower one).
     spread, centre = 0.7 * sample.theta.std(0), sample.theta.mean(0)
@@ -936,11 +936,11 @@ def test_a_prior_guide_replaces_simulation_and_log_prior(name, vectorize):
 @pytest.mark.parametrize("name", ["AutoNormal", "AutoMultivariateNormal"])
 def test_the_log_prior_of_a_target_subset_is_marginal_or_not_stated(name):
     guide = PRIORS[name][0]()
-    sites = resolve(two_latents, "y", "theta", prior=guide)
-    log_prior = sample_joint(sites, 50).log_prior
+    experiment = resolve(two_latents, "y", "theta", prior=guide)
+    log_prior = sample_joint(experiment, 50).log_prior
     if log_prior is None:
         return  # not stated is honest
-    theta = sample_joint(sites, 50)
+    theta = sample_joint(experiment, 50)
     if name == "AutoNormal":
         expected = dist.Normal(guide.locs.theta, guide.scales.theta).log_prob(theta.theta[:, 0])
     else:
@@ -965,8 +965,8 @@ def test_a_prior_guide_over_a_plate():
 
     guide = AutoNormal(poutine.condition(model, data={"y": torch.zeros(3)}))
     guide()
-    sites = resolve(model, "y", prior=guide)
-    sample = sample_joint(sites, 30)
+    experiment = resolve(model, "y", prior=guide)
+    sample = sample_joint(experiment, 30)
     expected = dist.Normal(guide.locs.theta, guide.scales.theta).log_prob(sample.theta).sum(-1)
     torch.testing.assert_close(sample.log_prior, expected.detach(), rtol=1e-4, atol=1e-4)
 
@@ -996,12 +996,12 @@ def test_a_prior_guide_of_deltas_with_dependent_bounds_is_right_or_refused():
         pyro.sample("b", dist.Delta(a * b, log_density=-a.log()))
 
     try:
-        sites = resolve(model, "y", prior=guide)
+        experiment = resolve(model, "y", prior=guide)
     except NotImplementedError:
         return
-    sample = sample_joint(sites, 100)
+    sample = sample_joint(experiment, 100)
     assert torch.isfinite(sample.theta).all()
-    values = unpack_targets(sites, sample.theta)
+    values = unpack_targets(experiment, sample.theta)
     torch.testing.assert_close(values["b"], sample.values["b"], rtol=1e-3, atol=1e-4)
 
 

@@ -136,9 +136,9 @@ CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 @pytest.mark.parametrize("vectorize", WAYS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_generating_draws_score_as_when_they_were_drawn(name, vectorize):
-    sites = resolve(*CASES[name], vectorize=vectorize)
-    sample = sample_joint(sites, 60, likelihood=True)
-    log_prior, log_likelihood = log_joint(sites, sample.theta, sample.values, sites.design_values)
+    experiment = resolve(*CASES[name], vectorize=vectorize)
+    sample = sample_joint(experiment, 60, likelihood=True)
+    log_prior, log_likelihood = log_joint(experiment, sample.theta, sample.values, experiment.design_values)
     assert log_prior.shape == log_likelihood.shape == (60,)
     torch.testing.assert_close(log_prior, sample.log_prior, **CLOSE)
     torch.testing.assert_close(log_likelihood, sample.log_likelihood, **CLOSE)
@@ -147,13 +147,13 @@ def test_the_generating_draws_score_as_when_they_were_drawn(name, vectorize):
 @pytest.mark.parametrize("vectorize", WAYS)
 @pytest.mark.parametrize("name", UNLINKED)
 def test_all_pairs_score_as_pair_by_pair(name, vectorize):
-    sites = resolve(*CASES[name], vectorize=vectorize)
-    outcomes = sample_joint(sites, 5)
-    run = run_rows(sites.program, 7, sites.shapes, designs=sites.design_values)
-    theta = pack_run(sites, run, torch.Size([7]), False).theta
-    pairs = pairwise_log_likelihood(sites, outcomes.values, run)
+    experiment = resolve(*CASES[name], vectorize=vectorize)
+    outcomes = sample_joint(experiment, 5)
+    run = run_rows(experiment.program, 7, experiment.shapes, designs=experiment.design_values)
+    theta = pack_run(experiment, run, torch.Size([7]), False).theta
+    pairs = pairwise_log_likelihood(experiment, outcomes.values, run)
     repeated = {site: value.repeat_interleave(7, 0) for site, value in outcomes.values.items()}
-    _, one_by_one = log_joint(sites, theta.repeat(5, 1), repeated, sites.design_values)
+    _, one_by_one = log_joint(experiment, theta.repeat(5, 1), repeated, experiment.design_values)
     # Pairs are in the outcome's own coordinates, the others in packed ones.
     expected = one_by_one.reshape(5, 7) - outcomes.outcome_log_det[:, None]
     torch.testing.assert_close(pairs, expected, **CLOSE)
@@ -161,11 +161,11 @@ def test_all_pairs_score_as_pair_by_pair(name, vectorize):
 
 @pytest.mark.parametrize("name", UNLINKED)
 def test_the_diagonal_of_the_pairs_is_the_run_itself(name):
-    sites = resolve(*CASES[name])
-    run = run_rows(sites.program, 6, sites.shapes, designs=sites.design_values)
-    outcomes = {site.name: run.value(site.name) for site in sites.observations}
-    diagonal = pairwise_log_likelihood(sites, outcomes, run).diagonal()
-    torch.testing.assert_close(diagonal, outcome_log_likelihood(run, sites), **CLOSE)
+    experiment = resolve(*CASES[name])
+    run = run_rows(experiment.program, 6, experiment.shapes, designs=experiment.design_values)
+    outcomes = {site.name: run.value(site.name) for site in experiment.observations}
+    diagonal = pairwise_log_likelihood(experiment, outcomes, run).diagonal()
+    torch.testing.assert_close(diagonal, outcome_log_likelihood(run, experiment), **CLOSE)
 
 
 NORMAL = ["linear_gaussian", "michaelis_menten", "plates", "nested plates", "simplex", "dependent support"]
@@ -176,22 +176,25 @@ NORMAL += ["discrete target", "normals of many scales"]
 @pytest.mark.parametrize("name", NORMAL)
 def test_normal_pairs_sum_in_blocks_as_one_by_one(name, own, monkeypatch):
     monkeypatch.setattr(nested, "NORMAL_PAIRS", (3, 5))
-    sites = resolve(*CASES[name])
-    run = run_rows(sites.program, 11, sites.shapes, designs=sites.design_values)
-    outcomes = {site.name: run.value(site.name) for site in sites.observations}
-    assert normal_pairs(sites, run) is not None
-    pairs = pairwise_log_likelihood(sites, outcomes, run).double()
+    experiment = resolve(*CASES[name])
+    run = run_rows(experiment.program, 11, experiment.shapes, designs=experiment.design_values)
+    outcomes = {site.name: run.value(site.name) for site in experiment.observations}
+    assert normal_pairs(experiment, run) is not None
+    pairs = pairwise_log_likelihood(experiment, outcomes, run).double()
     if own == "omitted":
         pairs.fill_diagonal_(-math.inf)
     expected = pairs.logsumexp(-1) - math.log(10 if own == "omitted" else 11)
-    total = nested.log_marginal(sites, sites.design_values, outcomes, run, own=own)
+    total = nested.log_marginal(experiment, experiment.design_values, outcomes, run, own=own)
     torch.testing.assert_close(total, expected.float(), **CLOSE)
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - set(NORMAL)))
 def test_only_plain_normals_are_normal_pairs(name):
-    sites = resolve(*CASES[name])
-    assert normal_pairs(sites, run_rows(sites.program, 4, sites.shapes, designs=sites.design_values)) is None
+    experiment = resolve(*CASES[name])
+    assert (
+        normal_pairs(experiment, run_rows(experiment.program, 4, experiment.shapes, designs=experiment.design_values))
+        is None
+    )
 
 
 def test_normal_pairs_keep_their_digits_far_from_zero():
@@ -199,68 +202,68 @@ def test_normal_pairs_keep_their_digits_far_from_zero():
         theta = pyro.sample("theta", dist.Normal(1e4, 1e3))
         pyro.sample("y", dist.Normal(theta, 0.1))
 
-    sites = resolve(model, "y")
-    run = run_rows(sites.program, 50, sites.shapes)
+    experiment = resolve(model, "y")
+    run = run_rows(experiment.program, 50, experiment.shapes)
     outcomes = {"y": run.value("y")}
     exact = dist.Normal(run.value("theta").double(), 0.1).log_prob(outcomes["y"].double()[:, None])
-    total = nested.log_marginal(sites, {}, outcomes, run)
+    total = nested.log_marginal(experiment, {}, outcomes, run)
     torch.testing.assert_close(total.double(), exact.logsumexp(-1) - math.log(50), rtol=1e-4, atol=1e-4)
 
 
 def test_the_closed_form_of_a_gaussian():
-    sites = resolve(linear_gaussian.linear_gaussian(), "y")
+    experiment = resolve(linear_gaussian.linear_gaussian(), "y")
     theta, y = torch.randn(20, 2), torch.randn(20, 3)
-    log_prior, log_likelihood = log_joint(sites, theta, {"y": y}, sites.design_values)
+    log_prior, log_likelihood = log_joint(experiment, theta, {"y": y}, experiment.design_values)
     prior = dist.Normal(0.0, torch.tensor(linear_gaussian.DEFAULT_PRIOR_SCALES)).log_prob(theta).sum(-1)
-    mean = theta @ sites.design_values["xi"].T
+    mean = theta @ experiment.design_values["xi"].T
     torch.testing.assert_close(log_prior, prior)
     torch.testing.assert_close(log_likelihood, dist.Normal(mean, 1.0).log_prob(y).sum(-1))
 
 
 def test_a_positive_target_is_scored_in_its_packed_coordinates():
-    sites = resolve(discrete_outcome, "y")
+    experiment = resolve(discrete_outcome, "y")
     theta = torch.linspace(-2.0, 2.0, 9)[:, None]
-    log_prior, _ = log_joint(sites, theta, {"y": torch.ones(9)}, {})
+    log_prior, _ = log_joint(experiment, theta, {"y": torch.ones(9)}, {})
     torch.testing.assert_close(log_prior, dist.Gamma(3.0, 1.0).log_prob(theta[:, 0].exp()) + theta[:, 0])
     # A density of the packed coordinate: it integrates to one there.
     grid = torch.linspace(-12.0, 4.0, 4_001)[:, None]
-    density = log_joint(sites, grid, {"y": torch.ones(4_001)}, {})[0].exp()
+    density = log_joint(experiment, grid, {"y": torch.ones(4_001)}, {})[0].exp()
     assert torch.trapezoid(density, grid[:, 0]).item() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_outcomes_outside_the_support_have_no_density():
-    sites = resolve(moving_support, "y")
+    experiment = resolve(moving_support, "y")
     theta = torch.tensor([[0.0], [0.0], [2.0]])
     outcomes = {"y": torch.tensor([0.2, 0.9, 0.9])}
-    _, log_likelihood = log_joint(sites, theta, outcomes, {})
-    run = run_rows(sites.program, 3, sites.shapes, row_values={"theta": theta[:, 0]})
-    pairs = pairwise_log_likelihood(sites, outcomes, run)
+    _, log_likelihood = log_joint(experiment, theta, outcomes, {})
+    run = run_rows(experiment.program, 3, experiment.shapes, row_values={"theta": theta[:, 0]})
+    pairs = pairwise_log_likelihood(experiment, outcomes, run)
     assert log_likelihood.tolist() == [0.0, -math.inf, -math.inf]
     assert pairs.tolist() == [[0.0, 0.0, -math.inf], [-math.inf] * 3, [-math.inf] * 3]
 
 
 def test_a_count_that_is_none_has_no_mass():
-    sites = resolve(discrete_outcome, "y")
-    _, log_likelihood = log_joint(sites, torch.zeros(3, 1), {"y": torch.tensor([-1.0, 0.5, 0.0])}, {})
+    experiment = resolve(discrete_outcome, "y")
+    _, log_likelihood = log_joint(experiment, torch.zeros(3, 1), {"y": torch.tensor([-1.0, 0.5, 0.0])}, {})
     assert log_likelihood.tolist() == [-math.inf, -math.inf, -2.0]
 
 
 def test_what_is_not_measured_scores_nothing():
-    sites = resolve(masked, "y")
+    experiment = resolve(masked, "y")
     outcomes = torch.randn(2, 3)
     other = outcomes.clone()
     other[:, 1] = 1e6
-    run = run_rows(sites.program, 4, sites.shapes)
-    pairs = lambda y: pairwise_log_likelihood(sites, {"y": y}, run)  # noqa: E731
-    rows = lambda y: log_joint(sites, torch.zeros(2, 1), {"y": y}, {})[1]  # noqa: E731
+    run = run_rows(experiment.program, 4, experiment.shapes)
+    pairs = lambda y: pairwise_log_likelihood(experiment, {"y": y}, run)  # noqa: E731
+    rows = lambda y: log_joint(experiment, torch.zeros(2, 1), {"y": y}, {})[1]  # noqa: E731
     for score in (pairs, rows):
         torch.testing.assert_close(score(outcomes), score(other))
 
 
 def test_designs_change_the_score():
-    sites = resolve(linear_gaussian.linear_gaussian(), "y")
+    experiment = resolve(linear_gaussian.linear_gaussian(), "y")
     theta, y, design = torch.randn(4, 2), torch.randn(4, 3), torch.randn(3, 2)
-    _, log_likelihood = log_joint(sites, theta, {"y": y}, {"xi": design})
+    _, log_likelihood = log_joint(experiment, theta, {"y": y}, {"xi": design})
     torch.testing.assert_close(log_likelihood, dist.Normal(theta @ design.T, 1.0).log_prob(y).sum(-1))
 
 
@@ -268,16 +271,16 @@ def test_a_replaced_prior_is_the_one_that_scores():
     def prior():
         pyro.sample("theta", dist.Normal(0.5, 2.0))
 
-    sites = resolve(two_kinds, ["y", "z"], prior=prior)
-    sample = sample_joint(sites, 20)
-    log_prior, _ = log_joint(sites, sample.theta, sample.values, {})
+    experiment = resolve(two_kinds, ["y", "z"], prior=prior)
+    sample = sample_joint(experiment, 20)
+    log_prior, _ = log_joint(experiment, sample.theta, sample.values, {})
     torch.testing.assert_close(log_prior, dist.Normal(0.5, 2.0).log_prob(sample.theta[:, 0]))
 
 
 def test_an_automatic_guide_as_prior_cannot_score_and_is_refused():
     guide = AutoDiagonalNormal(pyro.condition(two_kinds, data={"y": torch.tensor(0.0), "z": torch.tensor(1.0)}))
     guide()
-    sites = resolve(two_kinds, ["y", "z"], prior=guide)
-    sample = sample_joint(sites, 20, likelihood=True)
+    experiment = resolve(two_kinds, ["y", "z"], prior=guide)
+    sample = sample_joint(experiment, 20, likelihood=True)
     with pytest.raises(NotImplementedError, match="auxiliary sites"):
-        log_joint(sites, sample.theta, sample.values, {})
+        log_joint(experiment, sample.theta, sample.values, {})

@@ -97,13 +97,13 @@ def case(request):
     return MODELS[request.param]
 
 
-def candidates(sites, *batch):
+def candidates(experiment, *batch):
     """Designs of a batch, inside their constraints and all different."""
     return {
         site.name: site.transform(
             site.transform.inv(site.value) + 0.5 * torch.randn(*batch, *site.value.shape)
         ).detach()
-        for site in sites.designs
+        for site in experiment.designs
     }
 
 
@@ -147,11 +147,11 @@ def test_vectorised_and_sequential_simulation_agree_draw_by_draw(case):
 
 
 def test_equal_seeds_give_equal_draws(case):
-    sites = resolve(*case)
+    experiment = resolve(*case)
     draws = []
     for _ in range(2):
         pyro.set_rng_seed(3)
-        draws.append(sample_joint(sites, 10))
+        draws.append(sample_joint(experiment, 10))
     assert torch.equal(draws[0].theta, draws[1].theta)
     assert torch.equal(draws[0].y, draws[1].y)
 
@@ -163,14 +163,14 @@ def test_equal_seeds_give_equal_draws(case):
 def test_a_batch_of_designs_agrees_with_its_members_draw_by_draw(case, batch):
     plain = resolve(*case)
     designs = candidates(plain, *batch)
-    sites = resolve(*case, designs=designs)
-    assert sites.program.design_singletons is not None, "these models all take a design an experiment"
+    experiment = resolve(*case, designs=designs)
+    assert experiment.program.design_singletons is not None, "these models all take a design an experiment"
     num = 5
-    likelihood = sites.is_explicit
-    batched = sample_joint(sites, num, designs, likelihood=likelihood)
+    likelihood = experiment.is_explicit
+    batched = sample_joint(experiment, num, designs, likelihood=likelihood)
     assert batched.theta.shape[:-1] == batched.y.shape[:-1] == (num, *batch)
-    random = [site.name for site in (*sites.targets, *sites.observations) if not site.is_deterministic]
-    if sites.nuisance:
+    random = [site.name for site in (*experiment.targets, *experiment.observations) if not site.is_deterministic]
+    if experiment.nuisance:
         return  # nuisance draws are not kept, so rows cannot be replayed
     for member in torch.cartesian_prod(*map(torch.arange, batch)).reshape(-1, len(batch)).tolist():
         index = tuple(member)
@@ -187,8 +187,8 @@ def test_a_batch_of_designs_agrees_with_its_members_draw_by_draw(case, batch):
 def test_a_batch_of_designs_agrees_with_its_members_in_distribution(case):
     plain = resolve(*case)
     designs = candidates(plain, 3)
-    sites = resolve(*case, designs=designs)
-    batched = sample_joint(sites, 4_000, designs)
+    experiment = resolve(*case, designs=designs)
+    batched = sample_joint(experiment, 4_000, designs)
     looped = sample_joint(plain, 4_000, designs)
     for member in range(3):
         alone = sample_joint(plain, 4_000, {name: value[member] for name, value in designs.items()})
@@ -199,8 +199,8 @@ def test_a_batch_of_designs_agrees_with_its_members_in_distribution(case):
 
 def test_candidates_for_one_of_several_designs_leave_the_others_at_their_values():
     designs = {"dose": torch.tensor([0.1, 5.0])}
-    sites = resolve(several_designs, ["y", "count"], designs=designs)
-    sample = sample_joint(sites, 2_000, designs)
+    experiment = resolve(several_designs, ["y", "count"], designs=designs)
+    sample = sample_joint(experiment, 2_000, designs)
     assert sample.y.shape == (2_000, 2, 3)
     theta = sample.values["theta"]
     expected = designs["dose"][:, None] * torch.exp(-theta.unsqueeze(-1) * torch.tensor([1.0, 2.0]))
@@ -210,8 +210,8 @@ def test_candidates_for_one_of_several_designs_leave_the_others_at_their_values(
 
 def test_an_unbatched_design_is_shared_by_the_batch_of_another():
     designs = {"dose": torch.tensor([0.1, 5.0]), "times": torch.tensor([3.0, 4.0])}
-    sites = resolve(several_designs, ["y", "count"], designs=designs)
-    sample = sample_joint(sites, 2_000, designs)
+    experiment = resolve(several_designs, ["y", "count"], designs=designs)
+    sample = sample_joint(experiment, 2_000, designs)
     expected = designs["dose"][:, None] * torch.exp(-sample.values["theta"].unsqueeze(-1) * designs["times"])
     assert_same_distribution(((sample.values["y"] - expected) / 0.1).flatten(0, 1), torch.randn(4_000, 2))
 
@@ -226,17 +226,17 @@ def test_a_model_that_takes_only_one_design_is_looped_over_with_a_warning():
 
     designs = {"xi": torch.tensor([0.5, 2.0])}
     with pytest.warns(UserWarning, match="one after the other"):
-        sites = resolve(model, "y", designs=designs)
-    residual = sample_joint(sites, 1_000, designs)
+        experiment = resolve(model, "y", designs=designs)
+    residual = sample_joint(experiment, 1_000, designs)
     residual = (residual.y[..., 0] - residual.theta[..., 0] * torch.tensor([0.5, 4.0])) / 0.5
     assert_same_distribution(residual.reshape(-1, 1), torch.randn(2_000, 1))
 
 
 def test_a_design_batch_of_the_size_of_a_plate_is_not_mistaken_for_it():
     designs = {"xi": torch.tensor([0.1, 1.0, 10.0])}
-    sites = resolve(scalar_design_beside_a_plate, "y", designs=designs)
-    sample = sample_joint(sites, 3, designs)
-    many = sample_joint(sites, 2_000, designs)
+    experiment = resolve(scalar_design_beside_a_plate, "y", designs=designs)
+    sample = sample_joint(experiment, 3, designs)
+    many = sample_joint(experiment, 2_000, designs)
     assert sample.y.shape == (3, 3, 3)
     spread = many.y.std(0)
     expected = (0.25 + designs["xi"] ** 2).sqrt()[:, None].expand(3, 3)
@@ -264,10 +264,10 @@ WRONG_DESIGNS = {
 @pytest.mark.parametrize("name", WRONG_DESIGNS)
 def test_wrong_designs_are_refused(name, where):
     designs, words = WRONG_DESIGNS[name]
-    sites = resolve(event_design, "y")
+    experiment = resolve(event_design, "y")
     calls = {
         "resolve": lambda: resolve(event_design, "y", designs=designs),
-        "sample_joint": lambda: sample_joint(sites, 3, designs),
+        "sample_joint": lambda: sample_joint(experiment, 3, designs),
     }
     with pytest.raises(ValueError, match="designs") as caught:
         calls[where]()
@@ -288,39 +288,39 @@ def test_designs_may_be_lists(values):
 
 
 def test_chunks_give_the_right_number_of_equally_distributed_draws(case):
-    sites = resolve(*case)
-    limit = 50 * 8 * sites.bytes_per_row  # chunks of fifty
-    before = sites.program.num_calls
-    chunked = sample_joint(sites, 2_001, likelihood=sites.is_explicit, max_bytes=limit)
-    assert sites.program.num_calls - before == 2_001
+    experiment = resolve(*case)
+    limit = 50 * 8 * experiment.bytes_per_row  # chunks of fifty
+    before = experiment.program.num_calls
+    chunked = sample_joint(experiment, 2_001, likelihood=experiment.is_explicit, max_bytes=limit)
+    assert experiment.program.num_calls - before == 2_001
     assert chunked.theta.shape[0] == chunked.y.shape[0] == 2_001
     assert torch.unique(chunked.theta, dim=0).shape[0] == 2_001, "chunks repeat draws"
-    whole = sample_joint(sites, 2_001)
+    whole = sample_joint(experiment, 2_001)
     assert_same_distribution(chunked.theta, whole.theta)
     assert_same_distribution(torch.tanh(chunked.y), torch.tanh(whole.y))
 
 
 def test_chunks_of_a_design_batch_keep_its_shape():
-    sites = resolve(event_design, "y")
-    designs = candidates(sites, 2, 3)
-    sites = resolve(event_design, "y", designs=designs)
-    sample = sample_joint(sites, 11, designs, max_bytes=1)
+    experiment = resolve(event_design, "y")
+    designs = candidates(experiment, 2, 3)
+    experiment = resolve(event_design, "y", designs=designs)
+    sample = sample_joint(experiment, 11, designs, max_bytes=1)
     assert sample.y.shape == (11, 2, 3, 3)
     # Each of the three values in an interval comes as its place and as its angle.
     assert sample.designs.shape == (2, 3, 6)
 
 
 def test_densities_see_designs_finite_at_the_ends_of_an_interval_and_get_them_back():
-    sites = resolve(several_kinds_of_design, "y")
+    experiment = resolve(several_kinds_of_design, "y")
     designs = {
         "share": torch.tensor([0.0, 0.3, 2.0]),
         "dose": torch.tensor([0.5, 1.0, 4.0]),
         "shift": torch.zeros(3, 2),
     }
-    packed = pack_designs(sites, designs)
+    packed = pack_designs(experiment, designs)
     assert packed.shape == (3, 2 + 1 + 2)
     assert torch.isfinite(packed).all()
-    for name, value in unpack_designs(sites, packed).items():
+    for name, value in unpack_designs(experiment, packed).items():
         torch.testing.assert_close(value, designs[name])
 
 
@@ -332,12 +332,12 @@ def test_the_number_of_simulator_calls_is_what_it_was():
             Counted.calls += 1
             return scalar_design()
 
-    sites = resolve(Counted(), "y", vectorize=False)
-    before, counted = sites.program.num_calls, Counted.calls
-    sample_joint(sites, 13)
-    assert sites.program.num_calls - before == Counted.calls - counted == 13
-    sample_joint(sites, 4, {"xi": torch.tensor([0.1, 0.2, 0.3])})
-    assert sites.program.num_calls - before == Counted.calls - counted == 13 + 12
+    experiment = resolve(Counted(), "y", vectorize=False)
+    before, counted = experiment.program.num_calls, Counted.calls
+    sample_joint(experiment, 13)
+    assert experiment.program.num_calls - before == Counted.calls - counted == 13
+    sample_joint(experiment, 4, {"xi": torch.tensor([0.1, 0.2, 0.3])})
+    assert experiment.program.num_calls - before == Counted.calls - counted == 13 + 12
 
 
 def test_the_calls_of_resolve_are_counted_too():
@@ -348,8 +348,8 @@ def test_the_calls_of_resolve_are_counted_too():
             Counted.calls += 1
             return scalar_design()
 
-    sites = resolve(Counted(), "y", vectorize=False)
-    assert sites.program.num_calls == Counted.calls
+    experiment = resolve(Counted(), "y", vectorize=False)
+    assert experiment.program.num_calls == Counted.calls
 
 
 # --- packing and densities ------------------------------------------------------------------------------------------
@@ -384,11 +384,11 @@ PACKED = {
 def test_log_dets_are_those_of_autodiff(name):
     torch.set_default_dtype(torch.float64)
     try:
-        sites = resolve(*PACKED[name])
-        sample = sample_joint(sites, 3)
+        experiment = resolve(*PACKED[name])
+        sample = sample_joint(experiment, 3)
 
         def values(theta):
-            found = unpack_targets(sites, theta.unsqueeze(0))
+            found = unpack_targets(experiment, theta.unsqueeze(0))
             return torch.cat([free_part(site, value[0]) for site, value in found.items()])
 
         for row in range(3):
@@ -408,12 +408,14 @@ def test_log_prior_of_dependent_bounds_integrates_to_one():
     # Importance sampling with a wide known density in place of a grid: E_r[p / r] = 1.
     torch.set_default_dtype(torch.float64)
     try:
-        sites = resolve(bounded_chain, "y")
+        experiment = resolve(bounded_chain, "y")
         proposal = dist.Normal(torch.zeros(2), 3.0).to_event(1)
         theta = proposal.sample((20_000,))
-        values = unpack_targets(sites, theta)
-        run = run_rows(sites.program, 20_000, sites.shapes, designs=sites.design_values, row_values=values)
-        packed = pack_run(sites, run, torch.Size([20_000]), False)
+        values = unpack_targets(experiment, theta)
+        run = run_rows(
+            experiment.program, 20_000, experiment.shapes, designs=experiment.design_values, row_values=values
+        )
+        packed = pack_run(experiment, run, torch.Size([20_000]), False)
         torch.testing.assert_close(packed.theta, theta, rtol=1e-4, atol=1e-4)
         ratio = (packed.log_prior - proposal.log_prob(theta)).exp()
         assert abs(ratio.mean() - 1) <= Z_MAX * ratio.std() / math.sqrt(20_000)
@@ -426,12 +428,12 @@ def test_log_likelihood_of_a_positive_outcome_integrates_to_one_in_packed_coordi
         theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         return pyro.sample("y", dist.Gamma(2.0, theta.exp()))
 
-    sites = resolve(model, "y")
+    experiment = resolve(model, "y")
     grid = torch.linspace(-12.0, 12.0, 4_001)
     theta = torch.tensor(0.7)
     values = {"theta": theta.expand(len(grid)), "y": grid.exp()}
-    run = run_rows(sites.program, len(grid), sites.shapes, row_values=values)
-    sample = pack_run(sites, run, torch.Size([len(grid)]), True)
+    run = run_rows(experiment.program, len(grid), experiment.shapes, row_values=values)
+    sample = pack_run(experiment, run, torch.Size([len(grid)]), True)
     torch.testing.assert_close(sample.y[:, 0], grid, rtol=1e-4, atol=1e-4)
     integral = torch.trapezoid(sample.log_likelihood.exp(), grid)
     assert integral.item() == pytest.approx(1.0, abs=1e-4)
@@ -440,15 +442,19 @@ def test_log_likelihood_of_a_positive_outcome_integrates_to_one_in_packed_coordi
 def test_pairs_are_scored_like_runs():
     for model, outcomes in ((plate_design, "y"), (several_designs, ["y", "count"]), (event_design, "y")):
         for vectorize in (True, False):
-            sites = resolve(model, outcomes, vectorize=vectorize)
-            inner = run_rows(sites.program, 5, sites.shapes, designs=sites.design_values)
-            outer = run_rows(sites.program, 4, sites.shapes, designs=sites.design_values)
-            observed = {site.name: outer.value(site.name) for site in sites.observations}
-            pairs = pairwise_log_likelihood(sites, observed, inner)
+            experiment = resolve(model, outcomes, vectorize=vectorize)
+            inner = run_rows(experiment.program, 5, experiment.shapes, designs=experiment.design_values)
+            outer = run_rows(experiment.program, 4, experiment.shapes, designs=experiment.design_values)
+            observed = {site.name: outer.value(site.name) for site in experiment.observations}
+            pairs = pairwise_log_likelihood(experiment, observed, inner)
             for j in range(5):
-                latents = {site.name: inner.value(site.name)[j].expand(4, *site.shape) for site in sites.targets}
+                latents = {site.name: inner.value(site.name)[j].expand(4, *site.shape) for site in experiment.targets}
                 run = run_rows(
-                    sites.program, 4, sites.shapes, designs=sites.design_values, row_values={**latents, **observed}
+                    experiment.program,
+                    4,
+                    experiment.shapes,
+                    designs=experiment.design_values,
+                    row_values={**latents, **observed},
                 )
                 expected = sum(run.log_prob(name) for name in observed)
                 torch.testing.assert_close(pairs[:, j], expected, rtol=1e-4, atol=1e-4)
@@ -478,11 +484,11 @@ def test_values_that_are_not_finite_are_told_by_site_and_count():
 
 @pytest.mark.parametrize("batch", [(), (3,)], ids=str)
 def test_gradients_flow_to_designs(batch):
-    sites = resolve(event_design, "y")
-    designs = candidates(sites, *batch)
-    sites = resolve(event_design, "y", designs=designs if batch else None)
+    experiment = resolve(event_design, "y")
+    designs = candidates(experiment, *batch)
+    experiment = resolve(event_design, "y", designs=designs if batch else None)
     designs["xi"].requires_grad_()
-    sample = sample_joint(sites, 6, designs, likelihood=True)
+    sample = sample_joint(experiment, 6, designs, likelihood=True)
     # log y = mean(theta, xi) + noise, so dy/dxi is that of the mean; the log-likelihood given its own noise stays put.
     theta = sample.values["theta"]
     mean = theta[..., :1] * designs["xi"] / (designs["xi"] + theta[..., 1:])
@@ -492,11 +498,11 @@ def test_gradients_flow_to_designs(batch):
 
 
 def test_gradients_cross_no_members_of_a_batch():
-    sites = resolve(event_design, "y")
-    designs = candidates(sites, 3)
-    sites = resolve(event_design, "y", designs=designs)
+    experiment = resolve(event_design, "y")
+    designs = candidates(experiment, 3)
+    experiment = resolve(event_design, "y", designs=designs)
     designs["xi"].requires_grad_()
-    sample = sample_joint(sites, 6, designs)
+    sample = sample_joint(experiment, 6, designs)
     (gradient,) = torch.autograd.grad(sample.y[:, 1].sum(), designs["xi"])
     assert (gradient[[0, 2]] == 0).all()
     assert (gradient[1] != 0).all()
@@ -505,8 +511,8 @@ def test_gradients_cross_no_members_of_a_batch():
 def test_double_precision_stays_double():
     torch.set_default_dtype(torch.float64)
     try:
-        sites = resolve(event_design, "y")
-        sample = sample_joint(sites, 4, likelihood=True)
+        experiment = resolve(event_design, "y")
+        sample = sample_joint(experiment, 4, likelihood=True)
     finally:
         torch.set_default_dtype(torch.float32)
     for name in ("theta", "y", "log_prior", "log_likelihood"):
@@ -531,10 +537,10 @@ def test_the_store_is_untouched(case):
     model()
     store = pyro.get_param_store()
     leaves = {name: (store._params[name], store._params[name].detach().clone()) for name in store}
-    sites = resolve(model, outcomes, targets)
-    sample_joint(sites, 5)
-    designs = candidates(sites, 2)
-    sample_joint(sites, 5, designs)
+    experiment = resolve(model, outcomes, targets)
+    sample_joint(experiment, 5)
+    designs = candidates(experiment, 2)
+    sample_joint(experiment, 5, designs)
     assert set(store.keys()) == set(leaves)
     for name, (leaf, value) in leaves.items():
         assert store._params[name] is leaf
@@ -543,8 +549,8 @@ def test_the_store_is_untouched(case):
 
 
 def test_substituted_designs_do_not_enter_an_empty_store():
-    sites = resolve(event_design, "y")
-    sample_joint(sites, 5, candidates(sites, 2))
+    experiment = resolve(event_design, "y")
+    sample_joint(experiment, 5, candidates(experiment, 2))
     assert list(pyro.get_param_store().keys()) == []
 
 
@@ -555,8 +561,8 @@ def test_a_numpy_black_box_runs_one_by_one():
         simulated = torch.as_tensor(math.sin(theta.item()) + xi.item(), dtype=torch.float32)
         return pyro.deterministic("y", simulated + pyro.sample("e", dist.Normal(0.0, 0.1)))
 
-    sites = resolve(model, "y", "theta", vectorize=False)
-    sample = sample_joint(sites, 200)
+    experiment = resolve(model, "y", "theta", vectorize=False)
+    sample = sample_joint(experiment, 200)
     assert_same_distribution((sample.y - torch.sin(sample.theta) - 0.5) / 0.1, torch.randn(2_000, 1))
 
 

@@ -127,26 +127,26 @@ def case(request):
 
 
 def test_there_are_as_many_coordinates_as_degrees_of_freedom(case):
-    sites = resolve(case.model, "y")
-    sample = sample_joint(sites, 50)
-    assert sites.theta_dim == case.total_dim
+    experiment = resolve(case.model, "y")
+    sample = sample_joint(experiment, 50)
+    assert experiment.theta_dim == case.total_dim
     assert torch.isfinite(sample.theta).all()
     assert torch.isfinite(sample.log_prior).all()
 
 
 def test_coordinates_and_values_say_the_same(case):
-    sites = resolve(case.model, "y")
-    sample = sample_joint(sites, 200)
+    experiment = resolve(case.model, "y")
+    sample = sample_joint(experiment, 200)
     value = sample.values["target"]
-    error = (unpack_targets(sites, sample.theta)["target"] - value).abs().reshape(200, -1)
+    error = (unpack_targets(experiment, sample.theta)["target"] - value).abs().reshape(200, -1)
     size = 1.0 + value.abs().reshape(200, -1).amax(-1)
     assert (error.amax(-1) / size).max() < 20 * torch.finfo(torch.float32).eps
 
 
 def test_the_log_prior_is_that_of_the_values_times_the_jacobian(case):
-    sites = resolve(case.model, "y")
-    sample = sample_joint(sites, 5)
-    (site,) = sites.targets
+    experiment = resolve(case.model, "y")
+    sample = sample_joint(experiment, 5)
+    (site,) = experiment.targets
     event = site.shape[1:] if case.plate else site.shape
     free = case.free(event).flatten()
 
@@ -162,8 +162,8 @@ def test_the_log_prior_is_that_of_the_values_times_the_jacobian(case):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_draws_follow_the_density_of_the_coordinates(name, double_precision):
-    sites, points, weights = weighted_points(CASES[name])
-    theta = sample_joint(sites, 50_000).theta
+    experiment, points, weights = weighted_points(CASES[name])
+    theta = sample_joint(experiment, 50_000).theta
     for moment in (torch.tanh, lambda x: torch.tanh(x).square(), lambda x: torch.tanh(x / 3).prod(-1, keepdim=True)):
         drawn, weighted = moment(theta), weights[:, None] * moment(points)
         error = (drawn.var(0) / len(drawn) + weighted.var(0) / len(weighted)).sqrt()
@@ -179,9 +179,9 @@ def test_the_density_of_the_coordinates_integrates_to_one(name, double_precision
 
 def weighted_points(case):
     """Points in the coordinates' space and weights that make averages integrals against the stated density."""
-    sites = resolve(case.model, "y")
-    (site,) = sites.targets
-    theta = sample_joint(sites, 2_000).theta
+    experiment = resolve(case.model, "y")
+    (site,) = experiment.targets
+    theta = sample_joint(experiment, 2_000).theta
     # Beyond the box lies less than 0.002 of any of these densities.
     proposal = dist.Cauchy(theta.median(0).values, theta.std(0).clamp(max=1.0) / 2).to_event(1)
     points = proposal.sample((100_000,))
@@ -192,7 +192,7 @@ def weighted_points(case):
         log_density = case.make().log_prob(value) + site.transform.log_abs_det_jacobian(x, value)
     weights = torch.zeros(100_000)
     weights[inside] = (log_density.reshape(-1) - proposal.log_prob(points[inside])).exp()
-    return sites, points, weights
+    return experiment, points, weights
 
 
 # Zeros and ones of a triangular matrix are constant by nature; one outcome is drawn at random, so it may be extreme.
@@ -211,10 +211,10 @@ def known_warnings(test):
 def test_posterior_draws_stay_on_the_support(case):
     result = eig_flow(case.model, "y", num_steps=30, batch_size=64, num_samples=200, seed=0)
     assert math.isfinite(result.eig)
-    sample = sample_joint(result.sites, 1)
+    sample = sample_joint(result.experiment, 1)
     posterior = flow_posterior(result, sample.values["y"][0], 300, seed=0)
     draws = posterior.values["target"][0]
-    assert draws.shape == (300, *result.sites.targets[0].shape)
+    assert draws.shape == (300, *result.experiment.targets[0].shape)
     assert case.make().support.check(draws).all()
 
 
@@ -244,16 +244,16 @@ def test_a_distribution_that_cannot_be_expanded_is_run_one_by_one():
 
     with pytest.raises(ValueError, match=r"vectorize=False"):
         resolve(model, "y")
-    sites = resolve(model, "y", vectorize=False)
-    sample = sample_joint(sites, 20)
+    experiment = resolve(model, "y", vectorize=False)
+    sample = sample_joint(experiment, 20)
     assert sample.theta.shape == (20, 3)
-    torch.testing.assert_close(unpack_targets(sites, sample.theta)["matrix"], sample.values["matrix"])
+    torch.testing.assert_close(unpack_targets(experiment, sample.theta)["matrix"], sample.values["matrix"])
 
 
 def test_a_circular_target_is_a_point_of_the_line():
     # Pyro states the real line as the support of von Mises angles, of which only one turn is ever drawn.
-    sites = resolve(CASES["circle"].model, "y")
-    sample = sample_joint(sites, 200)
+    experiment = resolve(CASES["circle"].model, "y")
+    sample = sample_joint(experiment, 200)
     assert torch.equal(sample.theta[:, 0], sample.values["target"])
     assert (sample.theta.abs() <= math.pi).all()
 

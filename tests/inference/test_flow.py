@@ -277,17 +277,17 @@ def test_an_outcome_is_packed_as_the_simulator_packs_it(vectorize):
         pyro.deterministic("sum", theta + noise, event_dim=0)
         pyro.sample("reading", dist.Normal(theta, 1.0))
 
-    sites = resolve(model, ["time", "share", "bounded", "reading"], "theta", vectorize=vectorize, seed=0)
+    experiment = resolve(model, ["time", "share", "bounded", "reading"], "theta", vectorize=vectorize, seed=0)
     # As in a model with outcomes of both kinds, of which `resolve` takes one kind at a time so far.
-    extra = next(site for site in sites.others if site.name == "sum")
-    sites = dataclasses.replace(sites, observations=(*sites.observations, extra))
+    extra = next(site for site in experiment.others if site.name == "sum")
+    experiment = dataclasses.replace(experiment, observations=(*experiment.observations, extra))
     design = {"xi": torch.tensor(3.0)}
-    sample = sample_joint(sites, 5, design)
+    sample = sample_joint(experiment, 5, design)
     for row in range(5):
-        outcome = {site.name: sample.values[site.name][row] for site in sites.observations}
-        packed = pack_outcome(sites, check_outcome(sites, outcome), design)
+        outcome = {site.name: sample.values[site.name][row] for site in experiment.observations}
+        packed = pack_outcome(experiment, check_outcome(experiment, outcome), design)
         assert torch.allclose(packed, sample.y[row], rtol=1e-4, atol=1e-5)
-    assert packed_names(sites) == ["time", "share", "share", "bounded", "reading", "sum"]
+    assert packed_names(experiment) == ["time", "share", "share", "bounded", "reading", "sum"]
 
 
 def test_masked_elements_are_left_out_of_the_packed_outcome():
@@ -296,10 +296,10 @@ def test_masked_elements_are_left_out_of_the_packed_outcome():
         with pyro.plate("runs", 3), poutine.mask(mask=torch.tensor([True, False, True])):
             pyro.sample("y", dist.Normal(theta, 1.0))
 
-    sites = resolve(model, "y", seed=0)
-    packed = pack_outcome(sites, check_outcome(sites, torch.tensor([1.0, math.nan, 3.0])), {})
+    experiment = resolve(model, "y", seed=0)
+    packed = pack_outcome(experiment, check_outcome(experiment, torch.tensor([1.0, math.nan, 3.0])), {})
     assert packed.tolist() == [1.0, 3.0]
-    assert packed_names(sites) == ["y[0]", "y[2]"]
+    assert packed_names(experiment) == ["y[0]", "y[2]"]
 
 
 def test_an_outcome_outside_the_simulated_range_is_named(gaussian):

@@ -196,12 +196,12 @@ def test_the_distribution_only_samples():
 @pytest.mark.parametrize("simulator", [exact_counts, partial(leaping_counts, step=0.5)], ids=["exact", "leaping"])
 def test_the_library_runs_it_together_at_a_batch_of_designs(simulator):
     designs = {"xi": torch.tensor([[2.0, 4.0], [4.0, 2.0], [1.0, 1.0]])}
-    sites = resolve(aphids((2.0, 4.0), simulator=simulator), "y", "theta", designs=designs)
-    assert sites.program.vectorised
-    assert sites.program.design_singletons == {"xi": 0}
-    assert not sites.is_explicit
-    assert sites.observations[0].is_discrete
-    sample = sample_joint(sites, 1_500, designs)
+    experiment = resolve(aphids((2.0, 4.0), simulator=simulator), "y", "theta", designs=designs)
+    assert experiment.program.vectorised
+    assert experiment.program.design_singletons == {"xi": 0}
+    assert not experiment.is_explicit
+    assert experiment.observations[0].is_discrete
+    sample = sample_joint(experiment, 1_500, designs)
     assert sample.y.shape == (1_500, 3, 2)
     mean, error = sample.y.mean(0), sample.y.std(0) / math.sqrt(1_500)
     assert ((mean[0] - mean[1].flip(-1)).abs() <= SIDE * math.sqrt(2) * error[0]).all()
@@ -210,8 +210,8 @@ def test_the_library_runs_it_together_at_a_batch_of_designs(simulator):
 
 
 def test_draws_of_the_targets_follow_the_prior():
-    sites = resolve(aphids(), "y", "theta")
-    theta = sample_joint(sites, 4_000).theta.double()
+    experiment = resolve(aphids(), "y", "theta")
+    theta = sample_joint(experiment, 4_000).theta.double()
     covariance = torch.tensor(PRIOR_COVARIANCE, dtype=torch.double)
     z = torch.linalg.solve_triangular(
         torch.linalg.cholesky(covariance), (theta - torch.tensor(PRIOR_MEAN)).mT, upper=False

@@ -27,17 +27,17 @@ def table_matrix():
 
 
 def test_ninety_coordinates_and_no_design():
-    sites = resolve(cv.covariance(), "y")
-    assert (sites.theta_dim, sites.y_dim) == (12 + 12 + 66, 263 * 12)
-    assert sites.design_labels == ()
-    assert sites.has_log_prior
-    assert sites.program.vectorised
+    experiment = resolve(cv.covariance(), "y")
+    assert (experiment.theta_dim, experiment.y_dim) == (12 + 12 + 66, 263 * 12)
+    assert experiment.design_labels == ()
+    assert experiment.has_log_prior
+    assert experiment.program.vectorised
 
 
 def test_coordinates_and_values_say_the_same():
-    sites = resolve(cv.covariance(), "y")
-    sample = sample_joint(sites, 200)
-    for name, value in unpack_targets(sites, sample.theta).items():
+    experiment = resolve(cv.covariance(), "y")
+    sample = sample_joint(experiment, 200)
+    for name, value in unpack_targets(experiment, sample.theta).items():
         torch.testing.assert_close(value, sample.values[name], rtol=1e-5, atol=1e-5)
 
 

@@ -278,12 +278,12 @@ def test_the_truncated_normal_is_scipys():
 @pytest.mark.parametrize("num_times", [10, 50])
 def test_the_model_vectorises(num_times):
     designs = {"current": torch.tensor(ec.CURRENTS)}
-    sites = resolve(ec.electrocoating(num_times=num_times, num_steps=20), "y", designs=designs)
-    assert sites.program.vectorised
-    assert sites.design_labels == ("current",)
-    assert sites.observation_labels == ("y",)
-    assert (sites.theta_dim, sites.y_dim) == (3, num_times)
-    values = sample_joint(sites, 7, designs=designs).values
+    experiment = resolve(ec.electrocoating(num_times=num_times, num_steps=20), "y", designs=designs)
+    assert experiment.program.vectorised
+    assert experiment.design_labels == ("current",)
+    assert experiment.observation_labels == ("y",)
+    assert (experiment.theta_dim, experiment.y_dim) == (3, num_times)
+    values = sample_joint(experiment, 7, designs=designs).values
     assert values["y"].shape == (7, 3, num_times)
 
 

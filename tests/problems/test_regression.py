@@ -155,13 +155,17 @@ def test_exact_eig_leaves_the_random_stream():
 
 
 def test_model_resolves():
-    sites = resolve(rg.regression(), "y")
-    assert (sites.target_labels, sites.observation_labels, sites.design_labels) == (("w", "sigma"), ("y",), ("xi",))
-    assert (sites.theta_dim, sites.y_dim) == (21, 20)
-    assert sites.program.vectorised
-    assert not sites.unchecked
-    sites = resolve(rg.regression(), "y", designs={"xi": torch.stack([rg.IDENTITY, rg.IDENTITY.flip(0)])})
-    assert sites.program.design_singletons is not None
+    experiment = resolve(rg.regression(), "y")
+    assert (experiment.target_labels, experiment.observation_labels, experiment.design_labels) == (
+        ("w", "sigma"),
+        ("y",),
+        ("xi",),
+    )
+    assert (experiment.theta_dim, experiment.y_dim) == (21, 20)
+    assert experiment.program.vectorised
+    assert not experiment.unchecked
+    experiment = resolve(rg.regression(), "y", designs={"xi": torch.stack([rg.IDENTITY, rg.IDENTITY.flip(0)])})
+    assert experiment.program.design_singletons is not None
 
 
 def test_density_of_the_program():

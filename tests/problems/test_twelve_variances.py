@@ -15,8 +15,8 @@ Z_MAX = 5.0
 
 
 def simulated(num_samples, num_rows=10, num_variables=12):
-    sites = resolve(tv.twelve_variances(num_rows, num_variables), "y")
-    values = sample_joint(sites, num_samples).values
+    experiment = resolve(tv.twelve_variances(num_rows, num_variables), "y")
+    values = sample_joint(experiment, num_samples).values
     return values["variance"], values["y"]
 
 
@@ -114,9 +114,9 @@ def test_batches_agree_with_their_members():
 
 
 def test_every_variance_is_a_coordinate():
-    sites = resolve(tv.twelve_variances(), "y")
-    assert (sites.theta_dim, sites.y_dim, sites.design_labels) == (12, 120, ())
-    assert sites.program.vectorised
+    experiment = resolve(tv.twelve_variances(), "y")
+    assert (experiment.theta_dim, experiment.y_dim, experiment.design_labels) == (12, 120, ())
+    assert experiment.program.vectorised
 
 
 @pytest.mark.parametrize("column", [0.0, math.nan, math.inf])

@@ -60,7 +60,7 @@ from pyro_voed.experiment.simulate import (
     put_targets,
     unpack_targets,
 )
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, to_inference_data
 from pyro_voed.inference.reference.abc_terms import (
     Metric,
@@ -165,7 +165,7 @@ def abc_posterior(
         raise ValueError(f"tolerance: expected a finite number of at least 0, got {tolerance!r}.")
     with isolated(seed), torch.no_grad():
         started = time.perf_counter()
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -175,25 +175,25 @@ def abc_posterior(
             prior=prior,
             vectorize=vectorize,
         )
-        _check_movable(sites, num_populations, regression_adjustment)
-        values = candidate_designs(sites, designs)
-        if batch := design_batch_shape(sites, values):
+        _check_movable(experiment, num_populations, regression_adjustment)
+        values = candidate_designs(experiment, designs)
+        if batch := design_batch_shape(experiment, values):
             raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
-        observed = check_outcome(sites, observations)
-        packed = pack_outcome(sites, observed, values)
+        observed = check_outcome(experiment, observations)
+        packed = pack_outcome(experiment, observed, values)
         with pyro.validation_enabled(False):
             num_rows = num_simulations // num_populations
-            first = _checked(draw_joint(sites, num_rows, values), 1)
+            first = _checked(draw_joint(experiment, num_rows, values), 1)
             metric = prior_metric(first.y, packed, statistic, distance)
             kept = [_keep(first, metric, quantile, tolerance, num_populations == 1)]
             for population in range(1, num_populations):
-                sample, proposal = _proposed(sites, values, num_rows, kept[-1])
+                sample, proposal = _proposed(experiment, values, num_rows, kept[-1])
                 last = population == num_populations - 1
                 kept.append(_keep(_checked(sample, population + 1), metric, quantile, tolerance, last, proposal))
-            draws, effective = _draws(sites, values, kept[-1], regression_adjustment)
+            draws, effective = _draws(experiment, values, kept[-1], regression_adjustment)
         draws = {name: value.unsqueeze(0) for name, value in draws.items()}
         reached = kept[-1].tolerance
-        _warn_coarse(sites, effective, reached, metric.spread)
+        _warn_coarse(experiment, effective, reached, metric.spread)
         return PosteriorSample(
             values=draws,
             observations=observed,
@@ -203,7 +203,7 @@ def abc_posterior(
             inference_data=to_inference_data(draws, observed),
             acceptance_rate=(torch.tensor([part.share for part in kept]),),
             tolerance=reached,
-            num_simulations=sites.program.num_calls,
+            num_simulations=experiment.program.num_calls,
         )
 
 
@@ -257,7 +257,7 @@ def _keep(
 
 
 def _proposed(
-    sites: Sites, designs: Mapping[str, Tensor], num_rows: int, before: _Kept
+    experiment: Experiment, designs: Mapping[str, Tensor], num_rows: int, before: _Kept
 ) -> tuple[JointSample, Callable[[Tensor, Tensor], Tensor]]:
     """Simulate from prior and kernel; return the log density of that mixture, given packed targets and log prior."""
     factor = kernel_factor(before.theta, before.weights)
@@ -268,8 +268,8 @@ def _proposed(
     chosen = torch.multinomial(before.weights, points, replacement=True)
     noise = torch.randn(points, before.theta.shape[-1], dtype=torch.double, device=before.theta.device)
     theta = (before.theta[chosen].double() + noise @ factor.mT).to(before.theta)
-    moved = pack_run(sites, put_targets(sites, theta, designs), torch.Size([points]), False)
-    drawn = draw_joint(sites, num_prior, designs)
+    moved = pack_run(experiment, put_targets(experiment, theta, designs), torch.Size([points]), False)
+    drawn = draw_joint(experiment, num_prior, designs)
 
     def log_proposal(theta: Tensor, log_prior: Tensor) -> Tensor:
         kernel = mixture_log_density(theta, before.theta, before.weights, factor)
@@ -305,16 +305,16 @@ def _checked(sample: JointSample, population: int) -> JointSample:
 
 
 def _draws(
-    sites: Sites, designs: Mapping[str, Tensor], kept: _Kept, regression_adjustment: bool
+    experiment: Experiment, designs: Mapping[str, Tensor], kept: _Kept, regression_adjustment: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return draws of equal weight `(num_kept, *shape)` of each target, and their effective numbers."""
-    values, weights = {name: kept.values[name] for name in sites.target_labels}, kept.weights
+    values, weights = {name: kept.values[name] for name in experiment.target_labels}, kept.weights
     if regression_adjustment and kept.tolerance > 0:
         nearness = 1.0 - (kept.distances.double() / kept.tolerance).square()
         if not (nearness > 0).any():
             raise ArithmeticError("ABC: all draws kept lie at the tolerance itself, where the adjustment has weight 0.")
         weights = weights * nearness
-        values = unpack_targets(sites, adjusted(kept.theta, kept.differences, weights), designs)
+        values = unpack_targets(experiment, adjusted(kept.theta, kept.differences, weights), designs)
     effective = {name: weighted_effective_size(value, weights) for name, value in values.items()}
     if (weights != weights[0]).any():
         chosen = stratified_ancestors(weights)
@@ -324,25 +324,25 @@ def _draws(
     return values, effective
 
 
-def _check_movable(sites: Sites, num_populations: int, regression_adjustment: bool) -> None:
+def _check_movable(experiment: Experiment, num_populations: int, regression_adjustment: bool) -> None:
     if num_populations == 1 and not regression_adjustment:
         return
     asked = "num_populations > 1 moves" if num_populations > 1 else "regression_adjustment moves"
-    still = [site.name for site in sites.targets if site.is_discrete or site.is_deterministic]
+    still = [site.name for site in experiment.targets if site.is_discrete or site.is_deterministic]
     if still:
         raise NotImplementedError(
             f"targets {still} are discrete or deterministic, and {asked} real coordinates of sample sites. Use "
             "num_populations=1 without adjustment, or name other targets."
         )
-    if num_populations > 1 and (not sites.has_log_prior or sites.has_auxiliary_density):
+    if num_populations > 1 and (not experiment.has_log_prior or experiment.has_auxiliary_density):
         raise NotImplementedError(
-            f"targets {list(sites.target_labels)} have no prior density of their own (it depends on nuisance sites, or "
+            f"targets {list(experiment.target_labels)} have no prior density of their own (it depends on nuisance sites, or "
             "a replaced prior does not state it), which the weights of several populations need. Use "
             "num_populations=1, or name all latent sites as targets."
         )
 
 
-def _warn_coarse(sites: Sites, effective: Mapping[str, Tensor], tolerance: float, spread: float) -> None:
+def _warn_coarse(experiment: Experiment, effective: Mapping[str, Tensor], tolerance: float, spread: float) -> None:
     found = [
         f"'{name}' has an effective sample size of {float(size.min()):.0f}"
         for name, size in effective.items()
@@ -350,7 +350,7 @@ def _warn_coarse(sites: Sites, effective: Mapping[str, Tensor], tolerance: float
     ]
     if tolerance > MAX_TOLERANCE * spread:
         found.append(
-            f"the tolerance {tolerance:.3g} of outcome {list(sites.observation_labels)} is large beside the median "
+            f"the tolerance {tolerance:.3g} of outcome {list(experiment.observation_labels)} is large beside the median "
             f"distance {spread:.3g} between two unrelated outcomes, so the posterior may be far too wide"
         )
     if found:

@@ -49,7 +49,7 @@ from pyro_voed.experiment.programs import (
 )
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.inference.outcomes import check_outcome, deterministic_outcomes, like_simulated, to_inference_data
 from pyro_voed.results import PosteriorSample
 
@@ -128,7 +128,7 @@ def nuts_posterior(
         # Before `resolve`, which would ask for the targets first.
         _refuse_implicit(deterministic_outcomes(model, model_args, model_kwargs, observation_labels))
         # Chains never run rows together, so a model need not be batch-friendly for its reference posterior.
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -138,14 +138,14 @@ def nuts_posterior(
             prior=prior,
             vectorize=False,
         )
-        _check_sampleable(sites)
-        values = candidate_designs(sites, designs)
-        if batch := design_batch_shape(sites, values):
+        _check_sampleable(experiment)
+        values = candidate_designs(experiment, designs)
+        if batch := design_batch_shape(experiment, values):
             raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
-        observed = check_outcome(sites, observations)
+        observed = check_outcome(experiment, observations)
         with torch.no_grad():
-            run = run_rows(sites.program, 1, sites.shapes, designs=values)
-        conditioned = _conditioned(sites, like_simulated(sites, run, observed), values)
+            run = run_rows(experiment.program, 1, experiment.shapes, designs=values)
+        conditioned = _conditioned(experiment, like_simulated(experiment, run, observed), values)
         disable_bar = not (sys.stderr.isatty() if progress is None else progress)
         chains, flags = [], []
         for chain_seed in torch.randint(2**31 - 1, (num_chains,)).tolist():
@@ -157,9 +157,9 @@ def nuts_posterior(
                 init_strategy=init_to_sample,
             )
             samples, diverging = _run_chain(kernel, num_samples, num_warmup, chain_seed, disable_bar)
-            chains.append(_targets(sites, conditioned, samples))
+            chains.append(_targets(experiment, conditioned, samples))
             flags.append(diverging)
-        draws = {name: torch.stack([chain[name] for chain in chains]) for name in sites.target_labels}
+        draws = {name: torch.stack([chain[name] for chain in chains]) for name in experiment.target_labels}
         diverging = torch.stack(flags)
         num_divergences = int(diverging.sum())
         r_hat, effective = mixing(draws)
@@ -236,11 +236,11 @@ def _is_real(support: constraints.Constraint) -> bool:
 
 
 def _conditioned(
-    sites: Sites, observed: Mapping[str, Tensor], designs: Mapping[str, Tensor]
+    experiment: Experiment, observed: Mapping[str, Tensor], designs: Mapping[str, Tensor]
 ) -> Callable[[], dict[str, Tensor]]:
     """Return the model of the posterior, whose latent sites are real; a run returns the targets."""
-    program = pyro.condition(sites.program.call, data=dict(observed))
-    fixed = {**sites.program.constants, **designs}
+    program = pyro.condition(experiment.program.call, data=dict(observed))
+    fixed = {**experiment.program.constants, **designs}
 
     def posterior_model() -> dict[str, Tensor]:
         with ExitStack() as handlers:
@@ -249,7 +249,7 @@ def _conditioned(
             handlers.enter_context(_RealCoordinates())
             recorder = handlers.enter_context(poutine.trace())
             program()
-        return {name: recorder.trace.nodes[name]["value"] for name in sites.target_labels}
+        return {name: recorder.trace.nodes[name]["value"] for name in experiment.target_labels}
 
     return posterior_model
 
@@ -268,19 +268,19 @@ def _run_chain(
 
 
 def _targets(
-    sites: Sites, conditioned: Callable[[], dict[str, Tensor]], samples: Mapping[str, Tensor]
+    experiment: Experiment, conditioned: Callable[[], dict[str, Tensor]], samples: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the targets' draws `(num_draws, *shape)`: sampled as they are, or computed by the model from what is."""
-    if set(sites.target_labels) <= set(samples):
-        targets = {name: samples[name] for name in sites.target_labels}
+    if set(experiment.target_labels) <= set(samples):
+        targets = {name: samples[name] for name in experiment.target_labels}
     else:
         rows = []
         with torch.no_grad(), pyro.validation_enabled(False):
             for index in range(len(next(iter(samples.values())))):
                 with poutine.block(), Assign({name: value[index] for name, value in samples.items()}):
                     rows.append(conditioned())
-        targets = {name: torch.stack([row[name] for row in rows]) for name in sites.target_labels}
-    for site in sites.targets:
+        targets = {name: torch.stack([row[name] for row in rows]) for name in experiment.target_labels}
+    for site in experiment.targets:
         if targets[site.name].shape[1:] != site.shape:
             raise NotImplementedError(
                 f"site '{site.name}': NUTS returned draws of shape {tuple(targets[site.name].shape[1:])}, where one "
@@ -297,9 +297,13 @@ def _refuse_implicit(names: Sequence[str]) -> None:
         )
 
 
-def _check_sampleable(sites: Sites) -> None:
-    _refuse_implicit([site.name for site in sites.observations if not site.has_density])
-    latent = [site for site in (*sites.targets, *sites.others) if not site.is_deterministic and site.role != "history"]
+def _check_sampleable(experiment: Experiment) -> None:
+    _refuse_implicit([site.name for site in experiment.observations if not site.has_density])
+    latent = [
+        site
+        for site in (*experiment.targets, *experiment.others)
+        if not site.is_deterministic and site.role != "history"
+    ]
     discrete = [site.name for site in latent if site.is_discrete]
     if discrete:
         raise NotImplementedError(

@@ -47,7 +47,7 @@ from pyro_voed.experiment.programs import ProgramRun, base_distribution, is_dete
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.scoring import outcome_log_likelihood
 from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Sites
+from pyro_voed.experiment.sites import Experiment
 from pyro_voed.inference.outcomes import check_outcome, deterministic_outcomes, like_simulated, to_inference_data
 from pyro_voed.inference.reference.smc_terms import (
     Particles,
@@ -141,7 +141,7 @@ def smc_posterior(
         started = time.perf_counter()
         # Before `resolve`, which would ask for the targets first.
         _refuse_implicit(deterministic_outcomes(model, model_args, model_kwargs, observation_labels))
-        sites = resolve(
+        experiment = resolve(
             model,
             observation_labels,
             target_labels,
@@ -151,13 +151,13 @@ def smc_posterior(
             prior=prior,
             vectorize=vectorize,
         )
-        _check_sampleable(sites)
-        values = candidate_designs(sites, designs)
-        if batch := design_batch_shape(sites, values):
+        _check_sampleable(experiment)
+        values = candidate_designs(experiment, designs)
+        if batch := design_batch_shape(experiment, values):
             raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
-        observed = check_outcome(sites, observations)
+        observed = check_outcome(experiment, observations)
         with torch.no_grad(), pyro.validation_enabled(False):
-            latents = _latents(sites, values, observed)
+            latents = _latents(experiment, values, observed)
             if num_particles <= 2 * sum(latents.sizes):
                 raise ValueError(
                     f"num_particles: expected more than twice the {sum(latents.sizes)} latent coordinates, got "
@@ -165,7 +165,7 @@ def smc_posterior(
                 )
             runs = [_run(latents, num_particles, effective_share, max_moves) for _ in range(num_runs)]
             chains = [latents.targets(run.theta) for run in runs]
-        draws = {name: torch.stack([chain[name] for chain in chains]) for name in sites.target_labels}
+        draws = {name: torch.stack([chain[name] for chain in chains]) for name in experiment.target_labels}
         r_hat = {name: gelman_rubin(value.double()) for name, value in draws.items()}
         judged = {name: effective_size(value, [run.ancestors for run in runs]) for name, value in draws.items()}
         _warn_mixing(r_hat, judged, runs)
@@ -184,7 +184,7 @@ def smc_posterior(
             log_evidence_error=error,
             acceptance_rate=tuple(run.acceptance_rate for run in runs),
             temperatures=tuple(run.temperatures for run in runs),
-            num_simulations=sites.program.num_calls,
+            num_simulations=experiment.program.num_calls,
         )
 
 
@@ -205,7 +205,7 @@ class _Run:
 class _Latents:
     """All latent sites of a model at one outcome and design, as one vector of unconstrained coordinates."""
 
-    sites: Sites
+    experiment: Experiment
     designs: Mapping[str, Tensor]
     outcome: Mapping[str, Tensor]
     names: tuple[str, ...]
@@ -216,16 +216,16 @@ class _Latents:
         pieces = {} if theta is None else dict(zip(self.names, theta.split(self.sizes, -1), strict=True))
         rows = {name: value.expand(num_rows, *value.shape) for name, value in self.outcome.items()}
         return run_rows(
-            self.sites.program,
+            self.experiment.program,
             num_rows,
-            self.sites.shapes,
+            self.experiment.shapes,
             designs=self.designs,
             row_coordinates=pieces,
             row_values=rows,
         )
 
     def coordinates(self, run: ProgramRun) -> Float[Tensor, "num_rows dim"]:
-        return torch.cat([run.unconstrained(name)[0].to(self.sites.dtype) for name in self.names], -1)
+        return torch.cat([run.unconstrained(name)[0].to(self.experiment.dtype) for name in self.names], -1)
 
     def densities(self, run: ProgramRun) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, " num_rows"]]:
         """Return log prior of the coordinates and log likelihood, nats, double precision; either may be -inf."""
@@ -235,8 +235,10 @@ class _Latents:
         log_prior = torch.stack(log_priors).double().sum(0)
         # Where the prior has no mass the likelihood may be anything, and models overflow there.
         possible = log_prior > -torch.inf
-        log_likelihood = outcome_log_likelihood(run, self.sites).double()
-        _check_density(log_likelihood[possible], f"the likelihood of outcome {list(self.sites.observation_labels)}")
+        log_likelihood = outcome_log_likelihood(run, self.experiment).double()
+        _check_density(
+            log_likelihood[possible], f"the likelihood of outcome {list(self.experiment.observation_labels)}"
+        )
         return log_prior, torch.where(possible, log_likelihood, torch.full_like(log_likelihood, -torch.inf))
 
     def densities_at(
@@ -246,12 +248,12 @@ class _Latents:
 
     def targets(self, theta: Tensor) -> dict[str, Tensor]:
         run = self.run(len(theta), theta)
-        return {name: run.value(name) for name in self.sites.target_labels}
+        return {name: run.value(name) for name in self.experiment.target_labels}
 
 
-def _latents(sites: Sites, designs: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> _Latents:
-    run = run_rows(sites.program, 1, sites.shapes, designs=designs)
-    outcome = like_simulated(sites, run, observed)
+def _latents(experiment: Experiment, designs: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> _Latents:
+    run = run_rows(experiment.program, 1, experiment.shapes, designs=designs)
+    outcome = like_simulated(experiment, run, observed)
     # A replaced prior may draw auxiliary sites and hand their values on as Deltas, which leave nothing to sample.
     names = tuple(
         name
@@ -259,7 +261,7 @@ def _latents(sites: Sites, designs: Mapping[str, Tensor], observed: Mapping[str,
         if name not in outcome and not node["is_observed"] and not _is_fixed(node)
     )
     sizes = tuple(run.unconstrained(name)[0].shape[-1] for name in names)
-    return _Latents(sites, designs, outcome, names, sizes)
+    return _Latents(experiment, designs, outcome, names, sizes)
 
 
 def _log_prior(run: ProgramRun, name: str) -> Tensor:
@@ -329,9 +331,13 @@ def _refuse_implicit(names: Sequence[str]) -> None:
         )
 
 
-def _check_sampleable(sites: Sites) -> None:
-    _refuse_implicit([site.name for site in sites.observations if not site.has_density])
-    latent = [site for site in (*sites.targets, *sites.others) if not site.is_deterministic and site.role != "history"]
+def _check_sampleable(experiment: Experiment) -> None:
+    _refuse_implicit([site.name for site in experiment.observations if not site.has_density])
+    latent = [
+        site
+        for site in (*experiment.targets, *experiment.others)
+        if not site.is_deterministic and site.role != "history"
+    ]
     if discrete := [site.name for site in latent if site.is_discrete]:
         raise NotImplementedError(
             f"latent sites {discrete} are discrete, where SMC moves real coordinates. Sum them out in the model, or "
