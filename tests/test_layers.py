@@ -27,7 +27,7 @@ LAYERS = {
     "compare": 4,
     "plots": 5,
 }
-BESIDE = {("estimators", "certificates"), ("certificates", "estimators")}
+BESIDE = {("estimators", "certificates"), ("certificates", "estimators"), ("summaries", "densities")}
 PYRO_SIDE = {"experiment"}
 TORCH_SIDE = {"densities", "summaries", "training", "bounds"}
 FOUNDATIONS = {"checks", "monte_carlo", "results"}

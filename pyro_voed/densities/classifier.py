@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import as_density
-from pyro_voed.densities.distribution import FlowDistribution
+from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.rebuilding import rebuildable
 
 
-class Classifier(nn.Module):
+@rebuildable
+class Classifier(Density):
     """Model the probabilities of discrete vectors given a context.
 
     Args:
@@ -68,16 +70,6 @@ class Classifier(nn.Module):
                 with torch.no_grad():
                     last.bias.copy_(frequencies[index].log())
 
-    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
-        """Return the distribution of the discrete vector given the context."""
-        return FlowDistribution(self, context)
-
-    def forward(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
-        """Return `log_prob`."""
-        return self.log_prob(theta, context)
-
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
     ) -> Float[Tensor, "..."]:
@@ -112,7 +104,8 @@ class Classifier(nn.Module):
         return getattr(self, f"values_{index}")
 
 
-class MixedDensity(nn.Module):
+@rebuildable
+class MixedDensity(Density):
     """Model vectors of which some entries are discrete: a classifier, and a density of the others given its entries.
 
     Args:
@@ -149,16 +142,6 @@ class MixedDensity(nn.Module):
             torch.cat([is_discrete.nonzero(), (~is_discrete).nonzero()]).squeeze(-1).argsort(),
             persistent=False,
         )
-
-    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
-        """Return the distribution of the vector given the context."""
-        return FlowDistribution(self, context)
-
-    def forward(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
-        """Return `log_prob`."""
-        return self.log_prob(theta, context)
 
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_voed.checks import check_count
-from pyro_voed.densities.distribution import Drawable, FlowDistribution
+from pyro_voed.densities.distribution import Density, Drawable
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class ConditionalDensity(Protocol):
         """Return a distribution of event shape (theta_dim,) and batch shape `context.shape[:-1]`."""
 
 
-class AdaptedDensity(nn.Module):
+class AdaptedDensity(Density):
     """Give a foreign density the contract; made by `as_density`.
 
     Args:
@@ -62,16 +62,6 @@ class AdaptedDensity(nn.Module):
         self.has_rsample = True
         if not isinstance(source, nn.Module):
             self.transforms = nn.ModuleList(_modules_of(source))
-
-    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
-        """Return the distribution of theta given the context."""
-        return FlowDistribution(self, context)
-
-    def forward(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
-        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
-        return self.log_prob(theta, context)
 
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
@@ -119,7 +109,7 @@ def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
     """
     check_count(theta_dim, "theta_dim")
     check_count(context_dim, "context_dim", minimum=0)
-    if _fulfils_contract(density):
+    if fulfils_contract(density):
         if (density.theta_dim, density.context_dim) != (theta_dim, context_dim):
             raise ValueError(
                 f"density: expected theta_dim {theta_dim} and context_dim {context_dim}, got {density.theta_dim} and "
@@ -143,7 +133,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _fulfils_contract(density: Any) -> bool:
+def fulfils_contract(density: Any) -> bool:
+    """Return whether an object is a module with all that densities of this package have."""
     return isinstance(density, nn.Module) and all(
         hasattr(density, name) for name in ("condition", "log_prob", "draw", *Drawable.__annotations__)
     )

@@ -24,14 +24,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count, check_positive
-from pyro_voed.densities.distribution import FlowDistribution
+from pyro_voed.densities.distribution import Density
 from pyro_voed.densities.elementwise import AffineMap, ElementwiseMap, SplineMap
 from pyro_voed.densities.gaussian import ConditionalGaussian, colour, whiten
 from pyro_voed.densities.halves import Conditioner, permute, split, unpermute
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.densities.standardise import rescale_layer_
 
 
-class CouplingFlow(nn.Module):
+class CouplingFlow(Density):
     """Model the density of theta given a context with couplings of any elementwise map.
 
     `AffineCouplingFlow` and `SplineCouplingFlow` choose the map.
@@ -95,16 +96,6 @@ class CouplingFlow(nn.Module):
             return
         rescale_layer_(self.trunk[0], factor, shift)
         self.gaussian.rescale_(factor, shift)
-
-    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
-        """Return the distribution of theta given the context."""
-        return FlowDistribution(self, context)
-
-    def forward(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
-        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
-        return self.log_prob(theta, context)
 
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
@@ -170,6 +161,7 @@ class CouplingFlow(nn.Module):
         return self.trunk(context if self.context_dim else context.new_ones(*context.shape[:-1], 1))
 
 
+@rebuildable
 class AffineCouplingFlow(CouplingFlow):
     """Model the density of theta given a context with a full Gaussian and affine couplings.
 
@@ -212,6 +204,7 @@ class AffineCouplingFlow(CouplingFlow):
         )
 
 
+@rebuildable
 class SplineCouplingFlow(CouplingFlow):
     """Model the density of theta given a context with a full Gaussian and rational-quadratic spline couplings.
 

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import evaluating
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.densities.standardise import Rescalable, Standardise, context_groups, rescale_layer_
 
 
+@rebuildable
 class SeparableCritic(nn.Module):
     r"""Score pairs by an inner product of features, :math:`f(\theta)^\top g(c) / \sqrt{\text{feature\_dim}}`.
 
@@ -70,6 +72,7 @@ class SeparableCritic(nn.Module):
         rescale_layer_(self.context_features[0], factor, shift)
 
 
+@rebuildable
 class JointCritic(nn.Module):
     """Score pairs by one network of theta and context together.
 
@@ -118,6 +121,7 @@ class JointCritic(nn.Module):
         rescale_layer_(self.context_part, factor, shift)
 
 
+@rebuildable
 class StandardisedCritic(nn.Module):
     """Standardise theta and context, summarise the context, then apply a critic; and a baseline log a(context).
 

@@ -7,6 +7,7 @@ A call costs one pass of the context through the trunk, whatever the number of s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -30,6 +31,36 @@ class Drawable(Protocol):
 
     def draw(self, context: Tensor, batch_shape: Sequence[int]) -> Tensor:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
+
+
+class Density(nn.Module, ABC):
+    """The densities of this package: modules that state a log-density and draw, from which the rest follows."""
+
+    theta_dim: int
+    context_dim: int
+    has_rsample: bool
+
+    @abstractmethod
+    def log_prob(
+        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
+    ) -> Float[Tensor, "..."]:
+        """Return the log-density of theta given the context, nats; the batches broadcast."""
+
+    @abstractmethod
+    def draw(
+        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
+    ) -> Float[Tensor, "... theta_dim"]:
+        """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
+
+    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
+        """Return the distribution of theta given the context."""
+        return FlowDistribution(self, context)
+
+    def forward(
+        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
+    ) -> Float[Tensor, "..."]:
+        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
+        return self.log_prob(theta, context)
 
 
 class FlowDistribution(TorchDistribution):

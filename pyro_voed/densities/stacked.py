@@ -16,11 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from pyro_voed.densities.distribution import FlowDistribution
+from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.densities.standardise import StandardisedDensity
 
 
-class StackedDensity(nn.Module):
+@rebuildable
+class StackedDensity(Density):
     """Hold densities of equal structure as one module, whose members are the last batch dimension of its arguments.
 
     Args:
@@ -49,8 +51,9 @@ class StackedDensity(nn.Module):
         # A module's own names contain dots, which those of parameters and buffers may not.
         self._weight_names = {name.replace(".", "/"): name for name in weights}
         self._buffer_names = {name.replace(".", "/"): name for name in buffers}
+        trained = {name: weight.requires_grad for name, weight in members[0].named_parameters()}
         self.weights = nn.ParameterDict(
-            {key: nn.Parameter(weights[name].detach()) for key, name in self._weight_names.items()}
+            {key: nn.Parameter(weights[name].detach(), trained[name]) for key, name in self._weight_names.items()}
         )
         # Buffers that do not travel with the state are constants, equal in all members: they are not stacked.
         self._buffer_dims = {name: 0 if name in travelling else None for name in buffers}
@@ -69,14 +72,6 @@ class StackedDensity(nn.Module):
         """Return each member's log-density of its own theta given its own context, nats."""
         return self._each(lambda member, own, given: member(own, given), theta, context)
 
-    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
-        return self.log_prob(theta, context)
-
-    def condition(self, context: Float[Tensor, "*batch members context_dim"]) -> FlowDistribution:
-        """Return the distribution of each member's theta given its own context."""
-        return FlowDistribution(self, context)
-
     def draw(
         self, context: Float[Tensor, "*batch members context_dim"], batch_shape: Sequence[int]
     ) -> Float[Tensor, "... members theta_dim"]:
@@ -84,6 +79,10 @@ class StackedDensity(nn.Module):
         members = [self.member(index) for index in range(self.num_members)]
         own = context.expand(*batch_shape, self.context_dim).unbind(-2)
         return torch.stack([one.draw(given, given.shape[:-1]) for one, given in zip(members, own, strict=True)], -2)
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """Return members of equal structure, for `describe`; their weights are none of this module's."""
+        return {"members": self._pattern * self.num_members}
 
     @property
     def summary(self) -> nn.Module | None:
@@ -139,6 +138,8 @@ class StackedDensity(nn.Module):
         weights = {name: self.weights[key] for key, name in self._weight_names.items()}
         buffers = {name: self.get_buffer(key) for key, name in self._buffer_names.items()}
         pattern = self._pattern[0]
+        if pattern.training != self.training:  # as it is no submodule
+            pattern.train(self.training)
 
         def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], *own: Tensor) -> Any:
             return functional_call(pattern, (own_weights, own_buffers), own)

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import as_density, evaluating
-from pyro_voed.densities.distribution import FlowDistribution
+from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.rebuilding import rebuildable
 
 
+@rebuildable
 class Standardise(nn.Module):
     """Shift and scale vectors to mean zero and standard deviation one; the identity until fitted.
 
@@ -131,7 +133,8 @@ def rescale_layer_(layer: nn.Module, factor: Float[Tensor, " dim"], shift: Float
     layer.weight.mul_(factor)
 
 
-class StandardisedDensity(nn.Module):
+@rebuildable
+class StandardisedDensity(Density):
     """Standardise theta and context, summarise the context, then apply a density; in raw coordinates outside.
 
     The context runs through its scaling, then all but its last `num_bypass` entries through the summary, whose output
@@ -216,16 +219,6 @@ class StandardisedDensity(nn.Module):
         change = self.context_scaling.refit_(context)
         if self.summary is None and isinstance(self.density, Rescalable):
             self.density.rescale_(*change)
-
-    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
-        """Return the distribution of raw theta given the raw context."""
-        return FlowDistribution(self, context)
-
-    def forward(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
-        """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
-        return self.log_prob(theta, context)
 
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]

@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pyro_voed.densities.rebuilding import rebuildable
 
+
+@rebuildable
 class ComposedSummary(nn.Module):
     """Put summaries of parts of a vector side by side.
 

@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.summaries.layers import mlp
 
 
+@rebuildable
 class ConvolutionalSummary(nn.Module):
     """Summarise a series with one-dimensional convolutions.
 

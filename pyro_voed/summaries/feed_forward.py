@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.summaries.layers import ResidualBlock, linear
 
 
+@rebuildable
 class FeedForwardSummary(nn.Module):
     """Summarise a vector with residual blocks.
 

@@ -23,9 +23,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.summaries.layers import mlp
 
 
+@rebuildable
 class RecurrentSummary(nn.Module):
     """Summarise a series with an LSTM or GRU.
 
@@ -75,13 +77,13 @@ class RecurrentSummary(nn.Module):
         if join not in ("all", "last"):
             raise ValueError(f"join: expected 'all' or 'last', got {join!r}.")
         self.join = join
-        self.cell = cell(num_channels, hidden_dim, num_layers, batch_first=True, bidirectional=bidirectional)
-        for name, weight in self.cell.named_parameters():
+        self.recurrent = cell(num_channels, hidden_dim, num_layers, batch_first=True, bidirectional=bidirectional)
+        for name, weight in self.recurrent.named_parameters():
             if "weight" in name:
                 for gate in weight.chunk(4 if cell is nn.LSTM else 3):
                     nn.init.orthogonal_(gate)
         width = hidden_dim * (2 if bidirectional else 1)
-        self.embedding = mlp([width * (num_steps if join == "all" else 1), *embedding, summary_dim])
+        self.out = mlp([width * (num_steps if join == "all" else 1), *embedding, summary_dim])
 
     def forward(self, x: Float[Tensor, "*batch series_dim"]) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary of series whose times stand one after the other."""
@@ -93,11 +95,11 @@ class RecurrentSummary(nn.Module):
                 "numbers. Give num_steps and num_channels as the outcome has them."
             )
         series = x.reshape(-1, x.shape[-1] // self.num_channels, self.num_channels)
-        states, _ = self.cell(series)
+        states, _ = self.recurrent(series)
         if self.join == "all":
             joined = states.flatten(1)
         else:
             forth, back = states[:, -1], states[:, 0]
-            size = self.cell.hidden_size
+            size = self.recurrent.hidden_size
             joined = torch.cat([forth[:, :size], back[:, size:]], -1)
-        return self.embedding(joined).reshape(*x.shape[:-1], -1)
+        return self.out(joined).reshape(*x.shape[:-1], -1)

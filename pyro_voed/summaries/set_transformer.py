@@ -20,11 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.summaries.layers import ResidualBlock, linear, mlp
 from pyro_voed.summaries.moments import num_moments, row_moments
 from pyro_voed.summaries.rows import row_groups, split_rows
 
 
+@rebuildable
 class SetTransformerSummary(nn.Module):
     """Summarise exchangeable rows with a set transformer.
 

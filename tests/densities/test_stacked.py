@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal
 
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
@@ -144,3 +145,16 @@ def test_members_of_other_structure_are_refused_by_name():
 def test_the_density_of_a_member_is_its_own_or_the_shared_one(members):
     assert member_density(members[0], 3) is members[0]
     assert torch.equal(member_density(StackedDensity(members), 3).theta_scaling.mean, members[3].theta_scaling.mean)
+
+
+def test_frozen_summaries_stay_frozen_and_evaluation_reaches_the_members():
+    summary = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).requires_grad_(False)
+    flow, scalings = SplineCouplingFlow(3, 2), (Standardise(3), Standardise(2))
+    stacked = StackedDensity([StandardisedDensity(flow, *scalings, summary)] * 2)
+    trained = {key for key, weight in stacked.weights.items() if weight.requires_grad}
+    assert trained == {key for key in stacked.weights if not key.startswith("summary")}
+    stacked.eval()
+    theta, context = torch.randn(50, 2, 3), torch.randn(50, 2, 2)
+    with torch.no_grad():
+        stacked.weights["density/gaussian/linear/weight"].fill_(1.0)
+    assert torch.equal(stacked.log_prob(theta, context), stacked.log_prob(theta, context))
