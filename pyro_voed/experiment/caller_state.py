@@ -8,7 +8,8 @@ an error, the caller finds
 * the random generators of torch (CPU and CUDA), NumPy and Python as they were, except that `seed=None` draws one seed
   from torch's global stream first. Two calls in a row are therefore independent, and an equal `seed` gives an
   equal result;
-* default dtype, gradient mode and distribution validation as they were.
+* default dtype, gradient mode, Pyro's settings and all four validation flags (of its distributions, inference and
+  handlers, and of torch's distributions) as they were.
 
 Messages do not reach handlers around the call (`poutine.block`), so a caller's own trace does not record our runs.
 """
@@ -110,17 +111,12 @@ def _random_streams_kept() -> Iterator[None]:
 
 @contextmanager
 def modes_kept() -> Iterator[None]:
-    """Put the default dtype, grad and validation modes back on exit, also after an error."""
-    dtype, grad, validation = (
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        torch.distributions.Distribution._validate_args,
-    )
-    pyro_validation = pyro.poutine.util.is_validation_enabled()
+    """Put the default dtype, the grad mode and Pyro's settings back on exit, also after an error."""
+    # Among the settings are four flags of validation, which need not agree: importing zuko turns one of them off.
+    dtype, grad, settings = torch.get_default_dtype(), torch.is_grad_enabled(), pyro.settings.get()
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
-        pyro.enable_validation(pyro_validation)
-        torch.distributions.Distribution.set_default_validate_args(validation)
+        pyro.settings.set(**settings)
