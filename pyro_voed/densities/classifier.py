@@ -12,7 +12,6 @@ The classifier starts at the frequencies it is given, the flow at a standard nor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import as_density
 from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.layers import perceptron
 from pyro_voed.densities.rebuilding import rebuildable
 
 
@@ -60,7 +60,7 @@ class Classifier(Density):
             self.register_buffer(f"values_{index}", entry.clone())
         seen = [context_dim + sum(self.sizes[:index]) for index in range(self.theta_dim)]
         self.heads = nn.ModuleList(
-            _perceptron([max(1, dim), hidden_dim, hidden_dim, size]) for dim, size in zip(seen, self.sizes, strict=True)
+            perceptron([max(1, dim), hidden_dim, hidden_dim, size]) for dim, size in zip(seen, self.sizes, strict=True)
         )
         for index, head in enumerate(self.heads):
             last: Any = list(head.children())[-1]
@@ -164,13 +164,6 @@ class MixedDensity(Density):
     def _encoded(self, discrete: Tensor) -> Tensor:
         matches = [self.classifier.one_hot(discrete, index) for index in range(self.classifier.theta_dim)]
         return torch.cat(matches, -1).to(discrete.dtype)
-
-
-def _perceptron(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def _not_empty(seen: Tensor) -> Tensor:

@@ -28,38 +28,25 @@ from pyro_voed.densities.distribution import Density
 from pyro_voed.densities.elementwise import AffineMap, ElementwiseMap, SplineMap
 from pyro_voed.densities.gaussian import ConditionalGaussian, colour, whiten
 from pyro_voed.densities.halves import Conditioner, permute, split, unpermute
+from pyro_voed.densities.layers import rescale_layer_
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.densities.standardise import rescale_layer_
 
 
 class CouplingFlow(Density):
-    """Model the density of theta given a context with couplings of any elementwise map.
-
-    `AffineCouplingFlow` and `SplineCouplingFlow` choose the map.
-
-    Args:
-        theta_dim: Dimension of theta.
-        context_dim: Dimension of the context; zero for a density without context (contexts then have shape (..., 0)).
-        elementwise: The map that each coordinate goes through.
-        num_transforms: Number of transforms, each of both halves.
-        hidden_dim: Width of the hidden layers.
-        num_hidden: Number of hidden layers of the trunk; each conditioner adds one.
-        activation: Makes the activations of the trunk. Rectifiers follow kinks in the context, such as a threshold in
-            a design; smooth ones follow smooth dependence with fewer units.
-    """
+    """What coupling flows share; subclasses say which map each coordinate goes through."""
 
     has_rsample = True
+    elementwise: ElementwiseMap
 
     def __init__(
         self,
         theta_dim: int,
         context_dim: int,
         *,
-        elementwise: ElementwiseMap,
-        num_transforms: int,
-        hidden_dim: int,
-        num_hidden: int,
-        activation: Callable[[], nn.Module],
+        num_transforms: int = 4,
+        hidden_dim: int = 64,
+        num_hidden: int = 2,
+        activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
         self.theta_dim = check_count(theta_dim, "theta_dim")
@@ -67,7 +54,6 @@ class CouplingFlow(Density):
         check_count(num_transforms, "num_transforms", minimum=0)
         check_count(hidden_dim, "hidden_dim")
         check_count(num_hidden, "num_hidden")
-        self.elementwise = elementwise
         # Without a context the trunk sees the constant one, so that it learns plain numbers.
         widths = [max(context_dim, 1)] + [hidden_dim] * num_hidden
         self.trunk = nn.Sequential(*(layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())))
@@ -76,8 +62,9 @@ class CouplingFlow(Density):
         # One coordinate: the first half is empty and only the second moves.
         self.steps = num_transforms * ([0, 1] if theta_dim > 1 else [1])
         self.permuted = set(range(2, len(self.steps), 2)) if theta_dim > 2 else set()
+        num_parameters = self.elementwise.num_parameters
         self.conditioners = nn.ModuleList(
-            Conditioner(sizes[1 - moved], sizes[moved], hidden_dim, elementwise.num_parameters) for moved in self.steps
+            Conditioner(sizes[1 - moved], sizes[moved], hidden_dim, num_parameters) for moved in self.steps
         )
 
     def start_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
@@ -183,25 +170,7 @@ class AffineCouplingFlow(CouplingFlow):
         tensor([-1.8379, -1.8379, -1.8379, -1.8379], grad_fn=...)
     """
 
-    def __init__(
-        self,
-        theta_dim: int,
-        context_dim: int,
-        *,
-        num_transforms: int = 4,
-        hidden_dim: int = 64,
-        num_hidden: int = 2,
-        activation: Callable[[], nn.Module] = nn.SiLU,
-    ) -> None:
-        super().__init__(
-            theta_dim,
-            context_dim,
-            elementwise=AffineMap(),
-            num_transforms=num_transforms,
-            hidden_dim=hidden_dim,
-            num_hidden=num_hidden,
-            activation=activation,
-        )
+    elementwise = AffineMap()
 
 
 @rebuildable
@@ -210,14 +179,13 @@ class SplineCouplingFlow(CouplingFlow):
 
     Args:
         theta_dim: Dimension of theta; standardise it, the splines bend only [-bound, bound].
-        context_dim: Dimension of the context; zero for a density without context (contexts then have shape (..., 0)).
+        context_dim: Dimension of the context, as for `AffineCouplingFlow`.
+        num_bins: Number of bins of each spline.
+        bound: Where the splines end and linear tails begin, in standardised units.
         num_transforms: Number of transforms, each of both halves.
         hidden_dim: Width of the hidden layers.
         num_hidden: Number of hidden layers of the trunk; each conditioner adds one.
-        activation: Makes the activations of the trunk. Rectifiers follow kinks in the context, such as a threshold in
-            a design; smooth ones follow smooth dependence with fewer units.
-        num_bins: Number of bins of each spline.
-        bound: Where the splines end and linear tails begin, in standardised units.
+        activation: Makes the activations of the trunk, as for `AffineCouplingFlow`.
 
     References:
         Durkan, Bekasov, Murray and Papamakarios (2019), "Neural Spline Flows".
@@ -233,22 +201,17 @@ class SplineCouplingFlow(CouplingFlow):
         theta_dim: int,
         context_dim: int,
         *,
+        num_bins: int = 8,
+        bound: float = 5.0,
         num_transforms: int = 4,
         hidden_dim: int = 64,
         num_hidden: int = 2,
         activation: Callable[[], nn.Module] = nn.SiLU,
-        num_bins: int = 8,
-        bound: float = 5.0,
     ) -> None:
-        super().__init__(
-            theta_dim,
-            context_dim,
-            elementwise=SplineMap(check_count(num_bins, "num_bins", minimum=2), check_positive(bound, "bound")),
-            num_transforms=num_transforms,
-            hidden_dim=hidden_dim,
-            num_hidden=num_hidden,
-            activation=activation,
-        )
+        # Before the rest, which asks how many parameters it takes.
+        self.elementwise = SplineMap(check_count(num_bins, "num_bins", minimum=2), check_positive(bound, "bound"))
+        sizes = {"num_transforms": num_transforms, "hidden_dim": hidden_dim, "num_hidden": num_hidden}
+        super().__init__(theta_dim, context_dim, **sizes, activation=activation)
 
 
 def _check_last(name: str, values: Tensor, dim: int) -> None:

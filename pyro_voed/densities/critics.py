@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import math
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,8 +26,10 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import evaluating
+from pyro_voed.densities.layers import perceptron, rescale_layer_
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.densities.standardise import Rescalable, Standardise, context_groups, rescale_layer_
+from pyro_voed.densities.standardise import Standardise, context_groups, summarise
+from pyro_voed.densities.standardised import Rescalable
 
 
 @rebuildable
@@ -54,8 +55,9 @@ class SeparableCritic(nn.Module):
         self.theta_dim = check_count(theta_dim, "theta_dim")
         self.context_dim = check_count(context_dim, "context_dim")
         self.feature_dim = check_count(feature_dim, "feature_dim")
-        self.theta_features = _network(theta_dim, hidden_dim, num_layers, feature_dim)
-        self.context_features = _network(context_dim, hidden_dim, num_layers, feature_dim)
+        hidden = [hidden_dim] * num_layers
+        self.theta_features = perceptron([theta_dim, *hidden, feature_dim])
+        self.context_features = perceptron([context_dim, *hidden, feature_dim])
 
     def forward(
         self,
@@ -100,9 +102,7 @@ class JointCritic(nn.Module):
         self.max_pairs = check_count(max_pairs, "max_pairs")
         self.theta_part = nn.Linear(theta_dim, hidden_dim, bias=False)
         self.context_part = nn.Linear(context_dim, hidden_dim)
-        self.rest = nn.Sequential(
-            nn.SiLU(), _network(hidden_dim, hidden_dim, check_count(num_layers, "num_layers") - 1, 1)
-        )
+        self.rest = nn.Sequential(nn.SiLU(), perceptron([hidden_dim] * check_count(num_layers, "num_layers") + [1]))
 
     def forward(
         self,
@@ -157,16 +157,11 @@ class StandardisedCritic(nn.Module):
         if with_baseline:
             with torch.no_grad(), evaluating(self):
                 encoded = self.encode(context_scaling.mean.expand(2, -1))
-            self.baseline = _network(encoded.shape[-1], 64, 2, 1)
+            self.baseline = perceptron([encoded.shape[-1], 64, 64, 1])
 
     def encode(self, context: Float[Tensor, "*batch context_dim"]) -> Float[Tensor, "*batch encoded_dim"]:
         """Return what the critic sees of a raw context."""
-        standardised = self.context_scaling(context)
-        if self.summary is None:
-            return standardised
-        seen, bypassing = standardised.split([self.context_dim - self.num_bypass, self.num_bypass], -1)
-        summary = self.summary(seen.reshape(-1, seen.shape[-1]))
-        return torch.cat([summary.reshape(*seen.shape[:-1], -1), bypassing], -1)
+        return summarise(self.context_scaling(context), self.summary, num_bypass=self.num_bypass)
 
     def forward(
         self,
@@ -254,9 +249,3 @@ def build_critic(
             f"critic: of 3 targets and 2 contexts expected scores of all pairs, shape (2, 3), got {tuple(shape)}."
         )
     return critic
-
-
-def _network(in_dim: int, hidden_dim: int, num_layers: int, out_dim: int) -> nn.Sequential:
-    sizes = [in_dim, *[hidden_dim] * num_layers]
-    layers = [part for left, right in pairwise(sizes) for part in (nn.Linear(left, right), nn.SiLU())]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))

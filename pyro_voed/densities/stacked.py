@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pyro_voed.densities.distribution import Density
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.densities.standardise import StandardisedDensity
+from pyro_voed.densities.standardised import StandardisedDensity
 
 
 @rebuildable

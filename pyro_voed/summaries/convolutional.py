@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.summaries.layers import mlp
+from pyro_voed.summaries.layers import check_sizes, mlp
+from pyro_voed.summaries.series import split_series
 
 
 @rebuildable
@@ -57,13 +58,11 @@ class ConvolutionalSummary(nn.Module):
         num_segments: int = 8,
     ) -> None:
         super().__init__()
-        self.num_channels = check_count(num_channels, "num_channels")
+        check_sizes(num_channels=num_channels, summary_dim=summary_dim, hidden_dim=hidden_dim)
+        check_sizes(kernel_size=kernel_size, num_segments=num_segments)
         check_count(num_blocks, "num_blocks", minimum=0)
         self.num_steps = check_count(num_steps, "num_steps", minimum=2**num_blocks)
-        check_count(summary_dim, "summary_dim")
-        check_count(hidden_dim, "hidden_dim")
-        check_count(kernel_size, "kernel_size")
-        check_count(num_segments, "num_segments")
+        self.num_channels = num_channels
         self.embed = nn.Conv1d(num_channels, hidden_dim, kernel_size, padding="same")
         self.blocks = nn.ModuleList(_Block(hidden_dim, kernel_size) for _ in range(num_blocks))
         self.segments = nn.AdaptiveAvgPool1d(min(num_segments, num_steps // 2**num_blocks))
@@ -72,12 +71,7 @@ class ConvolutionalSummary(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch series_dim"]) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary of series whose times stand one after the other."""
-        if x.shape[-1] != self.num_steps * self.num_channels:
-            raise ValueError(
-                f"summary: expected series of {self.num_steps} times {self.num_channels} numbers, got {x.shape[-1]} "
-                "numbers. Give num_steps and num_channels as the outcome has them."
-            )
-        hidden = self.embed(x.reshape(-1, self.num_steps, self.num_channels).transpose(-1, -2))
+        hidden = self.embed(split_series(x, self.num_channels, self.num_steps).transpose(-1, -2))
         for block in self.blocks:
             hidden = block(hidden)
         mean = hidden.mean(-1)

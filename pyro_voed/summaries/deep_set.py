@@ -15,15 +15,13 @@ References:
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.summaries.layers import ResidualBlock, linear, mlp
-from pyro_voed.summaries.moments import num_moments, row_moments
-from pyro_voed.summaries.rows import row_groups, split_rows
+from pyro_voed.summaries.layers import ResidualBlock, check_sizes, linear
+from pyro_voed.summaries.rows import SetHead, row_groups, split_rows
 
 
 @rebuildable
@@ -48,6 +46,7 @@ class DeepSetSummary(nn.Module):
         Zaheer et al. (2017).
 
     Example:
+        >>> import torch
         >>> summary = DeepSetSummary(row_dim=3, summary_dim=8)
         >>> rows = torch.randn(5, 10, 3)  # five sets of ten rows
         >>> summary(rows.flatten(1)).shape  # eight features, and three moments of each column
@@ -69,16 +68,14 @@ class DeepSetSummary(nn.Module):
         masked: bool = False,
     ) -> None:
         super().__init__()
-        self.row_dim = check_count(row_dim, "row_dim")
-        check_count(summary_dim, "summary_dim")
-        check_count(hidden_dim, "hidden_dim")
+        sizes = {"row_dim": row_dim, "summary_dim": summary_dim, "hidden_dim": hidden_dim}
+        check_sizes(**sizes)
         check_count(num_blocks, "num_blocks", minimum=0)
-        self.moments, self.cross, self.masked = moments, cross, masked
+        self.row_dim, self.masked = row_dim, masked
         self.embed = linear(row_dim, hidden_dim)
         self.blocks = nn.ModuleList(ResidualBlock(hidden_dim, hidden_dim) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(hidden_dim)
-        num_raw = num_moments(row_dim, cross=cross) if moments else 0
-        self.out = mlp([hidden_dim + num_raw + masked, hidden_dim, summary_dim])
+        self.head = SetHead(hidden_dim, **sizes, moments=moments, cross=cross, masked=masked)
 
     def forward(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary of sets whose rows stand one after the other."""
@@ -88,10 +85,7 @@ class DeepSetSummary(nn.Module):
         for block in self.blocks:
             pooled = (hidden * share).sum(-2, keepdim=True)
             hidden = block(hidden, pooled)
-        features = [(self.norm(hidden) * share).sum(-2)]
-        raw = [row_moments(rows, weights, cross=self.cross)] if self.moments else []
-        size = [log_size] if log_size is not None else []
-        return torch.cat([self.out(torch.cat(features + raw + size, -1)), *raw, *size], -1)
+        return self.head((self.norm(hidden) * share).sum(-2), rows, weights, log_size)
 
     def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
         """Return which inputs share a scale: those in one column of the rows; -1 for what has none."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.summaries.layers import ResidualBlock, linear
+from pyro_voed.summaries.layers import ResidualBlock, check_sizes, linear
 
 
 @rebuildable
@@ -39,9 +39,7 @@ class FeedForwardSummary(nn.Module):
 
     def __init__(self, dim: int, summary_dim: int = 16, *, hidden_dim: int = 128, num_blocks: int = 2) -> None:
         super().__init__()
-        self.dim = check_count(dim, "dim")
-        check_count(summary_dim, "summary_dim")
-        check_count(hidden_dim, "hidden_dim")
+        check_sizes(dim=dim, summary_dim=summary_dim, hidden_dim=hidden_dim)
         check_count(num_blocks, "num_blocks", minimum=0)
         self.embed = linear(dim, hidden_dim)
         self.blocks = nn.Sequential(*(ResidualBlock(hidden_dim) for _ in range(num_blocks)))

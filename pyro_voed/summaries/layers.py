@@ -19,6 +19,14 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_voed.checks import check_count
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise where a size, given by its argument's name, is not an integer of at least 1."""
+    for argument, size in sizes.items():
+        check_count(size, argument)
+
 
 def linear(in_dim: int, out_dim: int, *, gain: float = 1.0) -> nn.Linear:
     """Return a linear layer with orthogonal weights and no offset at the start."""

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.summaries.layers import mlp
+from pyro_voed.summaries.layers import check_sizes, mlp
+from pyro_voed.summaries.series import split_series
 
 
 @rebuildable
@@ -69,14 +69,11 @@ class RecurrentSummary(nn.Module):
         embedding: Sequence[int] = (40, 20),
     ) -> None:
         super().__init__()
-        self.num_steps = check_count(num_steps, "num_steps")
-        self.num_channels = check_count(num_channels, "num_channels")
-        check_count(summary_dim, "summary_dim")
-        check_count(hidden_dim, "hidden_dim")
-        check_count(num_layers, "num_layers")
+        check_sizes(num_steps=num_steps, num_channels=num_channels, summary_dim=summary_dim)
+        check_sizes(hidden_dim=hidden_dim, num_layers=num_layers)
         if join not in ("all", "last"):
             raise ValueError(f"join: expected 'all' or 'last', got {join!r}.")
-        self.join = join
+        self.num_steps, self.num_channels, self.join = num_steps, num_channels, join
         self.recurrent = cell(num_channels, hidden_dim, num_layers, batch_first=True, bidirectional=bidirectional)
         for name, weight in self.recurrent.named_parameters():
             if "weight" in name:
@@ -87,15 +84,8 @@ class RecurrentSummary(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch series_dim"]) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary of series whose times stand one after the other."""
-        if x.shape[-1] % self.num_channels or (
-            self.join == "all" and x.shape[-1] != self.num_steps * self.num_channels
-        ):
-            raise ValueError(
-                f"summary: expected series of {self.num_steps} times {self.num_channels} numbers, got {x.shape[-1]} "
-                "numbers. Give num_steps and num_channels as the outcome has them."
-            )
-        series = x.reshape(-1, x.shape[-1] // self.num_channels, self.num_channels)
-        states, _ = self.recurrent(series)
+        num_steps = self.num_steps if self.join == "all" else None
+        states, _ = self.recurrent(split_series(x, self.num_channels, num_steps))
         if self.join == "all":
             joined = states.flatten(1)
         else:

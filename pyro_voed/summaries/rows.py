@@ -1,10 +1,16 @@
-"""Sets as they come: rows one after the other in a vector, with a last number that says whether the row is there."""
+"""What summaries of sets share: how rows come, and how pooled features and raw moments become the summary.
+
+Rows come one after the other in a vector. In a masked set each ends with a number that says whether the row is there.
+"""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from pyro_voed.summaries.layers import mlp
+from pyro_voed.summaries.moments import num_moments, row_moments
 
 
 def split_rows(
@@ -41,3 +47,47 @@ def row_groups(dim: int, row_dim: int, *, masked: bool) -> Int[Tensor, " dim"]:
     """Return the column of every number of a vector of rows; -1 for what says whether the row is there."""
     column = torch.arange(dim) % (row_dim + masked)
     return torch.where(column < row_dim, column, -1)
+
+
+class SetHead(nn.Module):
+    """The last layers of a summary of a set: a network of pooled features and of the raw moments of the rows.
+
+    The moments also go into the summary as they are, as does the log of the number of rows where it varies.
+
+    Args:
+        pooled_dim: Dimension of the pooled features.
+        row_dim: Numbers in a row.
+        hidden_dim: Width of the hidden layer.
+        summary_dim: Learned features.
+        moments: Whether moments are used.
+        cross: Also the correlations of all pairs of columns.
+        masked: Whether the number of rows varies.
+    """
+
+    def __init__(
+        self,
+        pooled_dim: int,
+        row_dim: int,
+        hidden_dim: int,
+        summary_dim: int,
+        *,
+        moments: bool,
+        cross: bool,
+        masked: bool,
+    ) -> None:
+        super().__init__()
+        self.moments, self.cross = moments, cross
+        num_raw = num_moments(row_dim, cross=cross) if moments else 0
+        self.out = mlp([pooled_dim + num_raw + masked, hidden_dim, summary_dim])
+
+    def forward(
+        self,
+        pooled: Float[Tensor, "*batch pooled_dim"],
+        rows: Float[Tensor, "*batch num_rows row_dim"],
+        weights: Float[Tensor, "*batch num_rows 1"] | None,
+        log_size: Float[Tensor, "*batch 1"] | None,
+    ) -> Float[Tensor, "*batch summary_dim"]:
+        """Return the summary."""
+        raw = [row_moments(rows, weights, cross=self.cross)] if self.moments else []
+        raw += [] if log_size is None else [log_size]
+        return torch.cat([self.out(torch.cat([pooled, *raw], -1)), *raw], -1)

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.summaries.layers import ResidualBlock, linear, mlp
-from pyro_voed.summaries.moments import num_moments, row_moments
-from pyro_voed.summaries.rows import row_groups, split_rows
+from pyro_voed.summaries.layers import ResidualBlock, check_sizes, linear
+from pyro_voed.summaries.rows import SetHead, row_groups, split_rows
 
 
 @rebuildable
@@ -70,23 +69,21 @@ class SetTransformerSummary(nn.Module):
         masked: bool = False,
     ) -> None:
         super().__init__()
-        self.row_dim = check_count(row_dim, "row_dim")
-        check_count(summary_dim, "summary_dim")
-        check_count(hidden_dim, "hidden_dim")
+        sizes = {"row_dim": row_dim, "summary_dim": summary_dim, "hidden_dim": hidden_dim}
+        check_sizes(**sizes, num_heads=num_heads, num_seeds=num_seeds)
         check_count(num_blocks, "num_blocks", minimum=0)
-        check_count(num_seeds, "num_seeds")
-        if hidden_dim % check_count(num_heads, "num_heads"):
+        if hidden_dim % num_heads:
             raise ValueError(f"hidden_dim: expected a multiple of num_heads {num_heads}, got {hidden_dim}.")
         if num_inducing is not None:
             check_count(num_inducing, "num_inducing")
-        self.moments, self.cross, self.masked = moments, cross, masked
+        self.row_dim, self.masked = row_dim, masked
         self.embed = linear(row_dim, hidden_dim)
         self.blocks = nn.ModuleList(_Block(hidden_dim, num_heads, num_inducing) for _ in range(num_blocks))
         self.seeds = _points(num_seeds, hidden_dim)
         self.pool = _Attention(hidden_dim, num_heads)
         self.norm = nn.LayerNorm(hidden_dim)
-        num_raw = num_moments(row_dim, cross=cross) if moments else 0
-        self.out = mlp([num_seeds * hidden_dim + num_raw + masked, hidden_dim, summary_dim])
+        pooled_dim = num_seeds * hidden_dim
+        self.head = SetHead(pooled_dim, **sizes, moments=moments, cross=cross, masked=masked)
 
     def forward(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary of sets whose rows stand one after the other."""
@@ -96,9 +93,7 @@ class SetTransformerSummary(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, seen)
         pooled = self.norm(self.pool(self.seeds.expand(*hidden.shape[:-2], -1, -1), hidden, seen)).flatten(-2)
-        raw = [row_moments(rows, weights, cross=self.cross)] if self.moments else []
-        size = [log_size] if log_size is not None else []
-        return torch.cat([self.out(torch.cat([pooled, *raw, *size], -1)), *raw, *size], -1)
+        return self.head(pooled, rows, weights, log_size)
 
     def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
         """Return which inputs share a scale: those in one column of the rows; -1 for what has none."""
