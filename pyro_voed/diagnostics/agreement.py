@@ -6,12 +6,11 @@ it was not trained on. With equal chances of either set, no classifier exceeds t
 .. math::
     a^\star = \tfrac12 + \tfrac14 \int |p(x) - q(x)| \, dx ,
 
-so an accuracy of 0.5 says "not told apart" and 1 says "disjoint"; for unit normals :math:`d` apart,
-:math:`a^\star = \Phi(d / 2)`. The classifier has two hidden layers of ReLUs and is cross-validated over folds and over
-seeds of its initial weights and folds. What is learnt falls short of :math:`a^\star`, so the test may miss a difference
-and does not invent one. `agreement` therefore reports it between two controls: the reference against itself, which is
-what perfect agreement looks like, and the reference against itself shifted, which is what a known small error looks
-like.
+so 0.5 means indistinguishable and 1 disjoint; for unit normals :math:`d` apart, :math:`a^\star = \Phi(d / 2)`. The
+classifier (`classifiers`) is cross-validated over folds and over seeds of its initial weights and folds. What is learnt
+falls short of :math:`a^\star`, so the test may miss a difference and does not invent one. `agreement` therefore reports
+it between two controls: the reference against itself, which is what perfect agreement looks like, and the reference
+against itself shifted, which is what a known small error looks like.
 
 Two numbers are compared only at an equal number of draws: the classifier learns more from more draws.
 
@@ -23,7 +22,6 @@ References:
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -31,24 +29,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_voed.checks import check_count, check_positive
+from pyro_voed.diagnostics.classifiers import train_classifiers
+from pyro_voed.diagnostics.draws import MIN_DRAWS, Draws, matched_draws
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.results import PosteriorSample
 
-MIN_DRAWS = 100
-"""Fewest draws a side: below, one standard error of the accuracy is 0.035 and little could be told."""
-
 UNITS_PER_DIM, MIN_WIDTH = 10, 20
 
-# Measured with 1,000 draws a side on a shift, a scale, a correlation, two modes and a bent shape in one to ten
-# dimensions: 20 epochs stop short of the bent shape (accuracy 0.59 where 40 reach 0.62), 100 gain at most 0.015
-# anywhere for 2.5 times the time. The decay costs nothing in two dimensions and gains 0.01 for a small shift in ten.
-NUM_EPOCHS = 40
-BATCH_SIZE = 256
-LEARNING_RATE = 5e-3
-WEIGHT_DECAY = 1.0
+NUM_EPOCHS = 30
+"""Measured with 1,000 draws a side: half as many lose 0.01 where a shape is slightly bent, twice as many gain as much
+and take twice the time; shifts, correlations and two modes are seen equally well with 15 to 60."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +48,8 @@ class C2STResult:
     """How well a classifier tells two sets of draws apart.
 
     Attributes:
-        accuracy: Share of held-out draws put in the right set, each set counting half; 0.5 where they are not told
-            apart. Never clamped: chance can put it below 0.5.
+        accuracy: Share of held-out draws put in the right set, each set counting half; 0.5 where they are
+            indistinguishable. Never clamped: chance can put it below 0.5.
         standard_error: Of `accuracy` over fresh draws: binomial, one answer a draw, and `seed_spread`, in quadrature.
             Measured over 80 to 200 repeats, it is 1.0 to 1.2 times the true one where the sets are equal in
             distribution and 0.95 to 1.05 times where they are not.
@@ -116,29 +108,16 @@ class AgreementResult:
         ]
         lines = [f"{name:<36s} {result}" for name, result in rows]
         width = max(len(name) for name in self.columns)
-        moments = zip(
-            self.columns,
-            self.mean_difference.tolist(),
-            self.mean_difference_error.tolist(),
-            self.scale_ratio.tolist(),
-            self.scale_ratio_error.tolist(),
-            strict=True,
-        )
-        for name, mean, mean_error, ratio, ratio_error in moments:
+        for index, name in enumerate(self.columns):
             lines.append(
-                f"{name:<{width}s}  mean {mean:+.3f} +- {mean_error:.3f} reference sd, "
-                f"sd ratio {ratio:.3f} +- {ratio_error:.3f}"
+                f"{name:<{width}s}  mean {self.mean_difference[index]:+.3f} +- {self.mean_difference_error[index]:.3f} "
+                f"reference sd, sd ratio {self.scale_ratio[index]:.3f} +- {self.scale_ratio_error[index]:.3f}"
             )
         return "\n".join(lines)
 
 
 def c2st(
-    first: Tensor,
-    second: Tensor,
-    *,
-    num_folds: int = 5,
-    num_seeds: int = 5,
-    seed: int | None = None,
+    first: Tensor, second: Tensor, *, num_folds: int = 5, num_seeds: int = 5, seed: int | None = None
 ) -> C2STResult:
     """Train classifiers to tell two sets of independent draws apart, and return their held-out accuracy.
 
@@ -171,26 +150,28 @@ def c2st(
         True
     """
     started = time.perf_counter()
-    _check_draws(first, "first")
-    _check_draws(second, "second")
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"second: expected draws of dimension {first.shape[1]}, as in first, got dimension {second.shape[1]}."
-        )
+    x, y = (draws.matrix for draws in matched_draws(first, second))
     check_count(num_folds, "num_folds", minimum=2)
     check_count(num_seeds, "num_seeds")
-    second = second.detach().to(first.device)
-    inputs = torch.cat([_standardise(first.detach(), second), _standardise(second, second)])
-    sizes = (len(first), len(second))
+    sizes = (len(x), len(y))
+    # float64 until the means are gone: a posterior far from 0 beside its width would lose its shape in float32.
+    wide = y.double()
+    inputs = torch.cat([(part.double() - wide.mean(0)) / wide.std(0) for part in (x, y)]).float()
+    is_second = torch.arange(sum(sizes), device=inputs.device) >= sizes[0]
+    balance = torch.where(is_second, 0.5 * sum(sizes) / sizes[1], 0.5 * sum(sizes) / sizes[0])
     with isolated(seed), torch.enable_grad():
         held_out = _folds(sizes, num_folds, num_seeds).to(inputs.device)
-        is_second = torch.arange(sum(sizes), device=inputs.device) >= sizes[0]
-        logits = _train(inputs, is_second, held_out)
-    with torch.no_grad():
-        right = ((logits > 0) == is_second) & held_out
-        # Within a seed each draw is held out once, so the sum over folds is its one answer.
-        right = right.double().unflatten(0, (num_seeds, num_folds)).sum(1)
-        by_seed = torch.stack([answers.mean(1) for answers in right.split(sizes, dim=1)])  # (2, num_seeds)
+        logits = train_classifiers(
+            inputs,
+            is_second.float().expand(held_out.shape),
+            balance * ~held_out,
+            width=max(UNITS_PER_DIM * inputs.shape[1], MIN_WIDTH),
+            num_epochs=NUM_EPOCHS,
+        )(inputs)
+    right = ((logits > 0) == is_second) & held_out
+    # Within a seed each draw is held out once, so the sum over folds is its one answer.
+    right = right.double().unflatten(0, (num_seeds, num_folds)).sum(1)
+    by_seed = torch.stack([answers.mean(1) for answers in right.split(sizes, dim=1)])  # (2, num_seeds)
     by_set = by_seed.mean(1).tolist()
     binomial = [accuracy * (1 - accuracy) / size for accuracy, size in zip(by_set, sizes, strict=True)]
     seed_spread = by_seed.mean(0).std().item() if num_seeds > 1 else 0.0
@@ -253,18 +234,15 @@ def agreement(
     """
     check_count(num_draws, "num_draws", minimum=MIN_DRAWS)
     check_positive(shift, "shift")
-    draws, effective, columns = _columns(sample, "sample")
-    trusted, trusted_effective, trusted_columns = _columns(reference, "reference")
-    named = isinstance(sample, PosteriorSample) and isinstance(reference, PosteriorSample)
-    order = _column_order(columns, trusted_columns, named)
-    draws, effective = draws[:, order], effective[order]
-    for argument, available in (("sample", effective), ("reference", trusted_effective)):
-        if available.min() < num_draws:
+    trusted, judged = matched_draws(reference, sample, ("reference", "sample"))
+    for argument, draws in (("sample", judged), ("reference", trusted)):
+        fewest, where = draws.effective.min(0)
+        if fewest < num_draws:
             raise ValueError(
-                f"{argument}: expected at least {num_draws} effective draws, got {int(available.min())} in column "
-                f"{trusted_columns[int(available.argmin())]!r}. Draw more, or pass a smaller num_draws."
+                f"{argument}: expected at least {num_draws} effective draws, got {int(fewest)} in column "
+                f"{draws.columns[int(where)]!r}. Draw more, or pass a smaller num_draws."
             )
-    thinned, thinned_reference = _thin(draws, effective), _thin(trusted, trusted_effective)
+    thinned, thinned_reference = judged.thinned(), trusted.thinned()
     half = len(thinned_reference) // 2
     num_control = min(num_draws, half)
     if num_control < MIN_DRAWS:
@@ -272,8 +250,8 @@ def agreement(
             f"reference: expected at least {2 * MIN_DRAWS} effective draws, for two halves to compare, got "
             f"{len(thinned_reference)}."
         )
-    offset = torch.zeros_like(trusted[0])
-    offset[0] = shift * trusted[:, 0].std()
+    offset = torch.zeros_like(thinned_reference[0])
+    offset[0] = shift * trusted.matrix[:, 0].std()
     with isolated(seed):
         left = _choose(thinned_reference[:half], num_control)
         right = _choose(thinned_reference[half:], num_control)
@@ -283,37 +261,7 @@ def agreement(
             (left + offset, right),
         ]
         main, control, power = (c2st(*pair, num_folds=num_folds, num_seeds=num_seeds) for pair in pairs)
-    mean_difference, mean_error, ratio, ratio_error = _moments(draws, effective, trusted, trusted_effective)
-    return AgreementResult(
-        c2st=main,
-        control=control,
-        power=power,
-        shift=shift,
-        columns=trusted_columns,
-        mean_difference=mean_difference,
-        mean_difference_error=mean_error,
-        scale_ratio=ratio,
-        scale_ratio_error=ratio_error,
-    )
-
-
-def _check_draws(draws: Tensor, argument: str) -> None:
-    if draws.ndim != 2 or draws.shape[1] == 0:
-        raise ValueError(f"{argument}: expected a matrix (num_draws, dim) of draws, got shape {tuple(draws.shape)}.")
-    if len(draws) < MIN_DRAWS:
-        raise ValueError(f"{argument}: expected at least {MIN_DRAWS} draws, got {len(draws)}.")
-    bad = int((~torch.isfinite(draws)).any(1).sum())
-    if bad:
-        raise ValueError(f"{argument}: {bad} of {len(draws)} draws are not finite. None is left out: find out why.")
-    constant = (draws == draws[:1]).all(0).nonzero().flatten().tolist()
-    if constant:
-        raise ValueError(f"{argument}: expected draws with spread, got columns {constant} constant. Leave them out.")
-
-
-def _standardise(draws: Tensor, reference: Tensor) -> Tensor:
-    # float64 until the means are gone: a posterior far from 0 beside its width would lose its shape in float32.
-    wide = reference.double()
-    return ((draws.double() - wide.mean(0)) / wide.std(0)).float()
+    return AgreementResult(main, control, power, shift, trusted.columns, *_moments(judged, trusted))
 
 
 def _folds(sizes: tuple[int, int], num_folds: int, num_seeds: int) -> Bool[Tensor, "num_networks num_draws"]:
@@ -323,105 +271,22 @@ def _folds(sizes: tuple[int, int], num_folds: int, num_seeds: int) -> Bool[Tenso
     return held_out.flatten(0, 1)
 
 
-def _train(
-    inputs: Float[Tensor, "num_draws dim"],
-    is_second: Bool[Tensor, " num_draws"],
-    held_out: Bool[Tensor, "num_networks num_draws"],
-) -> Float[Tensor, "num_networks num_draws"]:
-    """Train one network for each row of `held_out` on the other draws, and return all logits."""
-    num_draws, dim = inputs.shape
-    width = max(UNITS_PER_DIM * dim, MIN_WIDTH)
-    parameters = _initial_parameters(len(held_out), (dim, width, width, 1), inputs.device)
-    answers = is_second.float()
-    share = answers.mean()
-    balance = 0.5 * torch.where(is_second, 1 / share, 1 / (1 - share))
-    # All networks share each minibatch and give their held-out draws no weight: a fifth of the work is wasted, which
-    # costs less than gathering another minibatch for each network would.
-    weights = balance * ~held_out
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    for epoch in range(NUM_EPOCHS):
-        optimiser.param_groups[0]["lr"] = 0.5 * LEARNING_RATE * (1 + math.cos(math.pi * epoch / NUM_EPOCHS))
-        for batch in torch.randperm(num_draws).to(inputs.device).split(BATCH_SIZE):
-            loss = binary_cross_entropy_with_logits(
-                _logits(parameters, inputs[batch]),
-                answers[batch].expand(len(held_out), -1),
-                weight=weights[:, batch],
-                reduction="sum",
-            )
-            optimiser.zero_grad()
-            (loss / len(batch)).backward()
-            optimiser.step()
-    with torch.no_grad():
-        return _logits(parameters, inputs)
-
-
-def _initial_parameters(num_networks: int, widths: tuple[int, ...], device: torch.device) -> list[Tensor]:
-    parameters = []
-    for fan_in, fan_out in itertools.pairwise(widths):
-        uniform = torch.rand(num_networks, fan_in, fan_out, dtype=torch.float32).to(device)
-        parameters += [(2 * uniform - 1) / math.sqrt(fan_in), uniform.new_zeros(num_networks, 1, fan_out)]
-    return [parameter.requires_grad_() for parameter in parameters]
-
-
-def _logits(
-    parameters: list[Tensor], inputs: Float[Tensor, "num_draws dim"]
-) -> Float[Tensor, "num_networks num_draws"]:
-    first_weight, first_bias, second_weight, second_bias, last_weight, last_bias = parameters
-    hidden = torch.relu(inputs @ first_weight + first_bias)  # (num_networks, num_draws, width)
-    hidden = torch.relu(torch.baddbmm(second_bias, hidden, second_weight))
-    return torch.baddbmm(last_bias, hidden, last_weight).squeeze(-1)
-
-
-def _columns(
-    sample: PosteriorSample | Tensor, argument: str
-) -> tuple[Float[Tensor, "num_draws dim"], Float[Tensor, " dim"], tuple[str, ...]]:
-    """Return draws as a matrix, the effective number in each column, and the columns' names."""
-    if isinstance(sample, PosteriorSample):
-        draws, names = sample.matrix().detach(), tuple(sample.columns)
-        effective = torch.cat([sample.effective_sample_size[name].flatten() for name in sample.values])
-        # Antithetic chains are worth more draws than they have; there are no more rows to take, though.
-        effective = effective.to(draws).clamp(max=len(draws))
-    else:
-        draws = sample.detach()
-        names = tuple(f"column {index}" for index in range(draws.shape[-1]))
-        effective = draws.new_full((draws.shape[-1],), len(draws))
-    _check_draws(draws, argument)
-    return draws, effective, names
-
-
-def _column_order(columns: tuple[str, ...], wanted: tuple[str, ...], named: bool) -> list[int]:
-    """Return where each wanted column is: by name where both sides have names, else by position."""
-    if len(columns) != len(wanted) or (named and set(columns) != set(wanted)):
-        raise ValueError(f"sample: expected the columns {list(wanted)} of the reference, got {list(columns)}.")
-    return [columns.index(name) for name in wanted] if named else list(range(len(wanted)))
-
-
-def _thin(draws: Float[Tensor, "num_draws dim"], effective: Float[Tensor, " dim"]) -> Float[Tensor, "num_kept dim"]:
-    num_kept = int(effective.min())
-    return draws[torch.arange(num_kept, device=draws.device) * len(draws) // num_kept]
-
-
 def _choose(draws: Float[Tensor, "num_draws dim"], num_chosen: int) -> Float[Tensor, "num_chosen dim"]:
     return draws[torch.randperm(len(draws))[:num_chosen].to(draws.device)]
 
 
-def _moments(
-    draws: Tensor, effective: Tensor, trusted: Tensor, trusted_effective: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _moments(judged: Draws, trusted: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the difference of means in reference standard deviations and the ratio of the latter, with errors."""
-    mean, scale, log_scale_variance = _mean_and_scale(draws)
-    trusted_mean, trusted_scale, trusted_log_scale_variance = _mean_and_scale(trusted)
-    difference, ratio = (mean - trusted_mean) / trusted_scale, scale / trusted_scale
-    trusted_error = trusted_log_scale_variance / trusted_effective
+    (mean, scale, own_variance), (trusted_mean, unit, unit_variance) = map(_mean_and_scale, (judged, trusted))
+    difference, ratio = (mean - trusted_mean) / unit, scale / unit
     # The unit is estimated too, which matters where the means are far apart.
-    difference_variance = ratio**2 / effective + 1 / trusted_effective + difference**2 * trusted_error
-    ratio_variance = ratio**2 * (log_scale_variance / effective + trusted_error)
-    return difference, difference_variance.sqrt(), ratio, ratio_variance.sqrt()
+    difference_variance = ratio**2 / judged.effective + 1 / trusted.effective + difference**2 * unit_variance
+    return difference, difference_variance.sqrt(), ratio, ratio * (own_variance + unit_variance).sqrt()
 
 
-def _mean_and_scale(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return means, standard deviations, and the variance of the latter's logarithm for one draw (delta method)."""
-    wide = draws.double()
+def _mean_and_scale(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    """Return means, standard deviations, and the variance of the latter's logarithm (delta method)."""
+    wide = draws.matrix.double()
     mean, scale = wide.mean(0), wide.std(0)
     kurtosis = ((wide - mean) / scale).pow(4).mean(0)
-    return mean, scale, (kurtosis - 1) / 4
+    return mean, scale, (kurtosis - 1) / 4 / draws.effective

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -45,7 +46,7 @@ MOST_POINTS = 100
 FEWEST_SIMULATIONS = 20
 """Fewer experiments fill no band: at the ends every share from 0 up would be inside."""
 
-PASSED = "not told from calibrated"
+PASSED = "indistinguishable from calibrated"
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,7 @@ class SBCResult:
         return self.p_value > 1 - self.confidence
 
     def __str__(self) -> str:
-        lines = [
-            f"simulation-based calibration {'passed' if self.passed else 'FAILED'}: p = {self.p_value:.2g} over "
-            f"{len(self.columns)} columns ({self.num_simulations:,} experiments, {self.num_draws:,} draws each)"
-        ]
+        lines = [headline("simulation-based calibration", self, f" over {len(self.columns)} columns")]
         width = max(len(name) for name in self.columns)
         for index, name in enumerate(self.columns):
             lines.append(
@@ -152,7 +150,7 @@ def sbc(simulated: SimulatedPosteriors, *, confidence: float = 0.95, seed: int |
     level = (1 - confidence) / dim
     lower, upper = uniformity_band(simulated.num_simulations, probabilities, level)
     bias, bias_error, scale, scale_error = _direction(ranks.cpu(), num_draws)
-    outside = (p_values <= level).tolist()
+    verdicts = [_verdict(*pair, simulated.num_simulations, num_draws) for pair in zip(bias, scale, strict=True)]
     return SBCResult(
         columns=simulated.columns,
         ranks=ranks,
@@ -168,12 +166,7 @@ def sbc(simulated: SimulatedPosteriors, *, confidence: float = 0.95, seed: int |
         bias_error=bias_error,
         needed_scale=scale,
         needed_scale_error=scale_error,
-        verdicts=tuple(
-            _verdict(bias[index].item(), scale[index].item(), simulated.num_simulations, num_draws)
-            if outside[index]
-            else PASSED
-            for index in range(dim)
-        ),
+        verdicts=tuple(verdict if p <= level else PASSED for verdict, p in zip(verdicts, p_values, strict=True)),
     )
 
 
@@ -186,6 +179,14 @@ def check_simulated(simulated: SimulatedPosteriors, confidence: float) -> None:
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a probability in (0, 1), got {confidence!r}.")
+
+
+def headline(check: str, result: Any, over: str = "") -> str:
+    """Return how a check went, in one line."""
+    return (
+        f"{check} {'passed' if result.passed else 'FAILED'}: p = {result.p_value:.2g}{over} "
+        f"({result.num_simulations:,} experiments, {result.num_draws:,} draws each)"
+    )
 
 
 def _points(num_draws: int) -> Int[Tensor, " num_points"]:
@@ -208,11 +209,11 @@ def _direction(ranks: Int[Tensor, "num_simulations dim"], num_draws: int) -> tup
     variance, variance_error = mean_and_standard_error(squares)
     ratio = (variance / scores.square().mean()).sqrt()
     # By the delta method; where all ranks are equal the ratio is 0 and has no first-order error to state.
-    ratio_error = torch.where(ratio > 0, 0.5 * ratio * variance_error / variance, torch.zeros_like(ratio))
+    ratio_error = torch.where(ratio > 0, 0.5 * ratio * variance_error / variance, 0.0)
     return -mean, mean_error, ratio, ratio_error
 
 
-def _verdict(bias: float, needed_scale: float, num_simulations: int, num_draws: int) -> str:
+def _verdict(bias: Tensor, needed_scale: Tensor, num_simulations: int, num_draws: int) -> str:
     """Name the departure that is largest beside what uniform ranks would show by chance."""
     scores = _normal_scores(num_draws)
     second, fourth = scores.square().mean().item(), scores.pow(4).mean().item()

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.diagnostics.calibration import PASSED, check_simulated
+from pyro_voed.diagnostics.calibration import PASSED, check_simulated, headline
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.diagnostics.uniformity import random_ranks, uniformity_band, uniformity_p_values
 from pyro_voed.experiment.caller_state import isolated
@@ -101,10 +101,7 @@ class CoverageResult:
         return self.p_value > 1 - self.confidence
 
     def __str__(self) -> str:
-        lines = [
-            f"expected coverage {'passed' if self.passed else 'FAILED'}: p = {self.p_value:.2g} over "
-            f"{len(self.regions)} kinds of region ({self.num_simulations:,} experiments, {self.num_draws:,} draws each)"
-        ]
+        lines = [headline("expected coverage", self, f" over {len(self.regions)} kinds of region")]
         width = max(len(region.name) for region in self.regions)
         for region in self.regions:
             lines.append(
@@ -164,7 +161,7 @@ def expected_coverage(
     level = (1 - confidence) / len(names)
     lower, upper = uniformity_band(simulated.num_simulations, probabilities, level)
     regions = [
-        _region(name, held[..., index], p_values[index].item(), probabilities, level)
+        _region(name, held[..., index].double().T, p_values[index].item(), probabilities, level)
         for index, name in enumerate(names)
     ]
     return CoverageResult(
@@ -212,22 +209,26 @@ def _density_places(simulated: SimulatedPosteriors) -> Float[Tensor, " num_simul
 
 
 def _region(name: str, held: Tensor, p_value: float, probabilities: tuple[float, ...], level: float) -> RegionCoverage:
-    """Return the coverage of one rule from what its regions hold, `(num_levels, num_simulations)`."""
-    num = held.shape[1]
-    smoothed = (held.sum(1) + 1).double() / (num + 2)
-    nominal = torch.tensor(probabilities, dtype=torch.float64)
-    excess, excess_error = (value.item() for value in mean_and_standard_error(held.double().mean(0) - nominal.mean()))
-    verdict = PASSED
-    if p_value <= level:
-        verdict = "too narrow" if excess < 0 else "too wide"
-        if abs(excess) < 2 * excess_error:
-            verdict = "another shape"
+    """Return the coverage of one rule from what its regions hold, `(num_simulations, num_levels)`."""
+    smoothed = (held.sum(0) + 1) / (len(held) + 2)
+    surplus = held.mean(1) - sum(probabilities) / len(probabilities)
+    excess, excess_error, verdict = width_verdict(surplus, failed=p_value <= level)
     return RegionCoverage(
         name=name,
-        coverage=held.double().mean(1),
-        standard_error=(smoothed * (1 - smoothed) / num).sqrt(),
+        coverage=held.mean(0),
+        standard_error=(smoothed * (1 - smoothed) / len(held)).sqrt(),
         p_value=p_value,
         excess=excess,
         excess_error=excess_error,
         verdict=verdict,
     )
+
+
+def width_verdict(surplus: Float[Tensor, " num_simulations"], *, failed: bool) -> tuple[float, float, str]:
+    """Return the mean surplus of coverage over its level, its standard error, and in words what departs."""
+    excess, error = (value.item() for value in mean_and_standard_error(surplus))
+    if not failed:
+        return excess, error, PASSED
+    if abs(excess) < 2 * error:
+        return excess, error, "another shape"
+    return excess, error, "too narrow" if excess < 0 else "too wide"

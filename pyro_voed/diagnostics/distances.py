@@ -41,10 +41,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from pyro_voed.checks import check_count, check_positive
-from pyro_voed.diagnostics.agreement import _columns, _thin
+from pyro_voed.diagnostics.draws import matched_draws
 from pyro_voed.diagnostics.mmd_terms import (
     gaussian_kernel,
     median_distance,
@@ -52,14 +53,12 @@ from pyro_voed.diagnostics.mmd_terms import (
     permuted_mmd_squared,
     squared_distances,
 )
+from pyro_voed.diagnostics.uniformity import rank_p_value
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.results import PosteriorSample
 
 NUM_BLOCKS = 20
 """Blocks of a set by which a standard error is measured: it is then itself known to a sixth or so."""
-
-CHUNK_ROWS = 1_000
-"""Draws whose distances to all others are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def mmd(
     Args:
         first: Draws of one distribution, `(num_first, dim)`, at least 100, or a posterior sample, whose chains are
             thinned to their effective size.
-        second: Draws of the other, likewise.
+        second: Draws of the other, in the same form.
         bandwidth: Bandwidth of the kernel, in the units of the draws as compared; None for the median distance
             between the pooled draws.
         bandwidth_factors: The kernel is the mean of those with these multiples of the bandwidth.
@@ -151,15 +150,7 @@ def mmd(
     value, standard_error = mmd_squared(gram, len(x))
     with isolated(seed):
         permuted = permuted_mmd_squared(gram, len(x), num_permutations)
-    return DistanceResult(
-        distance="MMD^2",
-        value=value,
-        standard_error=standard_error,
-        p_value=_p_value(value, permuted),
-        equal_value=permuted.mean().item(),
-        num_draws=(len(x), len(y)),
-        seconds=time.perf_counter() - started,
-    )
+    return _result("MMD^2", value, standard_error, permuted, (len(x), len(y)), started)
 
 
 def sliced_wasserstein(
@@ -181,7 +172,7 @@ def sliced_wasserstein(
     Args:
         first: Draws of one distribution, `(num_first, dim)`, at least 100, or a posterior sample, whose chains are
             thinned to their effective size.
-        second: Draws of the other, likewise.
+        second: Draws of the other, in the same form.
         num_projections: Directions, drawn anew at each call.
         order: The power to which distances are raised before they are averaged, at least 1.
         standardise: Whether to divide each column by its standard deviation over both sets; otherwise the distance
@@ -216,16 +207,7 @@ def sliced_wasserstein(
     variance += _jackknife_variance(_sliced_without_blocks(along_y, along_x, order))
     if len(powers) > 1 and value > 0:
         variance += powers.var().item() / len(powers) * (value ** (1 - order) / order) ** 2
-    equal = permuted ** (1 / order)
-    return DistanceResult(
-        distance="sliced Wasserstein",
-        value=value,
-        standard_error=math.sqrt(variance),
-        p_value=_p_value(value, equal),
-        equal_value=equal.mean().item(),
-        num_draws=(len(x), len(y)),
-        seconds=time.perf_counter() - started,
-    )
+    return _result("sliced Wasserstein", value, math.sqrt(variance), permuted ** (1 / order), (len(x), len(y)), started)
 
 
 def wasserstein_power(
@@ -258,7 +240,7 @@ def empirical_kl(
     Args:
         first: Draws of one distribution, `(num_first, dim)`, at least 100, or a posterior sample, whose chains are
             thinned to their effective size.
-        second: Draws of the other, likewise.
+        second: Draws of the other, in the same form.
         num_neighbours: Which neighbour's distance to use, 1 for the nearest.
 
     Raises:
@@ -285,15 +267,8 @@ def empirical_kl(
     value = neighbour_kl(x, y, num_neighbours)
     pairs = zip(x.tensor_split(NUM_BLOCKS), y.tensor_split(NUM_BLOCKS), strict=True)
     by_block = torch.stack([neighbour_kl(*pair, num_neighbours) for pair in pairs])
-    return DistanceResult(
-        distance="KL (nats)",
-        value=value.item(),
-        standard_error=by_block.std().item() / math.sqrt(NUM_BLOCKS),
-        p_value=None,
-        equal_value=0.0,
-        num_draws=(len(x), len(y)),
-        seconds=time.perf_counter() - started,
-    )
+    standard_error = by_block.std().item() / math.sqrt(NUM_BLOCKS)
+    return _result("KL (nats)", value.item(), standard_error, None, (len(x), len(y)), started)
 
 
 def neighbour_kl(
@@ -305,37 +280,52 @@ def neighbour_kl(
         >>> neighbour_kl(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5], [9.0]]), 1)  # log 1/2 + log 2
         tensor(0.)
     """
-    parts = first.split(CHUNK_ROWS)
-    own = torch.cat([_neighbour_distance(part, first, num_neighbours + 1) for part in parts])  # itself at distance 0
-    other = torch.cat([_neighbour_distance(part, second, num_neighbours) for part in parts])
-    _check_apart(own, "a draw of first is repeated in it")
-    _check_apart(other, "a draw of first is in second too")
+    own = _neighbour_distances(first, first, num_neighbours + 1, "a draw of first is repeated in it")  # itself at 0
+    other = _neighbour_distances(first, second, num_neighbours, "a draw of first is in second too")
     constant = math.log(len(second) / (len(first) - 1))
     return first.shape[1] * (other.log() - own.log()).mean() + constant
+
+
+def _neighbour_distances(draws: Tensor, among: Tensor, number: int, repeated: str) -> Float[Tensor, " num_draws"]:
+    """Return how far the neighbour of the given number, 1 for the nearest, is from each draw."""
+    found, _ = cKDTree(among.cpu().numpy()).query(draws.cpu().numpy(), k=[number])
+    distance = torch.from_numpy(found[:, 0]).to(draws)
+    if at_zero := int((distance == 0).sum()):
+        raise ValueError(
+            f"{repeated}, for {at_zero} of {len(distance)} draws: neighbours at distance 0 have no density. Thin a "
+            "chain that stands still; for a few ties by rounding, use float64 draws or a larger num_neighbours."
+        )
+    return distance
 
 
 def _pair(
     first: PosteriorSample | Tensor, second: PosteriorSample | Tensor, standardise: bool
 ) -> tuple[Float[Tensor, "num_first dim"], Float[Tensor, "num_second dim"]]:
     """Return both sets in float64, thinned, their columns matched and in comparable units."""
-    draws, effective, columns = _columns(first, "first")
-    others, other_effective, other_columns = _columns(second, "second")
-    named = isinstance(first, PosteriorSample) and isinstance(second, PosteriorSample)
-    if len(columns) != len(other_columns) or (named and set(columns) != set(other_columns)):
-        raise ValueError(f"second: expected the columns {list(columns)} of first, got {list(other_columns)}.")
-    if named:
-        order = [other_columns.index(name) for name in columns]
-        others, other_effective = others[:, order], other_effective[order]
-    x = _thin(draws, effective).double()
-    y = _thin(others, other_effective).to(x)
+    x, y = (draws.thinned().double() for draws in matched_draws(first, second))
     if standardise:
         pooled = torch.cat([x, y])
         x, y = ((part - pooled.mean(0)) / pooled.std(0) for part in (x, y))
     return x, y
 
 
-def _p_value(value: float, permuted: Float[Tensor, " num_permutations"]) -> float:
-    return (1 + int((permuted >= value).sum())) / (1 + len(permuted))
+def _result(
+    distance: str,
+    value: float,
+    standard_error: float,
+    permuted: Float[Tensor, " num_permutations"] | None,
+    num_draws: tuple[int, int],
+    started: float,
+) -> DistanceResult:
+    return DistanceResult(
+        distance,
+        value,
+        standard_error,
+        p_value=None if permuted is None else rank_p_value(value, permuted),
+        equal_value=0.0 if permuted is None else permuted.mean().item(),
+        num_draws=num_draws,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _project(x: Tensor, y: Tensor, num_projections: int) -> tuple[Tensor, Tensor]:
@@ -382,18 +372,3 @@ def _sliced_without_blocks(
 def _jackknife_variance(without: Float[Tensor, " num_blocks"]) -> float:
     """Return the variance of an estimate from what it is without each block (Efron and Stein, 1981)."""
     return (len(without) - 1) * without.var(correction=0).item()
-
-
-def _neighbour_distance(
-    draws: Float[Tensor, "num_draws dim"], among: Float[Tensor, "num_among dim"], num_neighbours: int
-) -> Float[Tensor, " num_draws"]:
-    return squared_distances(draws, among).kthvalue(num_neighbours, 1).values.sqrt()
-
-
-def _check_apart(distance: Float[Tensor, " num_draws"], what: str) -> None:
-    repeated = int((distance == 0).sum())
-    if repeated:
-        raise ValueError(
-            f"{what}, for {repeated} of {len(distance)} draws: neighbours at distance 0 have no density. Thin a chain "
-            "that stands still; for a few ties by rounding, use float64 draws or a larger num_neighbours."
-        )

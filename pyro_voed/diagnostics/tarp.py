@@ -37,9 +37,10 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from pyro_voed.checks import check_count
-from pyro_voed.diagnostics.calibration import PASSED, check_simulated
-from pyro_voed.diagnostics.coverage import LEVELS
+from pyro_voed.diagnostics.calibration import check_simulated, headline
+from pyro_voed.diagnostics.coverage import LEVELS, width_verdict
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+from pyro_voed.diagnostics.uniformity import rank_p_value
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.monte_carlo import mean_and_standard_error
 
@@ -89,10 +90,8 @@ class TARPResult:
 
     def __str__(self) -> str:
         return (
-            f"random points (TARP) {'passed' if self.passed else 'FAILED'}: p = {self.p_value:.2g}, coverage less "
-            f"level above one half {self.excess:+.3f} +- {self.excess_error:.3f}: {self.verdict} "
-            f"({self.num_simulations:,} experiments, {self.num_draws:,} draws and {self.num_references} "
-            "references each)"
+            f"{headline('random points (TARP)', self)}\ncoverage less level above one half {self.excess:+.3f} +- "
+            f"{self.excess_error:.3f}: {self.verdict} ({self.num_references} references an experiment)"
         )
 
 
@@ -139,15 +138,10 @@ def tarp(
     terms = held[:, 0]
     coverage, standard_error = mean_and_standard_error(terms)
     statistic = ((coverage - levels) / spread).abs().max()
-    p_value = float((1 + (null >= statistic).sum()) / (1 + len(null)))
+    p_value = rank_p_value(statistic, null)
     reach = spread * null.sort(descending=True).values[max(0, int((1 - confidence) * (1 + len(null)) + 1e-9) - 1)]
-    high = levels > 0.5
-    excess, excess_error = (value.item() for value in mean_and_standard_error((terms - levels)[:, high].mean(1)))
-    verdict = PASSED
-    if p_value <= 1 - confidence:
-        verdict = "too narrow" if excess < 0 else "too wide"
-        if abs(excess) < 2 * excess_error:
-            verdict = "another shape"
+    surplus = (terms - levels)[:, levels > 0.5].mean(1)
+    excess, excess_error, verdict = width_verdict(surplus, failed=p_value <= 1 - confidence)
     return TARPResult(
         levels=levels.cpu(),
         coverage=coverage.cpu(),

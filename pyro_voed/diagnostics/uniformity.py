@@ -26,8 +26,10 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.special import bdtr, bdtrc
 from torch import Tensor
 
 NUM_NULL_SETS = 10_000
@@ -108,30 +110,28 @@ def uniformity_band(
     return low, torch.where(inside, shares, -torch.inf).amax(1)
 
 
+def rank_p_value(statistic: Tensor | float, null: Float[Tensor, " num_null"]) -> float:
+    """Return the share of a simulated null, the statistic in hand counted in, that is at least the statistic.
+
+    Example:
+        >>> rank_p_value(2.0, torch.tensor([0.0, 1.0, 3.0]))
+        0.5
+    """
+    return (1 + int((null >= statistic).sum())) / (1 + len(null))
+
+
 @lru_cache(maxsize=64)
 def _pointwise_p_values(num: int, probabilities: tuple[float, ...]) -> Float[Tensor, "num_thresholds num_counts"]:
     """Two-sided binomial p-value of every possible number, `0` to `num`, at each threshold."""
-    counts = torch.arange(num + 1, dtype=torch.float64)
-    probability = torch.tensor(probabilities, dtype=torch.float64).unsqueeze(1)
-    choose = torch.lgamma(torch.tensor(num + 1.0, dtype=torch.float64))
-    choose = choose - torch.lgamma(counts + 1) - torch.lgamma(num - counts + 1)
-    mass = (choose + counts * probability.log() + (num - counts) * torch.log1p(-probability)).exp()
-    at_most, at_least = mass.cumsum(1), mass.flip(1).cumsum(1).flip(1)
-    return (2 * torch.minimum(at_most, at_least)).clamp(max=1.0)
+    counts, probability = np.arange(num + 1), np.array(probabilities)[:, None]
+    tails = np.minimum(bdtr(counts, num, probability), bdtrc(counts - 1, num, probability))
+    return torch.from_numpy(np.minimum(2 * tails, 1.0))
 
 
 @lru_cache(maxsize=64)
 def _null_minima(num: int, probabilities: tuple[float, ...]) -> Float[Tensor, " num_null_sets"]:
     """Draw the statistic under uniformity, sorted."""
-    generator = torch.Generator().manual_seed(NULL_SEED)
+    shares = np.diff(probabilities, prepend=0.0, append=1.0)
+    below = np.random.default_rng(NULL_SEED).multinomial(num, shares, NUM_NULL_SETS)[:, :-1].cumsum(1)
     table = _pointwise_p_values(num, probabilities)
-    total = torch.zeros(NUM_NULL_SETS, dtype=torch.float64)
-    least = torch.ones(NUM_NULL_SETS, dtype=torch.float64)
-    before = 0.0
-    for row, probability in zip(table, probabilities, strict=True):
-        # Given what lies below the last threshold, the rest falls below the next one independently.
-        share = torch.full_like(total, (probability - before) / (1 - before))
-        total = total + torch.binomial(num - total, share, generator=generator)
-        least = torch.minimum(least, row[total.long()])
-        before = probability
-    return least.sort().values
+    return table.gather(1, torch.from_numpy(below.T)).amin(0).sort().values

@@ -11,6 +11,7 @@ import torch
 
 from pyro_voed.diagnostics import agreement, c2st
 from pyro_voed.diagnostics.agreement import _moments
+from pyro_voed.diagnostics.draws import matched_draws
 from pyro_voed.results import PosteriorSample
 
 THRESHOLD = 4.0
@@ -121,7 +122,7 @@ def test_caller_keeps_random_stream_and_grad_mode():
     [
         (torch.randn(99, 2), torch.randn(200, 2), "first: expected at least 100 draws, got 99"),
         (torch.randn(200), torch.randn(200, 2), r"first: expected a matrix .* got shape \(200,\)"),
-        (torch.randn(200, 2), torch.randn(200, 3), "second: expected draws of dimension 2"),
+        (torch.randn(200, 2), torch.randn(200, 3), "second: expected the columns"),
         (torch.randn(200, 2), torch.randn(200, 2).log(), r"second: \d+ of 200 draws are not finite"),
         (torch.randn(200, 2), torch.randn(200, 2) * torch.tensor([1.0, 0.0]), r"second: .* columns \[1\] constant"),
     ],
@@ -148,8 +149,7 @@ def test_moments_and_their_errors():
     # 2,000 independent columns: the share covered by a 95 % interval has standard error 0.005; four of them.
     num_columns = 2_000
     sample, reference = 3.0 + 2.0 * torch.randn(400, num_columns), 1.0 + 4.0 * torch.randn(600, num_columns)
-    sizes = [torch.full((num_columns,), float(len(draws))) for draws in (sample, reference)]
-    difference, difference_error, ratio, ratio_error = _moments(sample, sizes[0], reference, sizes[1])
+    difference, difference_error, ratio, ratio_error = _moments(*matched_draws(sample, reference))
     for estimate, error in ((difference, difference_error), (ratio, ratio_error)):
         covered = ((estimate - 0.5).abs() < 1.96 * error).double().mean().item()
         assert abs(covered - 0.95) < 0.02

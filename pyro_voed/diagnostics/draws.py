@@ -1,0 +1,81 @@
+"""Sets of draws to compare: as matrices, with columns matched by name and chains thinned to what they are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_voed.results import PosteriorSample
+
+MIN_DRAWS = 100
+"""Fewest draws of a set: below, one standard error of a share is 0.05 and little could be said."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws as a matrix.
+
+    Attributes:
+        matrix: One draw a row, `(num_draws, dim)`.
+        effective: How many independent draws those of each column are worth, at most `num_draws`.
+        columns: Names of the columns.
+        named: Whether the columns are named by sites rather than numbered.
+    """
+
+    matrix: Float[Tensor, "num_draws dim"]
+    effective: Float[Tensor, " dim"]
+    columns: tuple[str, ...]
+    named: bool
+
+    def thinned(self) -> Float[Tensor, "num_kept dim"]:
+        """Return evenly spaced rows, as many as the least effective number over the columns."""
+        num_kept, num_draws = int(self.effective.min()), len(self.matrix)
+        return self.matrix[torch.arange(num_kept, device=self.matrix.device) * num_draws // num_kept]
+
+
+def matched_draws(
+    first: PosteriorSample | Tensor, second: PosteriorSample | Tensor, arguments: tuple[str, str] = ("first", "second")
+) -> tuple[Draws, Draws]:
+    """Return two sets of draws with the columns of the first: matched by name where both have names, else by place.
+
+    Raises:
+        ValueError: If a set is no matrix, has fewer than 100 draws, non-finite ones or a constant column, or if the
+            columns differ.
+
+    Example:
+        >>> first, second = matched_draws(torch.randn(200, 2), torch.randn(300, 2))
+        >>> first.columns, second.thinned().shape
+        (('column 0', 'column 1'), torch.Size([300, 2]))
+    """
+    ours, theirs = (_draws(sample, name) for sample, name in zip((first, second), arguments, strict=True))
+    by_name = ours.named and theirs.named
+    if len(ours.columns) != len(theirs.columns) or (by_name and set(ours.columns) != set(theirs.columns)):
+        raise ValueError(
+            f"{arguments[1]}: expected the columns {list(ours.columns)} of {arguments[0]}, got {list(theirs.columns)}."
+        )
+    if by_name:
+        order = [theirs.columns.index(name) for name in ours.columns]
+        theirs = replace(theirs, matrix=theirs.matrix[:, order], effective=theirs.effective[order])
+    return ours, replace(theirs, matrix=theirs.matrix.to(ours.matrix.device), columns=ours.columns)
+
+
+def _draws(sample: PosteriorSample | Tensor, argument: str) -> Draws:
+    named = isinstance(sample, PosteriorSample)
+    matrix = (sample.matrix() if named else sample).detach()
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise ValueError(f"{argument}: expected a matrix (num_draws, dim) of draws, got shape {tuple(matrix.shape)}.")
+    if len(matrix) < MIN_DRAWS:
+        raise ValueError(f"{argument}: expected at least {MIN_DRAWS} draws, got {len(matrix)}.")
+    if bad := int((~torch.isfinite(matrix)).any(1).sum()):
+        raise ValueError(f"{argument}: {bad} of {len(matrix)} draws are not finite. None is left out: find out why.")
+    if constant := (matrix == matrix[:1]).all(0).nonzero().flatten().tolist():
+        raise ValueError(f"{argument}: expected draws with spread, got columns {constant} constant. Leave them out.")
+    if not named:
+        size = matrix.new_full((matrix.shape[1],), len(matrix))
+        return Draws(matrix, size, tuple(f"column {index}" for index in range(len(size))), False)
+    effective = torch.cat([sample.effective_sample_size[name].flatten() for name in sample.values]).to(matrix)
+    # Antithetic chains are worth more draws than they have; there are no more rows to take, though.
+    return Draws(matrix, effective.clamp(max=len(matrix)), tuple(sample.columns), True)
