@@ -12,21 +12,13 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from pyro_voed.diagnostics.calibration import SBCResult
 from pyro_voed.diagnostics.coverage import CoverageResult
 from pyro_voed.diagnostics.recovery import RecoveryResult
 from pyro_voed.diagnostics.tarp import TARPResult
-from pyro_voed.plots.style import (
-    BLACK,
-    BLUE,
-    COLOURS,
-    GREY,
-    LINE_STYLES,
-    VERMILLION,
-    axes_or_new,
-    to_numpy,
-)
+from pyro_voed.plots.style import BLACK, BLUE, COLOURS, GREY, LINE_STYLES, VERMILLION, axes_or_new, to_numpy
 
 MOST_NAMED = 12
 """More curves than this are drawn alike, with one entry in the legend."""
@@ -55,16 +47,10 @@ def plot_sbc(result: SBCResult, *, difference: bool = True, ax: Axes | None = No
         'normalised rank of the truth'
     """
     ax = axes_or_new(ax, (6.6, 3.8))
-    curves = dict(zip(result.columns, to_numpy(result.ecdf).T, strict=True))
-    _draw(
-        ax, to_numpy(result.points), curves, (to_numpy(result.lower), to_numpy(result.upper)), difference,
-        result.confidence,
-    )  # fmt: skip
-    ax.set(
-        xlabel="normalised rank of the truth",
-        ylabel="ECDF less diagonal" if difference else "share of ranks below",
-        title=_title("simulation-based calibration", result.passed, result.p_value),
-    )
+    curves = dict(zip(result.columns, result.ecdf.T, strict=True))
+    _draw(ax, result, result.points, curves, difference)
+    ax.set(xlabel="normalised rank of the truth", ylabel="ECDF less diagonal" if difference else "share of ranks below")
+    ax.set_title(_title("simulation-based calibration", result))
     return ax
 
 
@@ -90,15 +76,11 @@ def plot_coverage(result: CoverageResult, *, difference: bool = False, ax: Axes 
         'credibility of the region'
     """
     ax = axes_or_new(ax, (7.2, 3.8) if difference else (6.6, 4.4))
-    joint = {} if result.joint is None else {"joint, highest density": to_numpy(result.joint.coverage)}
-    curves = {region.name: to_numpy(region.coverage) for region in result.columns}
-    band = (to_numpy(result.lower), to_numpy(result.upper))
-    _draw(ax, to_numpy(result.levels), curves, band, difference, result.confidence, joint)
-    ax.set(
-        xlabel="credibility of the region",
-        ylabel="coverage less credibility" if difference else "share of regions with the truth",
-        title=_title("expected coverage", result.passed, result.p_value),
-    )
+    joint = {} if result.joint is None else {"joint, highest density": result.joint.coverage}
+    _draw(ax, result, result.levels, {region.name: region.coverage for region in result.columns}, difference, joint)
+    ax.set(xlabel="credibility of the region")
+    ax.set(ylabel="coverage less credibility" if difference else "share of regions with the truth")
+    ax.set_title(_title("expected coverage", result))
     return ax
 
 
@@ -124,14 +106,10 @@ def plot_tarp(result: TARPResult, *, difference: bool = False, ax: Axes | None =
         'posterior mass of the ball'
     """
     ax = axes_or_new(ax, (6.0, 3.8) if difference else (4.6, 4.4))
-    curves = {f"balls, {result.num_references} a truth": to_numpy(result.coverage)}
-    band = (to_numpy(result.lower), to_numpy(result.upper))
-    _draw(ax, to_numpy(result.levels), curves, band, difference, result.confidence)
-    ax.set(
-        xlabel="posterior mass of the ball",
-        ylabel="coverage less mass" if difference else "share of balls with the truth",
-        title=_title("random points (TARP)", result.passed, result.p_value),
-    )
+    _draw(ax, result, result.levels, {f"balls, {result.num_references} a truth": result.coverage}, difference)
+    ax.set(xlabel="posterior mass of the ball")
+    ax.set(ylabel="coverage less mass" if difference else "share of balls with the truth")
+    ax.set_title(_title("random points (TARP)", result))
     return ax
 
 
@@ -194,43 +172,38 @@ def _recovered(ax: Axes, result: RecoveryResult, index: int, most_points: int) -
 
 def _draw(
     ax: Axes,
-    x: np.ndarray,
-    curves: dict[str, np.ndarray],
-    band: tuple[np.ndarray, np.ndarray],
+    result: SBCResult | CoverageResult | TARPResult,
+    x: Tensor,
+    curves: dict[str, Tensor],
     difference: bool,
-    confidence: float,
-    emphasised: dict[str, np.ndarray] | None = None,
+    emphasised: dict[str, Tensor] | None = None,
 ) -> None:
     """Draw curves over the band, less the diagonal where asked for; all of them meet it at 0 and at 1."""
-    at = np.concatenate([[0.0], x, [1.0]])
+    at = np.concatenate([[0.0], to_numpy(x), [1.0]])
 
-    def ends(values: np.ndarray) -> np.ndarray:
-        return np.concatenate([[0.0], values, [1.0]]) - (at if difference else 0.0)
+    def ends(values: Tensor) -> np.ndarray:
+        return np.concatenate([[0.0], to_numpy(values), [1.0]]) - (at if difference else 0.0)
 
-    ax.fill_between(
-        at, ends(band[0]), ends(band[1]), color=GREY, alpha=0.3, linewidth=0, label=f"{confidence:.3g} band"
-    )
+    band = f"{result.confidence:.3g} band"
+    ax.fill_between(at, ends(result.lower), ends(result.upper), color=GREY, alpha=0.3, linewidth=0, label=band)
     ax.plot(at, np.zeros_like(at) if difference else at, color=GREY, linewidth=0.8)
-    if len(curves) > MOST_NAMED:
-        for index, values in enumerate(curves.values()):
-            name = f"{len(curves)} columns" if index == 0 else None
-            ax.plot(at, ends(values), color=BLUE, linewidth=0.8, alpha=0.5, label=name)
-    else:
-        for index, (name, values) in enumerate(curves.items()):
+    many = len(curves) > MOST_NAMED
+    for index, (name, values) in enumerate(curves.items()):
+        if many:
+            look = {"color": BLUE, "linewidth": 0.8, "alpha": 0.5, "label": None if index else f"{len(curves)} columns"}
+        else:
             # The style shifts with every round of colours, so that no two of twelve curves look alike.
             style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
-            ax.plot(at, ends(values), color=COLOURS[index % len(COLOURS)], linestyle=style, label=name)
+            look = {"color": COLOURS[index % len(COLOURS)], "linestyle": style, "label": name}
+        ax.plot(at, ends(values), **look)
     for name, values in (emphasised or {}).items():
         ax.plot(at, ends(values), color=BLACK, linewidth=2.0, label=name)
-    ax.set_xlim(0, 1)
-    if not difference:
-        ax.set_ylim(0, 1)
-    if len(ax.get_legend_handles_labels()[1]) > 3:
-        # Inside, it would lie on one curve or another.
-        ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    else:
-        ax.legend(frameon=False, fontsize="small")
+    ax.set(xlim=(0, 1), ylim=None if difference else (0, 1))
+    # Inside, a long legend would lie on one curve or another.
+    outside = len(ax.get_legend_handles_labels()[1]) > 3
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {}
+    ax.legend(frameon=False, fontsize="small", **place)
 
 
-def _title(name: str, passed: bool, p_value: float) -> str:
-    return f"{name}: {'passed' if passed else 'failed'}, p = {p_value:.2g}"
+def _title(name: str, result: SBCResult | CoverageResult | TARPResult) -> str:
+    return f"{name}: {'passed' if result.passed else 'failed'}, p = {result.p_value:.2g}"

@@ -1,30 +1,24 @@
 """Figures of posteriors: pair plots, and the grid of outcomes by parameters.
 
 References:
-    B. W. Silverman (1986), Density estimation for statistics and data analysis, equation 3.31 (bandwidth in one
-    dimension).
-    D. W. Scott (1992), Multivariate density estimation, equation 6.42 (bandwidth in two).
+    D. W. Scott (1992), Multivariate density estimation, equation 6.42 (bandwidth in two dimensions; ArviZ chooses
+    that in one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from pyro_voed.checks import check_known
-from pyro_voed.plots.style import (
-    BLACK,
-    COLOURS,
-    GREY,
-    LINE_STYLES,
-    check_shape,
-    to_numpy,
-)
+from pyro_voed.plots.style import BLACK, COLOURS, GREY, LINE_STYLES, check_shape, to_numpy
 from pyro_voed.results import PosteriorSample, element_names
 
 CONTOUR_MASSES = (0.5, 0.9)
@@ -45,7 +39,7 @@ def plot_posterior_pair(
     Args:
         samples: Draws under the names for the legend; a plain matrix is `(num_draws, dim)`.
         prior: Draws of the prior; contours hold 90 %.
-        true_values: Values the outcome was simulated from, by site or one an column, `(dim,)`.
+        true_values: Values the outcome was simulated from, by site or one for each column, `(dim,)`.
         column_names: Names for the axes; None takes those of the first sample.
 
     Returns:
@@ -59,29 +53,23 @@ def plot_posterior_pair(
         >>> grid.shape
         (2, 2)
     """
-    sets, prior_draws, names = _sample_sets(samples, prior, "samples")
+    curves, names = _curves(samples, prior, "samples")
     truth = _truth(true_values, names)
     dim = len(names)
     figure, grid = plt.subplots(
         dim, dim, squeeze=False, sharex="col", figsize=(1 + 2 * dim, 0.6 + 2 * dim), layout="constrained"
     )
-    limits = [_limits([draws[:, column] for draws in sets.values()], truth[column]) for column in range(dim)]
-    for row in range(dim):
-        for column in range(dim):
-            ax = grid[row, column]
-            if column > row:
-                ax.set_visible(False)
-                continue
-            ax.set_xlim(limits[column])
-            if column == row:
-                _marginals(ax, {name: draws[:, row] for name, draws in sets.items()}, _column(prior_draws, row))
-            else:
-                ax.set_ylim(limits[row])
-                if prior_draws is not None:
-                    _contours(ax, prior_draws[:, [column, row]], CONTOUR_MASSES[1:], GREY, ":")
-                for (draws, colour), style in zip(zip(sets.values(), COLOURS, strict=False), LINE_STYLES, strict=False):
-                    _contours(ax, draws[:, [column, row]], CONTOUR_MASSES, colour, style)
-            _mark_truth(ax, truth[column], truth[row] if column < row else np.nan)
+    limits = [_limits(curves[-len(samples) :], column, truth[column]) for column in range(dim)]
+    for (row, column), ax in np.ndenumerate(grid):
+        ax.set_visible(column <= row)
+        ax.set_xlim(limits[column])
+        if column == row:
+            _marginals(ax, curves, row)
+        elif column < row:
+            ax.set_ylim(limits[row])
+            for curve in curves:
+                _contours(ax, curve.draws[:, [column, row]], curve.masses, curve.colour, curve.style)
+        _mark_truth(ax, truth[column], truth[row] if column < row else np.nan)
     for index, name in enumerate(column_names or names):
         grid[-1, index].set_xlabel(name)
         if index > 0:
@@ -104,7 +92,7 @@ def plot_posterior_grid(
         rows: For each outcome its draws under the names for the legend, such as the flow's and a reference's; a plain
             matrix is `(num_draws, dim)`.
         prior: Draws of the prior, shared by all rows.
-        true_values: For each outcome the values it was simulated from, by site or one a column, `(dim,)`.
+        true_values: For each outcome the values it was simulated from, by site or one for each column, `(dim,)`.
         row_names: Names of the outcomes; None numbers them.
         column_names: Names of the parameters; None takes those of the first sample.
 
@@ -124,11 +112,11 @@ def plot_posterior_grid(
     for argument, given in (("true_values", true_values), ("row_names", row_names)):
         if given is not None and len(given) != len(rows):
             raise ValueError(f"{argument}: expected one entry for each of the {len(rows)} rows, got {len(given)}.")
-    sets = [_sample_sets(row, prior, f"rows[{index}]") for index, row in enumerate(rows)]
-    names = sets[0][2]
+    sets = [_curves(row, prior, f"rows[{index}]") for index, row in enumerate(rows)]
+    names, sizes = sets[0][1], [len(columns) for _, columns in sets]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"rows: expected the same dimension in all, got {sizes}.")
     dim = len(names)
-    if any(len(columns) != dim for _, _, columns in sets):
-        raise ValueError(f"rows: expected the same dimension in all, got {[len(columns) for _, _, columns in sets]}.")
     figure, grid = plt.subplots(
         len(rows),
         dim,
@@ -137,12 +125,11 @@ def plot_posterior_grid(
         figsize=(1 + 2.4 * dim, 0.7 + 1.5 * len(rows)),
         layout="constrained",
     )
-    for index, (row, prior_draws, _) in enumerate(sets):
+    for index, (curves, _) in enumerate(sets):
         truth = _truth(None if true_values is None else true_values[index], names)
         for column in range(dim):
-            ax = grid[index, column]
-            _marginals(ax, {name: draws[:, column] for name, draws in row.items()}, _column(prior_draws, column))
-            _mark_truth(ax, truth[column], np.nan)
+            _marginals(grid[index, column], curves, column)
+            _mark_truth(grid[index, column], truth[column], np.nan)
         grid[index, 0].set_ylabel(row_names[index] if row_names is not None else f"outcome {index + 1}")
     for column, name in enumerate(column_names or names):
         grid[-1, column].set_xlabel(name)
@@ -150,33 +137,45 @@ def plot_posterior_grid(
     return grid
 
 
-def _matrix(sample: PosteriorSample | Tensor, argument: str) -> tuple[np.ndarray, list[str]]:
+@dataclass(frozen=True)
+class _Curve:
+    """Draws under a name, and how they are drawn."""
+
+    name: str
+    draws: np.ndarray
+    colour: str
+    style: object
+    masses: tuple[float, ...]
+
+
+def _curves(
+    samples: Mapping[str, PosteriorSample | Tensor], prior: PosteriorSample | Tensor | None, argument: str
+) -> tuple[list[_Curve], list[str]]:
+    """Return what is to be drawn, the prior first, and the column names of the first sample."""
+    if not 1 <= len(samples) <= len(COLOURS):
+        raise ValueError(f"{argument}: expected 1 to {len(COLOURS)} samples to draw, got {len(samples)}.")
+    curves = [
+        _Curve(name, _matrix(sample, f"{argument}[{name!r}]"), colour, style, CONTOUR_MASSES)
+        for (name, sample), colour, style in zip(samples.items(), COLOURS, LINE_STYLES, strict=False)
+    ]
+    if prior is not None:
+        curves.insert(0, _Curve("prior", _matrix(prior, "prior"), GREY, ":", CONTOUR_MASSES[1:]))
+    first = next(iter(samples.values()))
+    columns = first.columns if isinstance(first, PosteriorSample) else [f"column {i}" for i in range(first.shape[1])]
+    for curve in curves:
+        if (dim := curve.draws.shape[1]) != len(columns):
+            raise ValueError(f"{argument}: expected dimension {len(columns)} throughout, got {dim} in {curve.name!r}.")
+    return curves, columns
+
+
+def _matrix(sample: PosteriorSample | Tensor, argument: str) -> np.ndarray:
     draws = sample.matrix() if isinstance(sample, PosteriorSample) else sample
     check_shape(draws, (None, None), argument)
     if not bool(torch.isfinite(draws).all()):
         raise ValueError(f"{argument}: some draws are not finite. None is left out: find out why.")
     if len(draws) < 10 or bool((draws == draws[0]).all(0).any()):
         raise ValueError(f"{argument}: expected at least 10 draws that differ in every column, for a density.")
-    names = sample.columns if isinstance(sample, PosteriorSample) else [f"column {i}" for i in range(draws.shape[1])]
-    return to_numpy(draws.double()), names
-
-
-def _sample_sets(
-    samples: Mapping[str, PosteriorSample | Tensor], prior: PosteriorSample | Tensor | None, argument: str
-) -> tuple[dict[str, np.ndarray], np.ndarray | None, list[str]]:
-    """Return the draws by name, the prior's, and the column names of the first sample."""
-    if not 1 <= len(samples) <= len(COLOURS):
-        raise ValueError(f"{argument}: expected 1 to {len(COLOURS)} samples to draw, got {len(samples)}.")
-    matrices = {name: _matrix(sample, f"{argument}[{name!r}]") for name, sample in samples.items()}
-    prior_matrix = None if prior is None else _matrix(prior, "prior")
-    columns = next(iter(matrices.values()))[1]
-    everything = matrices if prior_matrix is None else matrices | {"prior": prior_matrix}
-    for name, (_, others) in everything.items():
-        if len(others) != len(columns):
-            raise ValueError(
-                f"{argument}: expected dimension {len(columns)} throughout, got {len(others)} in {name!r}."
-            )
-    return {name: draws for name, (draws, _) in matrices.items()}, prior_matrix and prior_matrix[0], columns
+    return to_numpy(draws.double())
 
 
 def _truth(values: Mapping[str, Tensor] | Tensor | None, columns: Sequence[str]) -> np.ndarray:
@@ -195,41 +194,24 @@ def _truth(values: Mapping[str, Tensor] | Tensor | None, columns: Sequence[str])
     return np.array([by_column.get(column, np.nan) for column in columns])
 
 
-def _column(draws: np.ndarray | None, column: int) -> np.ndarray | None:
-    return None if draws is None else draws[:, column]
-
-
-def _limits(columns: Sequence[np.ndarray], true_value: float) -> tuple[float, float]:
-    ends = [end for draws in columns for end in np.quantile(draws, (0.002, 0.998))]
+def _limits(curves: Sequence[_Curve], column: int, true_value: float) -> tuple[float, float]:
+    ends = [end for curve in curves for end in np.quantile(curve.draws[:, column], (0.002, 0.998))]
     low, high = np.nanmin([*ends, true_value]), np.nanmax([*ends, true_value])
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
-def _marginals(ax: Axes, columns: Mapping[str, np.ndarray], prior: np.ndarray | None) -> None:
-    if prior is not None:
-        ax.plot(*_density(prior), color=GREY, linestyle=":", label="prior")
-    for index, (name, draws) in enumerate(columns.items()):
-        at, density = _density(draws)
-        ax.plot(at, density, color=COLOURS[index], linestyle=LINE_STYLES[index], label=name)
-        if index == 0:
-            ax.fill_between(at, density, color=COLOURS[index], alpha=0.15, linewidth=0)
+def _marginals(ax: Axes, curves: Sequence[_Curve], column: int) -> None:
+    import arviz  # here, because it takes seconds that not every figure should pay
+
+    for curve in curves:
+        # Reflected at the ends, so that a uniform prior keeps its edges.
+        at, density = arviz.kde(curve.draws[:, column], bound_correction=True)
+        ax.plot(at, density, color=curve.colour, linestyle=curve.style, label=curve.name)
+        if curve.colour == COLOURS[0]:
+            ax.fill_between(at, density, color=curve.colour, alpha=0.15, linewidth=0)
     ax.set_ylim(bottom=0)
     ax.set_yticks([])
     ax.spines[["left", "top", "right"]].set_visible(False)
-
-
-def _density(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a grid over the range of the draws, and a Gaussian kernel density on it."""
-    edges = np.linspace(draws.min(), draws.max(), 513)
-    counts, middles, step = np.histogram(draws, edges)[0], 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
-    low, high = np.quantile(draws, (0.25, 0.75))
-    spread = min(draws.std(), (high - low) / 1.349) or draws.std()
-    bandwidth = max(0.9 * spread * len(draws) ** -0.2, step)
-    # What the kernel would put beyond the extreme draws is folded back, so that a uniform prior keeps its edges.
-    images = (middles, 2 * edges[0] - middles, 2 * edges[-1] - middles)
-    kernel = sum(np.exp(-0.5 * ((middles[:, None] - image) / bandwidth) ** 2) for image in images)
-    density = kernel @ counts
-    return middles, density / (density.sum() * step)
 
 
 def _mark_truth(ax: Axes, x: float, y: float) -> None:
@@ -246,17 +228,15 @@ def _contours(ax: Axes, draws: np.ndarray, masses: Sequence[float], colour: str,
     blur the ridge away.
     """
     centre, factor = draws.mean(0), np.linalg.cholesky(np.cov(draws.T))
-    white = np.linalg.solve(factor, (draws - centre).T).T
-    bandwidth = len(draws) ** (-1 / 6)
-    edges = [np.linspace(w.min() - 3 * bandwidth, w.max() + 3 * bandwidth, 129) for w in white.T]
-    counts = np.histogramdd(white, bins=edges)[0]
-    middles = [0.5 * (edge[1:] + edge[:-1]) for edge in edges]
-    kernels = [np.exp(-0.5 * ((m[:, None] - m[None, :]) / bandwidth) ** 2) for m in middles]
-    density = kernels[0] @ counts @ kernels[1].T
+    white = np.linalg.solve(factor, (draws - centre).T)
+    bandwidth, bins = len(draws) ** (-1 / 6), 128
+    ends = [(w.min() - 3 * bandwidth, w.max() + 3 * bandwidth) for w in white]
+    counts, *edges = np.histogram2d(*white, bins=bins, range=ends)
+    density = gaussian_filter(counts, [bandwidth * bins / (high - low) for low, high in ends], mode="constant")
     ranked = np.sort(density.ravel())[::-1]
     inside = np.cumsum(ranked) / ranked.sum()
     levels = sorted(ranked[np.searchsorted(inside, mass)] for mass in masses)
-    u, v = np.meshgrid(*middles, indexing="ij")
+    u, v = np.meshgrid(*(0.5 * (edge[1:] + edge[:-1]) for edge in edges), indexing="ij")
     x, y = centre[0] + factor[0, 0] * u, centre[1] + factor[1, 0] * u + factor[1, 1] * v
     ax.contour(x, y, density, levels=levels, colors=[colour], linestyles=[style], linewidths=1.3)
 
