@@ -30,10 +30,10 @@ class Classifier(Density):
     """Model the probabilities of discrete vectors given a context.
 
     Args:
-        values: The values that each entry can take, one 1-d tensor an entry.
+        values: The values that each entry can take, one 1-d tensor for each entry.
         context_dim: Dimension of the context.
         hidden_dim: Width of the hidden layers.
-        frequencies: Probabilities that each entry's values start with; default equal ones.
+        frequencies: Probabilities that each entry's values start with; default: equal ones.
 
     Example:
         >>> classifier = Classifier([torch.tensor([0.0, 1.0])], context_dim=3)
@@ -73,14 +73,14 @@ class Classifier(Density):
     def log_prob(
         self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
     ) -> Float[Tensor, "..."]:
-        """Return the log probability; -inf where an entry is none of its values."""
+        """Return the log probability; -inf where an entry is not one of its values."""
         batch = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
         seen, theta = context.expand(*batch, -1), theta.expand(*batch, -1)
         total = theta.new_zeros(batch)
         for index, head in enumerate(self.heads):
             matches = self.one_hot(theta, index)
             log_probs = torch.log_softmax(head(_not_empty(seen)), -1)
-            # Not a product: a value of probability zero elsewhere would give 0 * -inf.
+            # Not a product: another value, of probability zero, would give 0 * -inf.
             picked = torch.where(matches, log_probs, torch.zeros_like(log_probs)).sum(-1)
             total = total + torch.where(matches.any(-1), picked, torch.full_like(picked, -torch.inf))
             seen = torch.cat([seen, matches.to(seen.dtype)], -1)
@@ -106,11 +106,11 @@ class Classifier(Density):
 
 @rebuildable
 class MixedDensity(Density):
-    """Model vectors of which some entries are discrete: a classifier, and a density of the others given its entries.
+    """Model vectors with some discrete entries: a classifier of these, and a density of the others given them.
 
     Args:
-        classifier: Of the discrete entries given the context.
-        density: Of the continuous entries given the context and the one-hot discrete entries.
+        classifier: Models the discrete entries given the context.
+        density: Models the continuous entries given the context and the one-hot discrete entries.
         is_discrete: Which entries are discrete, `(theta_dim,)`.
 
     Example:
@@ -133,7 +133,7 @@ class MixedDensity(Density):
         self.density: Any = as_density(
             density, self.theta_dim - classifier.theta_dim, self.context_dim + sum(classifier.sizes)
         )
-        # Places rather than a mask: a mask gives shapes that depend on values, which stacking does not allow.
+        # Indices, not a mask: a mask gives shapes that depend on values, which stacking does not allow.
         self.register_buffer("discrete", is_discrete.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("continuous", (~is_discrete).nonzero().squeeze(-1), persistent=False)
         # Where each entry of (discrete, continuous) goes in the vector.

@@ -1,12 +1,12 @@
-"""What the library asks of a conditional density, and how foreign densities come to give it.
+"""What the library asks of a conditional density, and how densities of other libraries are adapted to it.
 
-The contract is Pyro's own: `condition(context)` returns a distribution. `as_density` turns what fulfils it in another
-library's way into a `torch.nn.Module` with `condition`, `log_prob`, `draw`, `theta_dim` and `context_dim`:
+The contract is Pyro's own: `condition(context)` returns a distribution. `as_density` turns other densities into a
+`torch.nn.Module` with `condition`, `log_prob`, `draw`, `theta_dim` and `context_dim`:
 
 - the flows of this package and anything else that has all of these: unchanged;
 - modules with `condition(context)` alone;
 - Zuko's lazy distributions, modules whose call with a context returns a distribution;
-- Pyro's `ConditionalTransformedDistribution`, which is no module: those of its transforms that are become visible to
+- Pyro's `ConditionalTransformedDistribution`, which is not a module: its transforms that are modules become visible to
   optimisers.
 
 Zuko is recognised by behaviour and never imported: its import turns argument validation off in the whole process.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_voed.checks import check_count
-from pyro_voed.densities.distribution import Density, Drawable
+from pyro_voed.densities.distribution import Density
 
 
 @runtime_checkable
@@ -37,10 +37,10 @@ class ConditionalDensity(Protocol):
 
 
 class AdaptedDensity(Density):
-    """Give a foreign density the contract; made by `as_density`.
+    """Adapt a density of another library; made by `as_density`.
 
     Args:
-        source: The foreign density.
+        source: The density of the other library.
         conditioned: A picklable function of the source and a context that returns a distribution whose batch shape is
             the context's.
         theta_dim: Dimension of theta.
@@ -84,7 +84,7 @@ class AdaptedDensity(Density):
 
 
 def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
-    """Return a density as a module that fulfils the contract, or say why it cannot be one.
+    """Return a density as a module that fulfils the contract, or say why that is impossible.
 
     The result shares its weights with the density given. A Pyro base distribution stays on the device where it was
     made.
@@ -96,8 +96,8 @@ def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
         context_dim: Dimension of the context.
 
     Raises:
-        TypeError: If the object is none of these.
-        ValueError: If it is one, of other dimensions.
+        TypeError: If it is none of these.
+        ValueError: If it has other dimensions.
 
     Example:
         >>> import pyro.distributions as dist
@@ -123,7 +123,7 @@ def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for a while: a batch norm would take the probe for data."""
+    """Put a module into evaluation mode for a while: a batch norm would learn from the probe."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -136,12 +136,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def fulfils_contract(density: Any) -> bool:
     """Return whether an object is a module with all that densities of this package have."""
     return isinstance(density, nn.Module) and all(
-        hasattr(density, name) for name in ("condition", "log_prob", "draw", *Drawable.__annotations__)
+        hasattr(density, name) for name in ("condition", "log_prob", "draw", *Density.__annotations__)
     )
 
 
 def _adapter_of(density: Any) -> Callable[[Any, Tensor], Distribution]:
-    """Return the function that conditions a foreign density."""
+    """Return the function that conditions a density of another library."""
     if isinstance(density, ConditionalTransformedDistribution):
         return _condition_pyro
     if isinstance(density, nn.Module):
@@ -154,7 +154,7 @@ def _adapter_of(density: Any) -> Callable[[Any, Tensor], Distribution]:
 
 
 def _modules_of(source: ConditionalTransformedDistribution) -> list[nn.Module]:
-    """Return the parts that have weights, those that Pyro has wrapped as constant included."""
+    """Return the parts that have weights, including those that Pyro has wrapped as constant."""
     transforms = [getattr(transform, "transform", transform) for transform in source.transforms]
     return [part for part in (source.base_dist, *transforms) if isinstance(part, nn.Module)]
 
@@ -195,7 +195,7 @@ def _probe(adapted: AdaptedDensity) -> Distribution:
             conditioned = adapted.conditioned(adapted.source, context)
             if isinstance(conditioned, Distribution):
                 log_prob_shape = conditioned.log_prob(theta).shape
-        # What foreign code raises on wrong shapes is anyone's guess.
+        # Other libraries raise anything on wrong shapes.
         except Exception as error:
             raise ValueError(
                 f"density: a {name} failed on {expected}: {error!r}. Build it with the dimensions of your data, and so "

@@ -10,7 +10,7 @@ A *transform* moves both halves in turn, each given the other as it then stands 
 "Density estimation using Real NVP"). The permutation :math:`P` is that of `halves`. A single coordinate has no other
 half and is moved given the context alone.
 
-Every layer ends in weights that start at zero, so a flow starts at N(0, I) whatever the context.
+Every layer ends in weights that start at zero, so a flow starts at N(0, I) for every context.
 """
 
 from __future__ import annotations

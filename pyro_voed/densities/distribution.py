@@ -2,35 +2,20 @@
 
 `FlowDistribution` holds the context and a reference to the density, and nothing computed from them. So there is no
 cache to go stale: a second backward pass works, and after an optimiser step the log-density is that of the new weights.
-A call costs one pass of the context through the trunk, whatever the number of samples: they broadcast against it.
+A call costs one pass of the context through the trunk, for any number of samples: they broadcast against it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-
-
-@runtime_checkable
-class Drawable(Protocol):
-    """What `FlowDistribution` needs of a density."""
-
-    theta_dim: int
-    context_dim: int
-    has_rsample: bool
-
-    def log_prob(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Return the log-density of theta given the context, broadcasting the one against the other."""
-
-    def draw(self, context: Tensor, batch_shape: Sequence[int]) -> Tensor:
-        """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
 
 
 class Density(nn.Module, ABC):
@@ -67,7 +52,7 @@ class FlowDistribution(TorchDistribution):
     """Condition a density on a context.
 
     Args:
-        density: The density (see `Drawable`); its weights are read at each call.
+        density: A `Density`, or an object that has all that one has; its weights are read at each call.
         context: Shape (*batch, context_dim).
         batch_shape: Shape to which the batch shape of the context broadcasts; by default that batch shape itself.
         validate_args: As for every torch distribution.
@@ -85,7 +70,7 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(
         self,
-        density: Drawable,
+        density: Any,
         context: Float[Tensor, "*batch context_dim"],
         batch_shape: Sequence[int] | None = None,
         validate_args: bool | None = None,

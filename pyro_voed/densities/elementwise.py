@@ -1,7 +1,7 @@
 """Increasing maps of the real line, with raw parameters that a network supplies; raw zeros give the identity.
 
-A coupling moves each coordinate through one of these. Both keep the tails linear with a slope of their own, so the
-network has a say however far out a point lies.
+A coupling moves each coordinate through one of these. Both have linear tails whose slope the network sets, so that the
+context has an influence at any distance from the centre.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyro_voed.densities.gaussian import soft_clamp
 from pyro_voed.densities.spline import bin_map, positive_slope, spline_bins, spline_forward, spline_inverse, spline_size
 
 MAX_COUPLING_LOG_SCALE = 3.0
-"""Bound that the log-scale of one affine coupling approaches smoothly; several compose to more."""
+"""Bound that the log-scale of one affine coupling approaches smoothly; several together reach further."""
 
 
 @runtime_checkable
@@ -106,7 +106,7 @@ class SplineMap:
         return (spline_inverse(outputs, bins, bound=self.bound) - shift) / scale
 
     def _unpack(self, raw: Tensor, constants: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        # One split: a slice each would cost a tensor of zeros each in the backward pass.
+        # One split: in the backward pass each slice would cost a tensor of zeros.
         shift, slopes, sizes = raw.split([1, self.num_bins, 2 * self.num_bins])
         scale, inner = positive_slope(slopes).split([1, self.num_bins - 1])
         return shift.squeeze(0), scale.squeeze(0), spline_bins(sizes, inner, constants)

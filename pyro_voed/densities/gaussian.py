@@ -6,7 +6,7 @@ With shift :math:`m`, log-scales :math:`\lambda` and a strictly lower-triangular
 
 so :math:`z \sim N(0, I)` means :math:`\theta \sim N(m, \Sigma)` with :math:`\Sigma^{-1} = (I + L)^T e^{-2 \lambda} (I +
 L)`: every covariance matrix is reached (the modified Cholesky factorisation of Pourahmadi, 1999). A flow that starts
-with this layer is never poorer than an amortised full Gaussian, in its tails too, where couplings are linear.
+with this layer can express every amortised full Gaussian, in its tails too, where couplings are linear.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def colour(
 class ConditionalGaussian(nn.Module):
     """Give shift, log-scales and correlations from features of the context; at construction N(0, I).
 
-    The shift has a part linear in the context itself. Through the features alone every statistic of a long context
-    would have to be squeezed, and many sharp posteriors need a shift that follows one statistic each.
+    The shift has a part linear in the context itself: the features alone would have to carry every statistic of a long
+    context, and in sharp posteriors each coordinate's shift often follows a statistic of its own.
 
     Args:
         dim: Dimension of theta; correlations depend on the context up to `MAX_CORRELATED_DIM`, above it there are none.
@@ -108,13 +108,13 @@ class ConditionalGaussian(nn.Module):
         """
         if self.linear is None or self.head.weight.any() or len(theta) <= 2 * self.dim:
             return
-        # A summary that gives no finite numbers is told of where terms are checked, in the first step of training.
+        # A summary with non-finite outputs is reported where terms are checked, in the first step of training.
         if not context.isfinite().all():
             return
         prediction = predict_linearly(theta, context)
         deviation = prediction.covariance.diagonal().sqrt()
         factor, failed = torch.linalg.cholesky_ex(prediction.covariance)
-        # Targets that a context, or one another, fix exactly would start as a spike that no later step gets over.
+        # Targets that the context or other targets determine exactly would start as a spike, where training gets stuck.
         if failed or not (deviation > SMALLEST_START).all():
             return
         log_scale, pairs = deviation.log(), self.head.bias.new_zeros(0)

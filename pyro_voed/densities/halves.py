@@ -1,7 +1,7 @@
 """The halves of a coupling: how coordinates are split and permuted, and the network by which one half moves the other.
 
 Between transforms the odd coordinates go before the even ones, which sorts them by one binary digit of their numbers
-after the other. Split in the middle, this separates every pair within ceil(log2(dim)) transforms, the fewest possible.
+after the other. Split in the middle, every pair is separated within ceil(log2(dim)) transforms, the fewest possible.
 """
 
 from __future__ import annotations

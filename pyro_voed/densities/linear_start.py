@@ -10,7 +10,7 @@ For each target the penalty is that of least generalised cross-validation,
     \mathrm{df}_\lambda = 1 + \sum_i \frac{s_i}{s_i + \lambda},
 
 :math:`s_i` the eigenvalues of :math:`C^\top C / n`. It estimates the squared error on new draws, so the spread at which
-a density starts is that of predictions, not of the fit, and contexts longer than the pilot are no exception.
+a density starts is that of predictions, not of the fit, also where the context is longer than the pilot.
 
 References:
     Golub, Heath and Wahba (1979), "Generalized cross-validation as a method for choosing a good ridge parameter",
@@ -29,16 +29,16 @@ _PENALTIES = (-6.0, 2.0, 17)
 """First and last decimal logarithm of the penalties tried, relative to the mean eigenvalue, and their number."""
 
 _LEAST_EIGENVALUE = 1e-10
-"""Directions of less variance, relative to the largest, are rounding."""
+"""Directions with less variance than this share of the largest are rounding."""
 
 
 class LinearPrediction(NamedTuple):
-    """Targets predicted as `context @ weight.mT + offset`, and what is left of them.
+    """Targets predicted as `context @ weight.mT + offset`, and the covariance of the errors.
 
     Attributes:
         weight: Shape (dim, context_dim).
         offset: Shape (dim,).
-        covariance: Of the errors on new draws, shape (dim, dim).
+        covariance: Covariance of the errors on new draws, shape (dim, dim).
     """
 
     weight: Float[Tensor, "dim context_dim"]
@@ -52,7 +52,7 @@ def predict_linearly(targets: Float[Tensor, "num dim"], context: Float[Tensor, "
 
     Args:
         targets: At least three draws, finite.
-        context: Of the same draws.
+        context: Contexts of the same draws.
 
     Example:
         >>> context = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
@@ -70,7 +70,7 @@ def predict_linearly(targets: Float[Tensor, "num dim"], context: Float[Tensor, "
     left = penalties / (eigenvalues.unsqueeze(-1) + penalties)  # (rank, num_penalties), share not fitted
     squares = t.square().mean(0) - (1.0 - left.square()).mT @ explained  # (num_penalties, dim)
     freedom = 1.0 - (1.0 + (1.0 - left).sum(0)) / len(c)
-    # A penalty that leaves no freedom fits the pilot exactly and says nothing of new draws.
+    # A penalty that leaves no freedom fits the pilot exactly and says nothing about new draws.
     scored = torch.where(freedom.unsqueeze(-1) > 0.05, squares / freedom.unsqueeze(-1).square(), torch.inf)
     error, chosen = scored.min(0)
     weight = (directions @ (scores / (eigenvalues.unsqueeze(-1) + penalties[chosen]))).mT

@@ -3,8 +3,8 @@
 `describe` writes how a module was built as nested dicts, lists, strings, numbers and tensors, which
 `torch.load(weights_only=True)` accepts. `rebuild` builds it again with new weights, and `load_state_dict` then makes it
 the same. The decorator `rebuildable` lets a class take part: it keeps the arguments of the constructor, except modules,
-which stand under attributes of the arguments' names. The commonest layers of `torch.nn` take part too, because users
-make summaries of them.
+which are found under the arguments' names or by a method `constructor_arguments`. The most common layers of `torch.nn`
+take part too, because users make summaries of them.
 
 A module of any other class is *foreign*: only its name is described, and `rebuild` must be given the module.
 """
@@ -17,7 +17,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,6 @@ _CELLS: dict[str, type[nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU}
 """Classes that are arguments themselves."""
 
 
-@runtime_checkable
-class Holder(Protocol):
-    """A module that does not hold all its parts under the names of the constructor's arguments."""
-
-    def constructor_arguments(self) -> dict[str, Any]:
-        """Return the arguments that it holds otherwise."""
-
-
 def rebuildable(cls: type[Module]) -> type[Module]:
     """Let modules of a class be described and rebuilt; a class decorator."""
     construct = cls.__init__
@@ -58,12 +50,12 @@ def rebuildable(cls: type[Module]) -> type[Module]:
     @functools.wraps(construct)
     def construct_and_keep(self: Any, *args: Any, **kwargs: Any) -> None:
         construct(self, *args, **kwargs)
-        # The constructor of a subclass, which has arguments of its own, comes through here too.
+        # A subclass with a constructor of its own calls this one too, with other arguments than it was given.
         if type(self) is cls:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             _, *arguments = bound.arguments.items()
-            held: dict[str, Any] = self.constructor_arguments() if isinstance(self, Holder) else {}
+            held = _held(self)
             vars(self)["_built_from"] = {
                 name: _plain(value)
                 for name, value in arguments
@@ -146,13 +138,18 @@ def _described(part: Any) -> Any:
 
 
 def _arguments(module: Any) -> dict[str, Any]:
-    held = module.constructor_arguments() if isinstance(module, Holder) else {}
+    held = _held(module)
     return {
         name: _on_cpu(module._built_from[name])
         if name in module._built_from
         else _described(held[name] if name in held else getattr(module, name))
         for name in inspect.signature(type(module)).parameters
     }
+
+
+def _held(module: Any) -> dict[str, Any]:
+    """Return the arguments that a module says it holds under other names."""
+    return getattr(module, "constructor_arguments", dict)()
 
 
 def _layer_arguments(layer: nn.Module) -> dict[str, Any]:

@@ -15,10 +15,9 @@ the straight line so that :math:`s = d_0 = d_1 = 1` gives the identity without c
 
 The knots span :math:`[-B, B]`; beyond it the map is the identity, so the outer slopes are one.
 
-Kernels are few because they are small: on a CPU their number, not their size, sets the time. The six quantities of each
-bin are linear in the bin fractions and slopes, so one matrix product gives them all, cumulative sums included, and one
-`gather` picks them. There is no branch on a value and no in-place write, so everything runs under `torch.func.vmap` and
-in a CUDA graph.
+On a CPU the number of operations, not their size, sets the time, so there are few. The six quantities of each bin are
+linear in the bin fractions and slopes: one matrix product gives them all, cumulative sums included, and one `gather`
+picks them. There is no branch on a value and no in-place write, so everything runs under `torch.func.vmap`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Densities of equal structure with their weights stacked: trained together, each as if it were alone.
 
 On a CPU a training step of a small flow is mostly the overhead of its many small operations. Stacked, all members go
-through each operation at once (`torch.func.vmap`). Members share nothing but the time: no weight, no scaling, no
-gradient.
+through each operation at once (`torch.func.vmap`). They share no weight, no scaling and no gradient.
 """
 
 from __future__ import annotations
@@ -86,11 +85,11 @@ class StackedDensity(Density):
 
     @property
     def summary(self) -> nn.Module | None:
-        """The first member's summary, for what it is; its weights are not those trained."""
+        """A summary with the structure of the members' own; its weights are not the trained ones."""
         return self._pattern[0].summary
 
     def member(self, index: int) -> StandardisedDensity:
-        """Return one member as a density of its own, its weights copied."""
+        """Return a copy of one member as a separate density."""
         alone = copy.deepcopy(self._pattern[0])
         state = {name: self.weights[key][index] for key, name in self._weight_names.items()}
         state |= {
@@ -118,7 +117,7 @@ class StackedDensity(Density):
     def start_(
         self, theta: Float[Tensor, "num members theta_dim"], context: Float[Tensor, "num members context_dim"]
     ) -> None:
-        """Let each member that can start at the linear-Gaussian posterior of its own draws."""
+        """Let each member start at the linear-Gaussian posterior of its own draws, where it can."""
         for index, own in enumerate(zip(theta.unbind(-2), context.unbind(-2), strict=True)):
             member = self.member(index)
             member.start_(*own)
@@ -138,7 +137,7 @@ class StackedDensity(Density):
         weights = {name: self.weights[key] for key, name in self._weight_names.items()}
         buffers = {name: self.get_buffer(key) for key, name in self._buffer_names.items()}
         pattern = self._pattern[0]
-        if pattern.training != self.training:  # as it is no submodule
+        if pattern.training != self.training:  # as it is not a submodule
             pattern.train(self.training)
 
         def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], *own: Tensor) -> Any:
@@ -151,7 +150,7 @@ class StackedDensity(Density):
 
 
 def member_density(density: Any, index: int) -> Any:
-    """Return the density at one member of a design batch: its own in an ensemble, else the one they share.
+    """Return the density for one design of a batch: a member of an ensemble, else the density that all designs share.
 
     Example:
         >>> member_density("shared", 3)

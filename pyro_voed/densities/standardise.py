@@ -21,8 +21,8 @@ class Standardise(nn.Module):
 
     Args:
         dim: Dimension of the vectors.
-        groups: A number for each entry; entries of one number share mean and scale, as those in one column of
-            exchangeable rows must, and entries of number -1 stay as they are. Default: each has its own.
+        groups: A number for each entry; entries with the same number share mean and scale, as those in one
+            column of exchangeable rows must, and entries with -1 stay as they are. Default: each has its own.
 
     Example:
         >>> scaling = Standardise(2).fit_(torch.tensor([[0.0, 7.0], [2.0, 7.0], [4.0, 7.0]]))
@@ -49,7 +49,7 @@ class Standardise(nn.Module):
     def fit_(self, x: Float[Tensor, "num dim"]) -> Standardise:
         """Take mean and standard deviation from simulations, in place and without gradient.
 
-        A column that is constant up to rounding gets scale one: dividing by its deviation would blow noise up.
+        A column that is constant up to rounding gets scale one: dividing by its deviation would amplify noise.
 
         Args:
             x: At least two simulated vectors.
@@ -113,7 +113,7 @@ def summarise(
 
 
 def context_groups(summary: nn.Module | None, context_dim: int, *, num_bypass: int) -> Int[Tensor, " context_dim"]:
-    """Return which context entries share a scale: those that the summary says, the others each on its own.
+    """Return which context entries share a scale: those that the summary names; each of the others has its own.
 
     Args:
         summary: Sees all but the last `num_bypass` entries; its method `column_groups(dim)` says which of them do.

@@ -24,10 +24,10 @@ from pyro_voed.densities.standardise import Standardise, summarise
 
 @runtime_checkable
 class Startable(Protocol):
-    """A density that can start at pilot draws."""
+    """A density that can start from pilot draws."""
 
     def start_(self, theta: Tensor, context: Tensor) -> None:
-        """Take what can be had in closed form from standardised draws."""
+        """Set in closed form what standardised draws allow."""
 
 
 @runtime_checkable
@@ -101,7 +101,7 @@ class StandardisedDensity(Density):
         """Let a flow start at the linear-Gaussian posterior of pilot draws; other densities stay as they are.
 
         Args:
-            theta: Raw draws, which must take no part in choosing when training stops.
+            theta: Raw draws, none of them among those that decide when training stops.
             context: Their raw contexts.
         """
         if isinstance(self.density, Startable):
@@ -112,7 +112,7 @@ class StandardisedDensity(Density):
     def rescale_context_(self, context: Float[Tensor, "num context_dim"]) -> None:
         """Standardise contexts as they now are; a flow stays the density of raw contexts that it was.
 
-        Behind a summary, which is no linear map, the density is another afterwards, as densities of other kinds are.
+        Behind a summary, which is not a linear map, the density changes, and so do densities without `rescale_`.
 
         Args:
             context: Raw contexts.

@@ -1,4 +1,4 @@
-"""A summary of several outcome sites: each part sees its own entries of the packed outcome, the rest goes by."""
+"""A summary of several outcome sites: each part sees its own entries, the others pass unchanged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class ComposedSummary(nn.Module):
     """Put summaries of parts of a vector side by side.
 
     Args:
-        parts: One summary a part.
+        parts: One summary for each part.
         entries: The entries of the vector that each part sees, in its order.
         dim: Dimension of the vector; entries that no part sees go into the summary unchanged.
-        description: What it is, in words, for results to say.
+        description: What it is, in words, for results to print.
 
     Raises:
-        ValueError: If an entry is out of range, or there are more parts than entries are given for.
+        ValueError: If an entry is out of range, or the numbers of parts and of entries differ.
 
     Example:
         >>> from pyro_voed.summaries import DeepSetSummary
@@ -36,7 +36,7 @@ class ComposedSummary(nn.Module):
     ) -> None:
         super().__init__()
         if len(parts) != len(entries):
-            raise ValueError(f"entries: expected one index a part, {len(parts)} of them, got {len(entries)}.")
+            raise ValueError(f"entries: expected one index for each part, {len(parts)} of them, got {len(entries)}.")
         seen = torch.cat([own.flatten() for own in entries])
         if seen.numel() and not (0 <= int(seen.min()) and int(seen.max()) < dim):
             raise ValueError(
@@ -58,7 +58,7 @@ class ComposedSummary(nn.Module):
         return torch.cat([*features, x.index_select(-1, self.get_buffer("rest"))], -1)
 
     def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
-        """Return which inputs share a scale, as the parts say; -1 for what has none."""
+        """Return which inputs share a scale, as the parts say; -1 for inputs without one."""
         groups = torch.arange(dim)
         for number, part in enumerate(self.parts):
             own = getattr(part, "column_groups", None)

@@ -21,9 +21,8 @@ from pyro_voed.summaries.series import split_series
 class ConvolutionalSummary(nn.Module):
     """Summarise a series with one-dimensional convolutions.
 
-    Each block of two convolutions halves the length. Mean and spread over the remaining times are what the summary is
-    made of, together with those times themselves averaged into `num_segments` parts, which keep *where* something
-    happened.
+    Each block of two convolutions halves the length. The summary is made of mean and spread over the remaining times,
+    and of these times averaged in `num_segments` parts, which keep *when* something happened.
 
     Args:
         num_steps: Length of the series, at least `2 ** num_blocks`.

@@ -4,10 +4,10 @@ r"""A summary of a set of rows by pooling: the same network on every row, then m
     h_i = \phi(x_i), \qquad h_i \leftarrow h_i + f\Big(h_i, \tfrac1n \sum_j h_j\Big), \qquad
     s = \rho\Big(\tfrac1n \sum_i h_i, \; \text{moments of } x\Big)
 
-With enough features every continuous function of a set has this form (Zaheer et al. 2017). That a network of it can be
-*trained* is another matter: where the mean of a row does not depend on the targets, common designs learn some targets
-and ignore the rest. Normalised inputs, orthogonal weights and residual paths (`layers`), and the moments of the rows on
-a path of their own (`moments`), which also go into the summary as they are, cure it.
+With enough features every continuous function of a set has this form (Zaheer et al. 2017). Training such a network
+is harder: where the mean of a row does not depend on the targets, common architectures learn some targets and ignore
+the rest. Normalised inputs, orthogonal weights and residual paths (`layers`), and the moments of the rows on
+a path of their own (`moments`), which also go into the summary as they are, prevent it.
 
 References:
     M. Zaheer, S. Kottur, S. Ravanbakhsh, B. Poczos, R. Salakhutdinov and A. Smola (2017), Deep sets. NeurIPS.
@@ -33,11 +33,11 @@ class DeepSetSummary(nn.Module):
         summary_dim: Learned features. A rule of thumb is twice the number of the targets' sufficient statistics; the
             moments come on top of them.
         hidden_dim: Width of the hidden layers.
-        num_blocks: Residual blocks that every row goes through, each told the mean over the rows.
+        num_blocks: Residual blocks that every row goes through; each also sees the mean over the rows.
         moments: Give the moments of the rows to the last layers and to the summary.
         cross: Also the correlations of all pairs of columns.
-        masked: Rows carry one more number, 1 where the row is there and 0 where it is not (a set of varying size is
-            filled up with such rows); at least one must be there.
+        masked: Rows carry one more number, 1 where the row is present and 0 where it is not (a set of varying size is
+            filled up with such rows); at least one must be present.
 
     Raises:
         ValueError: If a size is out of range.
@@ -88,5 +88,5 @@ class DeepSetSummary(nn.Module):
         return self.head((self.norm(hidden) * share).sum(-2), rows, weights, log_size)
 
     def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
-        """Return which inputs share a scale: those in one column of the rows; -1 for what has none."""
+        """Return which inputs share a scale: those in one column of the rows; -1 for inputs without one."""
         return row_groups(dim, self.row_dim, masked=self.masked)

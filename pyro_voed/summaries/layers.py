@@ -1,9 +1,9 @@
 """Layers that summaries are made of: residual blocks with normalised inputs and orthogonal weights.
 
-Why these: a set network has to find features whose mean over the rows tells something. Where the mean of a row does not
-depend on the targets, nearly linear features tell nothing, and every useful one has to be found on its own, against a
-plateau. Which are found is chance. Normalising what enters a block and starting from orthogonal weights keeps the
-features different from each other from the start; residual paths keep their gradients alive.
+Why these: a set network has to find features whose mean over the rows is informative. Where the mean of a row does not
+depend on the targets, nearly linear features are not, the loss is flat around them, and which informative features are
+found is a matter of chance. Normalised inputs and orthogonal weights keep the features different from each other from
+the start; residual paths keep their gradients from vanishing.
 
 References:
     A. M. Saxe, J. L. McClelland and S. Ganguli (2014), Exact solutions to the nonlinear dynamics of learning in deep
@@ -37,11 +37,11 @@ def linear(in_dim: int, out_dim: int, *, gain: float = 1.0) -> nn.Linear:
 
 
 class ResidualBlock(nn.Module):
-    """Add what a hidden layer makes of the normalised input to the input.
+    """Add a hidden layer's output for the normalised input to the input.
 
     Args:
         dim: Dimension of input and output.
-        shared_dim: Dimension of what all rows of a set are told besides their own features; 0 for nothing.
+        shared_dim: Dimension of what all rows of a set see besides their own features; 0 for nothing.
     """
 
     def __init__(self, dim: int, shared_dim: int = 0) -> None:
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "*batch dim"], shared: Float[Tensor, "*#batch shared_dim"] | None = None
     ) -> Float[Tensor, "*batch dim"]:
-        """Return the block's output; what is shared has one row for all, which costs one row's work."""
+        """Return the block's output; `shared` is one row, computed once for all."""
         hidden = self.first(self.norm(x))
         if self.from_shared is not None:
             hidden = hidden + self.from_shared(shared)

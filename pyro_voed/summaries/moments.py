@@ -1,16 +1,16 @@
-r"""Raw moments of a set of rows: what no set network should have to discover.
+r"""Raw moments of a set of rows, so that no set network has to discover them.
 
 Over the rows :math:`x_1, \dots, x_n` of a set, per column,
 
 .. math::
     \bar x, \qquad \log s^2, \quad s^2 = \tfrac1n \sum_i (x_i - \bar x)^2, \qquad \log m, \quad m = \bar x^2 + s^2,
 
-and, where asked for, of the standardised rows :math:`z = (x - \bar x) / s` the correlations :math:`R_{jk} = \tfrac1n
+and, if asked for, of the standardised rows :math:`z = (x - \bar x) / s` the correlations :math:`R_{jk} = \tfrac1n
 \sum_i z_{ij} z_{ik}` of every pair of columns, once as they are and once as coordinates of the Cholesky factor L of R,
 :math:`\operatorname{arsinh}(L_{jk} / \sqrt{\sum_{l>k} L_{jl}^2})`. These are Fisher's transform of partial
 correlations, what regressions and covariance matrices are made of. (R is drawn towards the identity by the weight of
-one row: with fewer rows than columns it is singular.) For rows from an exponential family with these statistics nothing
-else is to be known about the set.
+one row: with fewer rows than columns it is singular.) For rows from an exponential family with
+these statistics they say everything about the set.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def row_moments(
     *,
     cross: bool = False,
 ) -> Float[Tensor, "*batch num_moments"]:
-    """Return mean, log variance and log mean square of every column, and correlations of pairs where asked for.
+    """Return mean, log variance and log mean square of every column, and correlations of pairs if asked for.
 
     Args:
         rows: The set.
-        weights: Of each row, adding up to one over the rows; None for equal ones.
+        weights: Weight of each row, with sum one over the rows; None for equal ones.
         cross: Also give the correlations of all pairs of columns, and the partial ones.
 
     Example:

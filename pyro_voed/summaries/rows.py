@@ -1,6 +1,6 @@
 """What summaries of sets share: how rows come, and how pooled features and raw moments become the summary.
 
-Rows come one after the other in a vector. In a masked set each ends with a number that says whether the row is there.
+Rows come one after the other in a vector. In a masked set each ends with a number that says whether the row is present.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ def split_rows(
     Float[Tensor, "*batch num_rows 1"] | None,
     Float[Tensor, "*batch 1"] | None,
 ]:
-    """Return the rows, their weights in a mean, and the log of their number; the last two None where all are there.
+    """Return the rows, their weights in a mean, and the log of their number; the last two None where all are present.
 
-    Rows that are not there come as zeros, whatever stood in them.
+    Absent rows are set to zero.
 
     Raises:
         ValueError: If the vector does not hold whole rows.
     """
     size = row_dim + masked
     if x.shape[-1] == 0 or x.shape[-1] % size:
-        what = f"row_dim {row_dim}" + (" and one number that says whether the row is there" if masked else "")
+        what = f"row_dim {row_dim}" + (" and one number that says whether the row is present" if masked else "")
         raise ValueError(
             f"summary: expected vectors of whole rows, each of {what}, got {x.shape[-1]} numbers. Give row_dim as the "
             "outcome has it."
@@ -44,7 +44,7 @@ def split_rows(
 
 
 def row_groups(dim: int, row_dim: int, *, masked: bool) -> Int[Tensor, " dim"]:
-    """Return the column of every number of a vector of rows; -1 for what says whether the row is there."""
+    """Return the column of every number of a vector of rows; -1 for the numbers that say whether a row is present."""
     column = torch.arange(dim) % (row_dim + masked)
     return torch.where(column < row_dim, column, -1)
 

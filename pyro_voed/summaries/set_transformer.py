@@ -1,12 +1,12 @@
-r"""A summary of a set of rows by attention: rows look at each other, then a few learned queries look at all rows.
+r"""A summary of a set of rows by attention: rows attend to each other, then a few learned queries attend to all rows.
 
 .. math::
     h \leftarrow h + \operatorname{attention}(h, h, h), \qquad h \leftarrow h + f(h), \qquad
     s = \rho\big(\operatorname{attention}(\text{seeds}, h, h), \; \text{moments of } x\big)
 
-with every input normalised first. With `num_inducing` the rows look at that many learned summaries of all rows instead
-of at each other, which costs in proportion to the number of rows rather than to its square. As in `deep_set`, the
-moments of the rows take a path of their own.
+with every input normalised first. With `num_inducing` the rows attend to that many learned summaries of all rows and
+not to each other, at a cost proportional to the number of rows, not to its square. As in `deep_set`, the moments of the
+rows take a path of their own.
 
 References:
     J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi and Y. W. Teh (2019), Set transformer: a framework for
@@ -37,13 +37,13 @@ class SetTransformerSummary(nn.Module):
         num_blocks: Blocks of attention among the rows.
         num_heads: Heads of every attention.
         num_seeds: Learned queries that pool the rows.
-        num_inducing: Learned points through which the rows look at each other; None lets them look directly.
+        num_inducing: Learned points through which the rows attend to each other; None for direct attention.
         moments: Give the moments of the rows to the last layers and to the summary.
         cross: Also the correlations of all pairs of columns.
         masked: As in `DeepSetSummary`.
 
     Raises:
-        ValueError: If a size is out of range, or the width is no multiple of the number of heads.
+        ValueError: If a size is out of range, or the width is not a multiple of the number of heads.
 
     References:
         Lee et al. (2019).
@@ -96,12 +96,12 @@ class SetTransformerSummary(nn.Module):
         return self.head(pooled, rows, weights, log_size)
 
     def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
-        """Return which inputs share a scale: those in one column of the rows; -1 for what has none."""
+        """Return which inputs share a scale: those in one column of the rows; -1 for inputs without one."""
         return row_groups(dim, self.row_dim, masked=self.masked)
 
 
 class _Attention(nn.Module):
-    """Queries look at normalised rows with several heads."""
+    """Attention of queries to normalised rows, with several heads."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Rows look at each other, directly or through inducing points, then each goes through a residual block."""
+    """Rows attend to each other, directly or through inducing points, then each goes through a residual block."""
 
     def __init__(self, dim: int, num_heads: int, num_inducing: int | None) -> None:
         super().__init__()

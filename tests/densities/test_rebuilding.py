@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_voed.densities import AffineCouplingFlow, MixedDensity, Standardise, StandardisedDensity
+from pyro_voed.densities import AffineCouplingFlow, MixedDensity, SplineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.densities.critics import StandardisedCritic
 from pyro_voed.densities.rebuilding import describe, rebuild
 from pyro_voed.summaries import ComposedSummary, DeepSetSummary
 from tests.densities import cases
-from tests.densities.cases import CONTEXT_DIM, MEMBERS
+from tests.densities.cases import ARCHITECTURES, CONTEXT_DIM, MEMBERS, randomised
 from tests.summaries.cases import DIM, SUMMARIES
 
 MODULES = {
@@ -23,8 +23,8 @@ MODULES = {
     **cases.DISCRETE,
     "stacked": cases.stacked,
     "a member of a stack": lambda: cases.stacked().member(1),
-    **{name: functools.partial(make, 2, CONTEXT_DIM) for name, make in cases.ARCHITECTURES.items()},
-    **{f"{name}, standardised": functools.partial(cases.critic, make) for name, make in cases.ARCHITECTURES.items()},
+    **{name: functools.partial(make, 2, CONTEXT_DIM) for name, make in ARCHITECTURES.items()},
+    **{f"{name}, standardised": functools.partial(cases.critic, make) for name, make in ARCHITECTURES.items()},
     **SUMMARIES,
     "scaling": lambda: cases.scalings(2)[1],
     "layers": lambda: nn.Sequential(nn.Linear(DIM, 6, bias=False), nn.LayerNorm(6), nn.GELU("tanh"), nn.Flatten()),
@@ -45,19 +45,15 @@ def through_a_file(value):
     return torch.load(buffer, weights_only=True)
 
 
-def saved(module, **given):
+def saved(module, given=None):
     description, state = through_a_file((describe(module), module.state_dict()))
     again = rebuild(description, given)
     again.load_state_dict(state)
     return again
 
 
-COPIES = {
-    "copied": lambda module, **given: copy.deepcopy(module),
-    "pickled": lambda module, **given: pickle.loads(pickle.dumps(module)),
-    "saved": saved,
-    "saved twice": lambda module, **given: saved(saved(module, **given), **given),
-}
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
 
 
 def numbers(module, dtype=torch.float32):
@@ -68,11 +64,9 @@ def numbers(module, dtype=torch.float32):
         context = normal(5, MEMBERS, CONTEXT_DIM) if hasattr(module, "num_members") else normal(5, CONTEXT_DIM)
         drawn = module.condition(context).sample()
         return drawn, module.log_prob(drawn, context)
-    if isinstance(module, StandardisedCritic):
-        context = normal(4, CONTEXT_DIM)
-        return module(normal(3, 2), context), module.log_baseline(context)
-    if isinstance(module, tuple(cases.ARCHITECTURES.values())):
-        return (module(normal(3, 2), normal(4, CONTEXT_DIM)),)
+    if isinstance(module, (StandardisedCritic, *ARCHITECTURES.values())):
+        theta, context = normal(3, 2), normal(4, CONTEXT_DIM)
+        return module(theta, context), getattr(module, "log_baseline", torch.zeros_like)(context)
     return (module(normal(6, CONTEXT_DIM if isinstance(module, Standardise) else DIM)),)
 
 
@@ -82,13 +76,12 @@ def assert_equal(one, other, dtype=torch.float32):
 
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
 def test_the_same_numbers(name, dtype):
-    module = cases.randomised(MODULES[name](), dtype=dtype)
+    module, given = randomised(MODULES[name](), dtype=dtype), {"density": GIVEN.get(name)}
     before = numbers(module, dtype)
-    for duplicate in COPIES.values():
-        twin = duplicate(module, density=GIVEN.get(name))
+    for twin in (copy.deepcopy(module), pickled(module), saved(module, given), saved(saved(module, given), given)):
         assert_equal(twin, module, dtype)
         assert twin.state_dict().keys() == module.state_dict().keys()
-        cases.randomised(twin, 1.0, dtype)  # which leaves the module alone
+        randomised(twin, 1.0, dtype)  # which leaves the module alone
     assert all(map(torch.equal, numbers(module, dtype), before))
 
 
@@ -112,28 +105,26 @@ def test_the_same_after_a_start_and_new_scales_and_ever_after(make):
         assert_equal(twin.select([2, 0, 1]), density.select([2, 0, 1]))
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_descriptions_are_plain(name):
-    def check(value):
-        assert type(value) in (dict, list, str, int, float, bool, type(None), torch.Tensor)
-        for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            check(entry)
+def assert_plain(value):
+    assert type(value) in (dict, list, str, int, float, bool, type(None), torch.Tensor)
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        assert_plain(entry)
 
-    check(describe(MODULES[name]()))
+
+@pytest.mark.parametrize("name", MODULES)
+def test_descriptions_are_plain_and_leave_the_random_stream_alone(name):
+    module, before = MODULES[name](), torch.get_rng_state()
+    assert_plain(description := describe(module))
+    rebuild(description, {"density": GIVEN.get(name)})
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("change", [lambda it: it, lambda it: it.expand((4, 5)), lambda it: it.to_event(1)])
 def test_conditioned_densities_pickle(change):
     conditioned = change(cases.standardised(2).condition(torch.randn(5, CONTEXT_DIM)))
-    again, value = pickle.loads(pickle.dumps(conditioned)), conditioned.sample()
+    again, value = pickled(conditioned), conditioned.sample()
     assert torch.equal(again.log_prob(value), conditioned.log_prob(value))
     assert again.batch_shape == conditioned.batch_shape
-
-
-def test_rebuilding_leaves_the_random_stream_alone():
-    description, before = describe(cases.standardised(2)), torch.get_rng_state()
-    rebuild(description)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_modes_and_frozen_weights_are_kept():
@@ -144,11 +135,6 @@ def test_modes_and_frozen_weights_are_kept():
     assert [weight.requires_grad for weight in again.parameters()] == [w.requires_grad for w in density.parameters()]
 
 
-def test_numpy_numbers_are_numbers():
-    flow = cases.SplineCouplingFlow(2, CONTEXT_DIM, bound=np.float64(4.0))
-    assert_equal(saved(flow), flow)
-
-
 class Wave(nn.Module):
     """A user's activation, and a summary without weights."""
 
@@ -157,14 +143,19 @@ class Wave(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "activation",
-    [nn.ReLU, lambda: nn.LeakyReLU(0.3), functools.partial(nn.ELU, alpha=0.5), Wave],
-    ids=["class", "lambda", "partial", "user's"],
+    "flow",
+    [
+        AffineCouplingFlow(2, CONTEXT_DIM, activation=nn.ReLU),
+        AffineCouplingFlow(2, CONTEXT_DIM, activation=lambda: nn.LeakyReLU(0.3)),
+        AffineCouplingFlow(2, CONTEXT_DIM, activation=functools.partial(nn.ELU, alpha=0.5)),
+        AffineCouplingFlow(2, CONTEXT_DIM, activation=Wave),
+        SplineCouplingFlow(2, CONTEXT_DIM, bound=np.float64(4.0)),
+    ],
+    ids=["class", "lambda", "partial", "user's", "a number of NumPy"],
 )
-def test_activations_are_kept(activation):
-    flow = cases.randomised(AffineCouplingFlow(2, CONTEXT_DIM, hidden_dim=8, activation=activation))
-    assert_equal(pickle.loads(pickle.dumps(flow)), flow)
-    assert_equal(saved(saved(flow, activation=Wave), activation=Wave), flow)
+def test_arguments_of_other_kinds_are_kept(flow):
+    assert_equal(pickled(randomised(flow)), flow)
+    assert_equal(saved(saved(flow, {"activation": Wave}), {"activation": Wave}), flow)
 
 
 class OwnFlow(AffineCouplingFlow):
@@ -199,11 +190,9 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_modules_are_given(name):
     make, argument, given = FOREIGN[name]
-    module = cases.randomised(make())
-    again = rebuild(through_a_file(describe(module)), {argument: given})
-    again.load_state_dict(module.state_dict())
-    for own, other in zip(module.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(own, other)
-    assert again.state_dict().keys() == module.state_dict().keys()
+    module = randomised(make())
+    again = saved(module, {argument: given})
+    assert module.state_dict().keys() == again.state_dict().keys()
+    assert all(map(torch.equal, module.state_dict().values(), again.state_dict().values()))
     with pytest.raises(ValueError, match=rf"{argument}: expected a .*(NICE|OwnFlow|Wave), got nothing.*load\(\.\.\., "):
         rebuild(describe(module))

@@ -1,9 +1,13 @@
+"""Scales, densities behind them, and what stays as it is when they are fitted anew."""
+
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal
 
 from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
+from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
+from tests.densities.cases import randomised
 
 
 def test_fitted_scaling_gives_mean_zero_and_deviation_one():
@@ -22,8 +26,7 @@ def test_log_det_is_that_of_the_jacobian():
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e8])
 def test_constant_columns_keep_their_scale(value):
-    scaling = Standardise(1).fit_(torch.full((1001, 1), value))
-    torch.testing.assert_close(scaling.scale, torch.ones(1))
+    assert Standardise(1).fit_(torch.full((1001, 1), value)).scale.item() == 1.0
 
 
 def test_moments_are_buffers_that_carry_no_gradient():
@@ -41,21 +44,22 @@ def test_refuses_what_it_cannot_fit():
         Standardise(2).fit_(torch.zeros(5, 2).index_fill(0, torch.tensor([3]), float("nan")))
 
 
-def test_bypassing_entries_skip_the_summary():
-    seen = []
+class Spy(nn.Module):
+    """A summary of rows alone, as many of users' are."""
 
-    class Spy(nn.Module):
-        def forward(self, context):
-            seen.append(context)
-            return context[..., :1]
+    def forward(self, context):
+        self.seen = context
+        num, _ = context.shape
+        return context[:, :1].reshape(num, 1)
 
-    flow = AffineCouplingFlow(2, 3)
-    context_scaling = Standardise(6).fit_(3.0 * torch.randn(20, 6))
-    density = StandardisedDensity(flow, Standardise(2), context_scaling, Spy(), num_bypass=2)
-    context = torch.randn(5, 6)
-    encoded = density.encode(context)
-    torch.testing.assert_close(seen[-1], context_scaling(context)[:, :4])
-    torch.testing.assert_close(encoded[:, 1:], context_scaling(context)[:, 4:])
+
+@pytest.mark.parametrize("batch", [(), (5,), (4, 5), (0,)])
+def test_bypassing_entries_skip_the_summary(batch):
+    scaling = Standardise(6).fit_(3.0 * torch.randn(20, 6))
+    density = StandardisedDensity(AffineCouplingFlow(2, 3), Standardise(2), scaling, Spy(), num_bypass=2)
+    standardised, encoded = scaling(context := torch.randn(*batch, 6)), density.encode(context)
+    torch.testing.assert_close(density.summary.seen, standardised[..., :4].reshape(-1, 4))
+    torch.testing.assert_close(encoded, standardised[..., [0, 4, 5]])
     assert density.context_dim == 6
 
 
@@ -68,34 +72,46 @@ def test_refuses_parts_that_do_not_fit():
         StandardisedDensity(AffineCouplingFlow(2, 4), Standardise(2), Standardise(4), num_bypass=5)
 
 
-def learnt(summary=None):
-    """Return a flow that follows its context, standardised by draws of it."""
-    flow = AffineCouplingFlow(2, 3 if summary is None else 4)
-    for parameter in flow.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return StandardisedDensity(flow, Standardise(2), Standardise(3).fit_(torch.randn(50, 3)), summary).double()
+class OwnCritic(nn.Module):
+    """A user's critic, which cannot be told of new scales."""
+
+    def forward(self, theta, context):
+        return theta.sum(-1) + context.sum(-1, keepdim=True)
 
 
-def test_a_flow_stays_what_it_is_when_its_contexts_get_other_scales():
-    density = learnt()
+def behind_scales(inner, summary=None):
+    scalings = Standardise(2), Standardise(3).fit_(torch.randn(50, 3))
+    if isinstance(inner, AffineCouplingFlow):
+        return StandardisedDensity(randomised(inner), *scalings, summary).double()
+    return StandardisedCritic(inner, *scalings, summary, with_baseline=True).double()
+
+
+@pytest.mark.parametrize("inner", [AffineCouplingFlow, SeparableCritic, JointCritic])
+def test_it_stays_what_it_is_when_its_contexts_get_other_scales(inner):
+    module = behind_scales(inner(2, 3))
     theta, context = torch.randn(20, 2).double(), 30.0 * torch.randn(20, 3).double() + 7.0
-    before = density.log_prob(theta, context)
-    density.rescale_context_(context)
-    torch.testing.assert_close(density.encode(context).std(0), torch.ones(3).double())
-    torch.testing.assert_close(density.log_prob(theta, context), before)
+    baseline = getattr(module, "log_baseline", torch.zeros_like)
+    before = module(theta, context), baseline(context)
+    module.rescale_context_(context)
+    torch.testing.assert_close(module.encode(context).std(0), torch.ones(3).double())
+    torch.testing.assert_close((module(theta, context), baseline(context)), before)
+
+
+@pytest.mark.parametrize(
+    ("inner", "summary"),
+    [(AffineCouplingFlow(2, 4), nn.Linear(3, 4)), (SeparableCritic(2, 4), nn.Linear(3, 4)), (OwnCritic(), None)],
+    ids=["a flow behind a summary", "a critic behind a summary", "a user's critic"],
+)
+def test_where_it_cannot_only_the_scales_change(inner, summary):
+    module = behind_scales(inner, summary)
+    weights = {name: value.clone() for name, value in inner.named_parameters()}
+    context = 30.0 * torch.randn(20, 3).double() + 7.0
+    module.rescale_context_(context)
+    torch.testing.assert_close(module.context_scaling(context).std(0), torch.ones(3).double())
+    assert all(torch.equal(value, weights[name]) for name, value in inner.named_parameters())
 
 
 def test_a_flow_without_context_has_nothing_to_rescale():
     flow, theta = AffineCouplingFlow(2, 0), torch.randn(5, 2)
     flow.rescale_(torch.ones(0), torch.zeros(0))
     torch.testing.assert_close(flow.log_prob(theta, torch.zeros(5, 0)), Normal(0, 1).log_prob(theta).sum(-1))
-
-
-def test_behind_a_summary_only_the_scales_change():
-    density = learnt(nn.Linear(3, 4))
-    weights = {name: value.clone() for name, value in density.named_parameters()}
-    context = 30.0 * torch.randn(20, 3).double() + 7.0
-    density.rescale_context_(context)
-    torch.testing.assert_close(density.context_scaling(context).std(0), torch.ones(3).double())
-    for name, value in density.named_parameters():
-        assert torch.equal(value, weights[name])
