@@ -1,12 +1,16 @@
 """Input checks in one voice: what was expected, what came, what to do.
 
 Public functions check their arguments once, at the door, with these helpers; everything behind the door trusts its
-input.
+input. What is doubtful rather than wrong is said by `warn`.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,6 +18,29 @@ from torch import Tensor
 
 Labels = str | Sequence[str] | None
 """Site names as a user may give them: one name, several, or None for the default."""
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+_WRAPPERS = frozenset({"beartype", "contextlib", "jaxtyping", "pyro", "torch"})
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, pointing to the first line outside the package that led here, the user's own.
+
+    Counted stack levels point elsewhere with every context manager, decorator or shape check in between, so frames are
+    walked.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_between(frame):
+        frame = frame.f_back
+    module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, registry)
+
+
+def _is_between(frame: FrameType) -> bool:
+    """Whether a frame is the package's, or of what stands between its functions and the user's line."""
+    filename, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
+    # Beartype compiles a wrapper for each function, whose file is named after what it wraps.
+    return filename.startswith((_PACKAGE, "<@beartype")) or module.partition(".")[0] in _WRAPPERS
 
 
 def as_labels(labels: Labels, argument: str) -> tuple[str, ...] | None:

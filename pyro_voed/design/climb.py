@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.checks import check_known
+from pyro_voed.checks import check_known, warn
 from pyro_voed.design.gradients import score_terms
 from pyro_voed.estimators.learning import (
     EVALUATION_CHUNK,
@@ -234,9 +233,8 @@ def nudged(site: DesignSite, value: Tensor) -> Tensor:
         elements = zip(element_names(site.name, value.shape), flat.flatten().tolist(), strict=True)
         names = [name for name, is_flat in elements if is_flat]
         coordinates = torch.where(flat, coordinates.sign() * 4.0, coordinates)
-        warnings.warn(
+        warn(
             f"design {', '.join(names[:8])} starts at a bound of {site.constraint}, where no gradient moves it: nudged "
             "inside. Start it further from the bound.",
-            stacklevel=5,
         )
     return coordinates

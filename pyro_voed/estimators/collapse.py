@@ -21,7 +21,6 @@ References:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_voed.checks import warn
 from pyro_voed.densities import StandardisedDensity
 from pyro_voed.estimators.learning import draw_training
 from pyro_voed.estimators.summarising import Rows, exchangeable_rows
@@ -74,12 +74,11 @@ def warn_of_collapse(check: CollapseCheck) -> None:
     """Warn, naming the targets that stayed at the prior."""
     if check.collapsed:
         shown = ", ".join(check.collapsed[:12]) + (" ..." if len(check.collapsed) > 12 else "")
-        warnings.warn(
+        warn(
             f"the learned posterior hardly knows {shown}, of which a linear regression on plain features of the "
             "outcome explains more than twice as much: the summary ignores them, and the bound misses what they are "
             "worth. Leave summary= out for one picked from the outcome's shape, or take one with moments; or train for "
             "longer.",
-            stacklevel=5,
         )
 
 

@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +50,7 @@ import torch
 from torch import Tensor
 
 from pyro_voed.bounds.critic import CriticTerms, info_nce, log_mean_exp_product
-from pyro_voed.checks import Labels, check_count
+from pyro_voed.checks import Labels, check_count, warn
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
 from pyro_voed.estimators.learning import (
     Budget,
@@ -407,16 +406,14 @@ def _effective_sample_size(log_averages: Tensor, size: int) -> float:
 
 def _warn(terms: CriticTerms, eig: Tensor, size: int, effective: float | None) -> None:
     if terms.ceiling is not None and bool((eig > terms.ceiling(size) - SATURATION_MARGIN).any()):
-        warnings.warn(
+        warn(
             f"eig_critic: {terms.name} cannot exceed {terms.ceiling(size):.2f} nats with {size} pairs in a batch, and "
             f"the estimate {eig.max().item():.2f} is close to that: the information may be much larger. Raise "
             "evaluation_batch_size (and num_samples with it), or use eig_flow.",
-            stacklevel=3,
         )
     if effective is not None and effective < MINIMAL_EFFECTIVE_SAMPLE_SIZE:
-        warnings.warn(
+        warn(
             f"eig_critic: the effective sample size of exp(critic) over shuffled pairs is {effective:.1f}, below "
             f"{MINIMAL_EFFECTIVE_SAMPLE_SIZE:.0f}: the information is too large for {terms.name}, and neither "
             "estimate nor standard error can be trusted. Use info_nce or eig_flow.",
-            stacklevel=3,
         )

@@ -18,7 +18,6 @@ checked against single runs when the density is made.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +31,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_voed.checks import as_site_values, check_callable
+from pyro_voed.checks import as_site_values, check_callable, warn
 from pyro_voed.experiment.caller_state import param_store_kept
 from pyro_voed.experiment.programs import (
     Program,
@@ -339,11 +338,10 @@ class GuideDensity(torch.nn.Module):
         known = {id(parameter) for parameter in self.parameters()}
         unknown = [leaf for leaf in _leaves(score) if id(leaf) not in known]
         if unknown:
-            warnings.warn(
+            warn(
                 f"guide: {len(unknown)} tensors with requires_grad (shapes {[tuple(x.shape) for x in unknown[:4]]}) "
                 "are used but not registered, so they are not trained. Register networks by pyro.module, other "
                 "tensors by pyro.param.",
-                stacklevel=2,
             )
 
 

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +43,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_count
+from pyro_voed.checks import Labels, check_count, warn
 from pyro_voed.estimators.learning import EVALUATION_CHUNK
 from pyro_voed.estimators.nested import check_densities, check_no_nuisance
 from pyro_voed.experiment.caller_state import isolated
@@ -366,4 +365,4 @@ def _report(exists: Tensor, deviations: Tensor, decrements: Tensor, num_steps: i
             "it (skewed, bounded or with several modes)"
         )
     if doubts:
-        warnings.warn(f"the Laplace approximation is doubtful: {'; '.join(doubts)}.", stacklevel=4)
+        warn(f"the Laplace approximation is doubtful: {'; '.join(doubts)}.")

@@ -50,7 +50,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +58,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_count
+from pyro_voed.checks import Labels, check_count, warn
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.resolve import resolve
@@ -207,10 +206,9 @@ def eig_lbkld(
         )
         _check_repeatable(experiment)
         if experiment.y_dim > LARGE_DIMENSION:
-            warnings.warn(
+            warn(
                 f"eig_lbkld: the outcome has {experiment.y_dim} dimensions. Nearest-neighbour entropies degrade beyond "
                 f"{LARGE_DIMENSION}, their biases reach nats. Use eig_flow, or observe a summary.",
-                stacklevel=2,
             )
         candidates = candidate_designs(experiment, designs)
         batch, flat = design_batch_shape(experiment, candidates), flat_designs(experiment, candidates)

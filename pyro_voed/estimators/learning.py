@@ -7,7 +7,6 @@ terms are averaged over simulations that took no part in training.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_voed.checks import check_count, check_positive
+from pyro_voed.checks import check_count, check_positive, warn
 from pyro_voed.densities import (
     StackedDensity,
 )
@@ -288,11 +287,10 @@ def check_pilot(experiment: Experiment, pilot: JointSample) -> None:
             constant = _constant_elements(site, pilot.values[site.name].flatten(0, pilot.theta.dim() - 2))
             if constant:
                 consequence = "nothing can be learnt about it" if role == "target" else "it tells nothing"
-                warnings.warn(
+                warn(
                     f"{role} {', '.join(constant[:8])}{' ...' if len(constant) > 8 else ''} is constant or nearly so "
                     f"in {pilot.num_samples} simulations: {consequence}. Leave it out, or check the model and its "
                     "units.",
-                    stacklevel=4,
                 )
 
 

@@ -12,7 +12,6 @@ for those of other draws, all else equal, and what changes depends on them.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_voed.checks import warn
 from pyro_voed.experiment.programs import (
     Program,
     ProgramRun,
@@ -75,10 +75,9 @@ def probe(
         _check_supports(dependence, targets, nuisance, described)
         design_dependent = _design_dependent(program, shapes, designs, targets)
         if design_dependent:
-            warnings.warn(
+            warn(
                 f"the prior of target {list(design_dependent)} depends on a design: what is learnt then also depends "
                 "on how much there was to learn. Check that the design belongs there.",
-                stacklevel=5,
             )
         outcomes = {site.name for site in observations}
         followers = {
@@ -273,10 +272,9 @@ def _lay_out_designs(
         except ValueError:
             continue
         return trial
-    warnings.warn(
+    warn(
         "the model does not take one design an experiment, so candidate designs are simulated one after the other. "
         "Use the designs by broadcasting from the right to have them simulated together.",
-        stacklevel=5,
     )
     return program
 
@@ -458,10 +456,9 @@ def _warn_unreached(dependence: _Dependence, targets: tuple[Site, ...], observat
             continue
         unreached = _unreached_elements(dependence, site, [observation.name for observation in observations])
         if unreached:
-            warnings.warn(
+            warn(
                 f"target {', '.join(unreached)} never reaches the outcome: exchanging its value changes nothing that "
                 "is observed, so the experiment tells nothing about it.",
-                stacklevel=6,
             )
 
 

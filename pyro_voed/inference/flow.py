@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from jaxtyping import Float
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_voed.checks import check_count
+from pyro_voed.checks import check_count, warn
 from pyro_voed.densities import StackedDensity
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import sample_nodes, trace_program
@@ -351,8 +350,7 @@ def _warn_outside(experiment: Experiment, y: Float[Tensor, " y_dim"], outcome_ra
     outside = ((y < outcome_range[0]) | (y > outcome_range[1])).tolist()
     names = list(dict.fromkeys(name for name, flag in zip(packed_names(experiment), outside, strict=True) if flag))
     if names:
-        warnings.warn(
+        warn(
             f"outcome {', '.join(names[:8])}{' ...' if len(names) > 8 else ''} lies outside the range of the "
             "simulations: the learnt posterior extrapolates there. Compare with nuts_posterior, or check the model.",
-            stacklevel=4,
         )

@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +47,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_callable, check_count
+from pyro_voed.checks import Labels, check_callable, check_count, warn
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.simulate import (
@@ -354,8 +353,7 @@ def _warn_coarse(experiment: Experiment, effective: Mapping[str, Tensor], tolera
             f"distance {spread:.3g} between two unrelated outcomes, so the posterior may be far too wide"
         )
     if found:
-        warnings.warn(
+        warn(
             f"ABC is no reference here: {'; '.join(found)}. Raise num_simulations or num_populations, adjust quantile, "
             "or give a statistic with fewer elements.",
-            stacklevel=3,
         )

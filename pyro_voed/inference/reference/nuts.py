@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -38,7 +37,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_voed.checks import Labels, check_callable, check_count, check_positive
+from pyro_voed.checks import Labels, check_callable, check_count, check_positive, warn
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import (
     Assign,
@@ -328,8 +327,7 @@ def _warn_mixing(r_hat: Mapping[str, Tensor], effective: Mapping[str, Tensor], n
     if num_divergences:
         found.append(f"{num_divergences} transitions of sites {list(r_hat)} diverged")
     if found:
-        warnings.warn(
+        warn(
             f"NUTS did not mix well, so its draws are no reference: {'; '.join(found)}. Raise num_samples and "
             "num_warmup, raise target_accept_prob against divergences, or reparametrise the model.",
-            stacklevel=3,
         )

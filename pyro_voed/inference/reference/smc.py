@@ -29,7 +29,6 @@ References:
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,7 @@ from pyro import distributions as dist
 from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_callable, check_count
+from pyro_voed.checks import Labels, check_callable, check_count, warn
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import ProgramRun, base_distribution, is_deterministic, run_rows, sample_nodes
 from pyro_voed.experiment.resolve import resolve
@@ -372,8 +371,7 @@ def _warn_mixing(
     if any(run.ended_early for run in runs):
         found.append(f"moves of sites {list(judged)} ended at max_moves while particles were still getting away")
     if found:
-        warnings.warn(
+        warn(
             f"SMC did not mix well, so its draws are no reference: {'; '.join(found)}. Raise num_particles, "
             "effective_share or max_moves, or reparametrise the model.",
-            stacklevel=3,
         )
