@@ -1,28 +1,28 @@
 """Bayesian optimal experimental design for Pyro programs, with normalising-flow posteriors.
 
-The modules in the order in which data flow through them:
+The folders in the order in which data flow through them:
 
-* `resolve`, `probes`, `sites`, `programs`: from a model and labels to a checked experiment;
-* `simulate`: draws of targets and outcomes, packed, with their log densities;
+* `experiment`: a Pyro program read, probed and checked once; simulated, packed and scored;
 * `summaries`: learned statistics of outcomes; `densities`: conditional flows; `training`: the one loop that fits them;
-* `estimators`: expected information gain, one chapter an estimator;
+* `bounds`: terms of bounds, as pure functions of tensors;
+* `estimators`: expected information gain, one chapter an estimator, all on one driver; `certificates`: both sides;
 * `design`: search for the best design, by gradients or without;
-* `budgets`, `comparison`: estimators side by side at equal budgets;
-* `inference`: posteriors of one outcome, by the trained flow, NUTS, SMC or ABC;
-* `diagnostics`: can a posterior be trusted?
+* `inference`: posteriors of one outcome by the trained flow, and references by NUTS, SMC and ABC;
+* `diagnostics`: can a posterior be trusted? `compare`: estimators side by side at equal budgets;
 * `results`, `plots`: what comes back, and pictures of it;
 * `problems`: ready models with known answers.
 """
 
+from pyro_voed.certificates import certify, max_regret
 from pyro_voed.compare.comparison import compare_estimators
-from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
+
+#DESIGN from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
 from pyro_voed.estimators import (
     AmortisedEIG,
     Objective,
     adaptive_contrastive,
     amortise_eig,
     barber_agakov,
-    certify,
     critic_objective,
     eig_ace,
     eig_ba,
@@ -38,15 +38,15 @@ from pyro_voed.estimators import (
     info_nce,
     laplace_proposal,
     marginal_saddle,
-    max_regret,
     nwj,
     prior_contrastive,
 )
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import JointSample, sample_joint
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference import abc_posterior, flow_guide, flow_posterior, nuts_posterior, smc_posterior
-from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, PosteriorSample
+from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, Learned, PosteriorSample
+from pyro_voed.training import Fresh, Pool
 
 __version__ = "0.1.0"
 
@@ -57,8 +57,11 @@ __all__ = [
     "EIGResult",
     "Experiment",
     "FitHistory",
+    "Fresh",
     "JointSample",
+    "Learned",
     "Objective",
+    "Pool",
     "PosteriorSample",
     "abc_posterior",
     "adaptive_contrastive",
@@ -88,7 +91,6 @@ __all__ = [
     "nwj",
     "optimise_design",
     "prior_contrastive",
-    "resolve",
     "sample_joint",
     "search_grid",
     "search_random",

@@ -116,6 +116,9 @@ def pareto_k(terms: Float[Tensor, "num_samples *batch"]) -> Float[Tensor, "*batc
     return torch.tensor(indices, dtype=terms.dtype, device=terms.device).reshape(terms.shape[1:])
 
 
+HEAVY_TAIL = 0.7
+"""Pareto k above which a mean of terms is not to be trusted."""
+
 FEWEST_FOR_TAIL = 20
 """Fewer terms than this say nothing about their tails."""
 

@@ -6,8 +6,9 @@ Every number comes with its standard error, the direction of its bias, and what 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal
 
 import torch
@@ -26,10 +27,10 @@ class FitHistory:
     """What happened in training.
 
     Attributes:
-        bound: Mean of the terms of each step's minibatch, in nats (as trained: larger is better), `(num_steps,)`.
+        bound: Mean of the terms of each step's minibatch, in nats, `(num_steps,)`.
         validation: Mean of the terms on the validation simulations, one entry an epoch; None for fresh simulations.
         learning_rate: Factor on the learning rates at each step, in [0, 1].
-        stop_reason: Why training ended. "budget" means the bound was still rising.
+        stop_reason: Why training ended. "budget" means that the fit was still improving.
         seconds: Wall time.
     """
 
@@ -46,8 +47,13 @@ class FitHistory:
 
     @property
     def converged(self) -> bool:
-        """Whether the bound had stopped rising by more than its noise when training ended."""
+        """Whether the fit had stopped improving by more than its noise when training ended."""
         return self.stop_reason in ("converged", "early stopping")
+
+    def __str__(self) -> str:
+        # What improves may be a lower bound that rises, an upper one that falls, or neither.
+        improving = " (the fit was still improving)" if self.stop_reason == "budget" else ""
+        return f"training: {self.num_steps} steps, stopped by {self.stop_reason}{improving}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,12 @@ class Certificate:
     num_simulations: int
     seconds: float
 
+    def __str__(self) -> str:
+        word = "certified" if self.certified else "uncertified"
+        low, high = self.interval
+        ends = f"[{low.item():.4f}, {high.item():.4f}]" if low.numel() == 1 else f"{shortened(low)} to {shortened(high)}"
+        return f"{word} {self.confidence:.0%} interval {ends} nats"
+
 
 @dataclass(frozen=True)
 class CollapseCheck:
@@ -122,6 +134,59 @@ class CollapseCheck:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What was learned on the way to an estimate.
+
+    Attributes:
+        density: The trained conditional density (or pair of densities, or critic).
+        of_targets: Whether it is a density of the targets given the outcome: a posterior.
+        attains: Whether the estimate is this density's own Barber-Agakov bound, so that what it lacks is the density's
+            expected divergence from the posterior.
+        history: Training record; None where the density was used as it was.
+        outcome_range: Smallest and largest packed outcome in the simulations, `(2, y_dim)`.
+        learning_rate: The rate chosen, at each design of an ensemble, where several were given.
+        collapse: What the density knows of each target, where that was checked.
+    """
+
+    density: Any = field(repr=False)
+    of_targets: bool = False
+    attains: bool = False
+    history: FitHistory | None = None
+    outcome_range: Float[Tensor, "2 y_dim"] | None = field(default=None, repr=False)
+    learning_rate: Tensor | None = None
+    collapse: CollapseCheck | None = field(default=None, repr=False)
+
+    @property
+    def summary(self) -> str | None:
+        """What makes learned statistics of the outcome, in words; None where the density sees it as it is."""
+        module = getattr(self.density, "summary", None)
+        return None if module is None else getattr(module, "description", type(module).__name__)
+
+    def __str__(self) -> str:
+        lines = [] if self.summary is None else [f"summary: {self.summary}"]
+        if self.collapse is not None and self.collapse.collapsed:
+            lines.append(f"hardly learned: {', '.join(self.collapse.collapsed)}")
+        if self.history is not None:
+            lines.append(str(self.history))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class WeightCheck:
+    """Whether averages of exponentials can be trusted.
+
+    Attributes:
+        passed: Whether the checks allow the standard error to be trusted; None where no side rests on them.
+        pareto_k: Tail index of the terms, `(*design_batch)`: above 0.7 a mean's standard error cannot be trusted.
+        effective_sample_size: Effective number of draws behind an exponential average.
+    """
+
+    passed: bool | None
+    pareto_k: Tensor | None = None
+    effective_sample_size: float | None = None
+
+
+@dataclass(frozen=True)
 class EIGResult:
     """An estimate of the expected information gain at one design, or at each of a batch.
 
@@ -137,21 +202,11 @@ class EIGResult:
         target_labels: Sites the information is about.
         observation_labels: Sites that are observed.
         nuisance_labels: Random sites that are neither.
-        history: Training record; None where nothing is learnt.
-        density: The trained conditional density; None where nothing is learnt.
-        experiment: What was resolved from the model, for use with `sample_joint` and `flow_posterior`.
-        observation_range: Smallest and largest packed outcome in the simulations, `(2, y_dim)`.
-        marginal: The marginal upper bound, where it was asked for.
-        nmc: The nested Monte Carlo reference, where it was asked for.
-        interval: Two-sided interval in nats that holds the truth with the stated `confidence`, `(2, *design_batch)`,
-            where it was asked for.
-        confidence: Probability with which the interval holds the truth.
-        certified: Whether the checks behind the side (or the interval) passed; None where there are none.
-        effective_sample_size: Effective number of draws behind an exponential average, where the estimator has one.
-        pareto_k: Tail index of the terms, `(*design_batch)`: above 0.7 a mean's standard error cannot be trusted.
-        certificate: What the interval rests on.
-        learning_rate: The rate chosen, at each design of an ensemble, where several were given.
-        collapse: What the learned posterior knows of each target, where a summary stands before it.
+        experiment: What was read from the model.
+        learned: What was learned on the way; None where nothing was.
+        weights: Whether exponential averages can be trusted; None where there are none.
+        certificate: Two-sided interval; None where it was not asked for.
+        references: Other estimates at the same designs, as asked for.
     """
 
     eig: Float[Tensor, "*design_batch"]
@@ -165,50 +220,48 @@ class EIGResult:
     target_labels: tuple[str, ...]
     observation_labels: tuple[str, ...]
     nuisance_labels: tuple[str, ...] = ()
-    history: FitHistory | None = None
-    density: Any = field(default=None, repr=False)
     experiment: Any = field(default=None, repr=False)
-    observation_range: Tensor | None = field(default=None, repr=False)
-    marginal: EIGResult | None = field(default=None, repr=False)
-    nmc: EIGResult | None = field(default=None, repr=False)
-    interval: Tensor | None = None
-    confidence: float | None = None
-    certified: bool | None = None
-    effective_sample_size: float | None = None
-    pareto_k: Tensor | None = None
-    certificate: Certificate | None = field(default=None, repr=False)
-    learning_rate: Tensor | None = None
-    collapse: CollapseCheck | None = field(default=None, repr=False)
+    learned: Learned | None = None
+    weights: WeightCheck | None = None
+    certificate: Certificate | None = None
+    references: tuple[EIGResult, ...] = ()
 
     @property
-    def summary(self) -> str | None:
-        """What makes learned statistics of the outcome, in words; None where the density sees it as it is."""
-        module = getattr(self.density, "summary", None)
-        return None if module is None else getattr(module, "description", type(module).__name__)
+    def density(self) -> Any:
+        """What was learned; None where nothing was."""
+        return None if self.learned is None else self.learned.density
+
+    @property
+    def history(self) -> FitHistory | None:
+        """Training record; None where nothing was trained."""
+        return None if self.learned is None else self.learned.history
+
+    @property
+    def interval(self) -> Tensor | None:
+        """Two-sided interval in nats, `(2, *design_batch)`; None where it was not asked for."""
+        return None if self.certificate is None else self.certificate.interval
+
+    def __repr__(self) -> str:
+        return f"<{_estimate_line(self)}{_where(self)}>"
 
     def __str__(self) -> str:
-        lines = [_estimate_line(self)]
-        lines += [_estimate_line(other) for other in (self.marginal, self.nmc) if other is not None]
-        if self.interval is not None and self.confidence is not None:
-            word = "certified" if self.certified else "uncertified"
-            low, high = self.interval
-            ends = f"[{low.item():.4f}, {high.item():.4f}]" if low.numel() == 1 else f"{_short(low)} to {_short(high)}"
-            lines.append(f"{word} {self.confidence:.0%} interval {ends} nats")
-        about = f"targets {list(self.target_labels)}, outcomes {list(self.observation_labels)}"
-        if self.nuisance_labels:
-            about += f", nuisance {list(self.nuisance_labels)}"
-        lines.append(about)
-        if self.summary is not None:
-            lines.append(f"summary: {self.summary}")
-        if self.collapse is not None and self.collapse.collapsed:
-            lines.append(f"hardly learnt: {', '.join(self.collapse.collapsed)}")
-        if self.history is not None:
-            lines.append(
-                f"training: {self.history.num_steps} steps, stopped by {self.history.stop_reason}"
-                + ("" if self.history.stop_reason != "budget" else " (the bound was still rising)")
-            )
-        lines.append(f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s")
+        lines = [_estimate_line(self) + _where(self), *(_estimate_line(other) for other in self.references)]
+        if self.certificate is not None:
+            lines.append(str(self.certificate))
+        lines.append(_about(self))
+        if self.learned is not None and str(self.learned):
+            lines.append(str(self.learned))
+        lines.append(_cost(self))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [("design", _where(self).removeprefix(" at ") or "none"), *(_estimate_row(e) for e in (self, *self.references))]
+        if self.certificate is not None:
+            rows.append(("interval", str(self.certificate)))
+        rows.append(("about", _about(self)))
+        if self.history is not None:
+            rows.append(("training", str(self.history).removeprefix("training: ")))
+        return html_table([*rows, ("cost", _cost(self))])
 
 
 @dataclass(frozen=True)
@@ -216,27 +269,19 @@ class DesignResult:
     """The best design found and its expected information gain.
 
     Attributes:
-        designs: Best design, one entry a design label, as in the parameter store.
-        eig: Estimate in nats at the best design, on simulations that took no part in the search.
-        standard_error: Its Monte Carlo standard error in nats.
-        bound: Which way the estimate errs.
-        initial: The estimate at the starting design, where it was asked for.
-        final: The full estimate behind `eig`.
+        final: The estimate at the best design, on simulations that took no part in the search.
         path: Designs during the search of the winning start, `(num_records, *shape)` each.
         path_steps: Number of steps taken when each entry of the path was recorded, zero at the start.
         history: Training record of the winning start.
         start_eigs: Selection estimate of every start in nats, `(num_starts,)`.
         num_simulations: Experiments simulated in all.
         seconds: Wall time.
+        initial: The estimate at the starting design, where it was asked for.
     """
 
-    designs: Mapping[str, Tensor]
-    eig: Tensor
-    standard_error: Tensor
-    bound: Bound
     final: EIGResult
-    path: Mapping[str, Tensor]
-    path_steps: Tensor
+    path: Mapping[str, Tensor] = field(repr=False)
+    path_steps: Tensor = field(repr=False)
     history: FitHistory
     start_eigs: Tensor
     num_simulations: int
@@ -244,27 +289,52 @@ class DesignResult:
     initial: EIGResult | None = None
 
     @property
+    def designs(self) -> Mapping[str, Tensor]:
+        """Best design, one entry a design label, as in the parameter store."""
+        return self.final.designs
+
+    @property
+    def eig(self) -> Tensor:
+        """Estimate in nats at the best design."""
+        return self.final.eig
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Its Monte Carlo standard error in nats."""
+        return self.final.standard_error
+
+    @property
+    def bound(self) -> Bound:
+        """Which way the estimate errs."""
+        return self.final.bound
+
+    @property
     def density(self) -> Any:
-        """The conditional density trained along with the best design."""
+        """What was learned along with the best design; None where nothing was."""
         return self.final.density
 
     @property
     def experiment(self) -> Any:
-        """What was resolved from the model."""
+        """What was read from the model, at the best design."""
         return self.final.experiment
+
+    def __repr__(self) -> str:
+        return f"<best{_where(self.final, most=4)}: {_estimate_line(self.final)}>"
 
     def __str__(self) -> str:
         lines = []
         if self.initial is not None:
             lines.append("at the start:  " + _estimate_line(self.initial))
         lines.append("at the best:   " + _estimate_line(self.final))
-        for name, value in self.designs.items():
-            lines.append(f"  {name} = {_short(value)}")
-        lines.append(
-            f"{self.history.num_steps} steps, stopped by {self.history.stop_reason}; "
-            f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s"
-        )
+        lines += [f"  {name} = {shortened(value)}" for name, value in self.designs.items()]
+        lines += [str(self.history).removeprefix("training: ") + "; " + _cost(self)]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [] if self.initial is None else [("at the start", _estimate_row(self.initial)[1])]
+        rows.append(("at the best", _estimate_row(self.final)[1]))
+        rows += [(name, shortened(value)) for name, value in self.designs.items()]
+        return html_table([*rows, ("search", str(self.history).removeprefix("training: ")), ("cost", _cost(self))])
 
 
 @dataclass(frozen=True)
@@ -324,16 +394,48 @@ def element_names(name: str, shape: torch.Size) -> list[str]:
     return [f"{name}[{','.join(map(str, index))}]" if shape else name for index in indices]
 
 
-def _estimate_line(result: EIGResult) -> str:
-    side = {"lower": "lower bound", "upper": "upper bound", "consistent": "consistent", "neither": "no guaranteed side"}
+def html_table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a small table for a notebook, a heading and a text in each row."""
+    cells = (f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def shortened(value: Tensor, most: int = 12) -> str:
+    """Return the first entries of a tensor as text."""
+    shown = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:most].tolist())
+    return f"[{shown}, ...]" if value.numel() > most else f"[{shown}]"
+
+
+_SIDES = {"lower": "lower bound", "upper": "upper bound", "consistent": "consistent", "neither": "no guaranteed side"}
+
+
+def _estimate_row(result: EIGResult) -> tuple[str, str]:
     value = (
         f"{result.eig.item():.4f} +- {result.standard_error.item():.4f}"
         if result.eig.numel() == 1
-        else f"{_short(result.eig)} +- {_short(result.standard_error)}"
+        else f"{shortened(result.eig)} +- {shortened(result.standard_error)}"
     )
-    return f"EIG {value} nats ({side[result.bound]}, {result.estimator})"
+    return result.estimator, f"EIG {value} nats ({_SIDES[result.bound]})"
 
 
-def _short(value: Tensor) -> str:
-    shown = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:12].tolist())
-    return f"[{shown}, ...]" if value.numel() > 12 else f"[{shown}]"
+def _estimate_line(result: EIGResult) -> str:
+    name, text = _estimate_row(result)
+    return f"{text.removesuffix(')')}, {name})"
+
+
+def _where(result: EIGResult, most: int = 3) -> str:
+    """Say at which design an estimate holds, or how many."""
+    if not result.designs:
+        return ""
+    if result.eig.dim():
+        return f" at {result.eig.numel()} designs ({', '.join(result.designs)})"
+    return " at " + ", ".join(f"{name} = {shortened(value, most)}" for name, value in result.designs.items())
+
+
+def _about(result: EIGResult) -> str:
+    about = f"targets {list(result.target_labels)}, outcomes {list(result.observation_labels)}"
+    return about + (f", nuisance {list(result.nuisance_labels)}" if result.nuisance_labels else "")
+
+
+def _cost(result: EIGResult | DesignResult) -> str:
+    return f"{result.num_simulations:,} simulated experiments, {result.seconds:.1f} s"

@@ -34,23 +34,24 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
+from pyro_voed.bounds.barber_agakov import ba_terms
+from pyro_voed.bounds.importance import ace_terms, vnmc_terms
 from pyro_voed.certificates.nested_certificate import nested_sides
 from pyro_voed.certificates.score_controls import NUM_PROBES, score_controls
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities.stacked import member_density
-from pyro_voed.estimators.importance_terms import DEFENSIVE_SHARE, HEAVY_TAIL, importance_terms
-from pyro_voed.estimators.nested import check_densities, check_no_nuisance, check_scores_targets
-from pyro_voed.estimators.proposals import design_context
+from pyro_voed.experiment import needs
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, sample_joint
-from pyro_voed.experiment.sites import Experiment
-from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error, pareto_k
+from pyro_voed.experiment.designs import at_each_design, design_batch_shape
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.sampling import sample_joint
+from pyro_voed.experiment.weighting import DEFENSIVE_SHARE, Weights, design_context, weighted_terms
+from pyro_voed.monte_carlo import HEAVY_TAIL, controlled_terms, mean_and_standard_error, pareto_k
 from pyro_voed.results import Certificate, DesignResult, EIGResult
 
 PILOT_OUTER = 500
@@ -118,11 +119,8 @@ def certify(
         result = result.final
     if not isinstance(result, EIGResult):
         raise TypeError(f"result: expected an EIGResult or DesignResult, got {type(result).__name__}.")
-    of_targets = result.estimator in ("eig_flow", "eig_ace", "eig_vnmc") or (
-        result.estimator == "optimise_design" and result.bound == "lower"
-    )
-    by_prior = result.estimator in ("eig_nmc", "eig_pce") and result.density is None
-    if not by_prior and (not of_targets or not hasattr(result.density, "condition")):
+    learned = result.learned
+    if learned is not None and not (learned.of_targets and hasattr(learned.density, "condition")):
         raise ValueError(
             "result: it holds no trained density of the targets to use as proposal. Use eig_flow's result, or that of "
             "eig_nmc or eig_pce, for which prior draws are the proposal."
@@ -140,43 +138,54 @@ def check_request(width: float, confidence: float, max_simulations: int) -> None
         raise ValueError(f"confidence: expected a probability in [0.5, 1), got {confidence!r}.")
 
 
-def certified(result: EIGResult, width: float, confidence: float, max_simulations: int) -> EIGResult:
+CERTIFIABLE = (needs.likelihood_anywhere,)
+"""What a certificate by a trained density needs."""
+
+
+def certified(
+    result: EIGResult,
+    width: float = 0.05,
+    confidence: float = 0.95,
+    max_simulations: int = MOST_SIMULATIONS,
+) -> EIGResult:
     """Certify a result inside `isolated`."""
     started, experiment = time.perf_counter(), result.experiment
-    calls = experiment.program.num_calls
-    check_densities(experiment, "a certificate")
-    check_no_nuisance(experiment, "a certificate")
-    if result.density is not None:
-        check_scores_targets(experiment, "a certificate")
+    calls = experiment.num_calls
+    for need in CERTIFIABLE if result.learned is not None else (needs.likelihood,):
+        need(experiment, "a certificate")
     batch = design_batch_shape(experiment, result.designs)
-    members = flat_designs(experiment, result.designs)
     miss = (1.0 - confidence) / (2 * batch.numel())
     quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(1.0 - 2.0 * miss, dtype=torch.float64)))
-    sides = []
-    # Common random numbers: what differs between designs is then the designs' doing rather than the draws'.
-    seed = int(torch.randint(2**31 - 1, ()).item())
-    for member in range(batch.numel()):
-        own = {name: value[member] for name, value in members.items()}
-        pyro.set_rng_seed(seed)
-        before = experiment.program.num_calls
-        if result.density is None:
-            sides.append(_from_prior(experiment, own, width, quantile, max_simulations))
-            continue
-        density = member_density(result.density, member)
-        controls = score_controls(experiment, own)
-        left = max_simulations - (experiment.program.num_calls - before)
-        plan = _plan(experiment, own, density, controls, width, quantile, left)
-        found = _sides(experiment, own, density, controls, plan)
-        longer = _longer(plan, max_simulations - (experiment.program.num_calls - before))
-        if (found.tail > HEAVY_TAIL or found.width(quantile) > WIDE * width) and longer is not None:
-            found = _sides(experiment, own, density, controls, longer)
-        sides.append(found)
+    asked = Request(width, quantile, max_simulations)
+    member = iter(range(batch.numel()))
+
+    def one(own: dict[str, Tensor]) -> Sides:
+        if result.learned is None:
+            return _from_prior(experiment, own, asked)
+        return _from_density(experiment, own, member_density(result.density, next(member)), asked)
+
+    sides = at_each_design(experiment, result.designs, one)
+    certificate = _certificate(experiment, sides, batch, confidence, asked)
+    certificate = replace(
+        certificate, num_simulations=experiment.num_calls - calls, seconds=time.perf_counter() - started
+    )
+    return replace(
+        result,
+        certificate=certificate,
+        num_simulations=result.num_simulations + certificate.num_simulations,
+        seconds=result.seconds + certificate.seconds,
+    )
+
+
+def _certificate(
+    experiment: Experiment, sides: list[Sides], batch: torch.Size, confidence: float, asked: Request
+) -> Certificate:
     like: dict[str, Any] = {"dtype": experiment.dtype, "device": experiment.device}
     gather = lambda field: torch.tensor([getattr(side, field) for side in sides], **like).reshape(batch)  # noqa: E731
-    lower, upper = gather("lower"), gather("upper")
-    interval = torch.stack([lower - quantile * gather("lower_error"), upper + quantile * gather("upper_error")])
-    tail = gather("tail")
-    certificate = Certificate(
+    lower, upper, tail = gather("lower"), gather("upper"), gather("tail")
+    margins = asked.quantile * gather("lower_error"), asked.quantile * gather("upper_error")
+    interval = torch.stack([lower - margins[0], upper + margins[1]])
+    return Certificate(
         interval=interval,
         confidence=confidence,
         lower=lower,
@@ -185,23 +194,21 @@ def certified(result: EIGResult, width: float, confidence: float, max_simulation
         upper_standard_error=gather("upper_error"),
         pareto_k=tail,
         certified=bool((tail <= HEAVY_TAIL).all()),
-        width_reached=bool((interval[1] - interval[0] <= width).all()),
+        width_reached=bool((interval[1] - interval[0] <= asked.width).all()),
         num_flow_samples=tuple(side.plan.num_flow for side in sides),
         num_outer_samples=tuple(side.plan.num_outer for side in sides),
         num_inner_samples=tuple(side.plan.num_inner for side in sides),
-        num_simulations=experiment.program.num_calls - calls,
-        seconds=time.perf_counter() - started,
+        num_simulations=0,
+        seconds=0.0,
     )
-    return replace(
-        result,
-        interval=interval,
-        confidence=confidence,
-        certified=certificate.certified,
-        pareto_k=tail,
-        certificate=certificate,
-        num_simulations=result.num_simulations + certificate.num_simulations,
-        seconds=result.seconds + certificate.seconds,
-    )
+
+
+class Request(NamedTuple):
+    """What is asked of an interval: its width in nats, the normal quantile of its errors, and its budget."""
+
+    width: float
+    quantile: float
+    max_simulations: int
 
 
 @dataclass(frozen=True)
@@ -229,12 +236,37 @@ class Sides:
         return self.upper - self.lower + quantile * (self.lower_error + self.upper_error)
 
 
-def _from_prior(
-    experiment: Experiment, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
-) -> Sides:
-    found = nested_sides(experiment, designs, width, quantile, max_simulations)
+def _from_prior(experiment: Experiment, designs: Mapping[str, Tensor], asked: Request) -> Sides:
+    found = nested_sides(experiment, designs, asked.width, asked.quantile, asked.max_simulations)
     plan = Plan(0, found.num_outer, found.num_inner)
     return Sides(found.lower, found.lower_error, found.upper, found.upper_error, found.tail, plan)
+
+
+def _from_density(experiment: Experiment, designs: Mapping[str, Tensor], density: Any, asked: Request) -> Sides:
+    before = experiment.num_calls
+    controls = score_controls(experiment, designs)
+    left = asked.max_simulations - (experiment.num_calls - before)
+    plan = _plan(experiment, designs, density, controls, asked._replace(max_simulations=left))
+    found = _sides(experiment, designs, density, controls, plan)
+    longer = _longer(plan, asked.max_simulations - (experiment.num_calls - before))
+    if (found.tail > HEAVY_TAIL or found.width(asked.quantile) > WIDE * asked.width) and longer is not None:
+        found = _sides(experiment, designs, density, controls, longer)
+    return found
+
+
+def _three_terms(
+    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, num_outer: int, num_inner: int
+) -> tuple[Tensor, ...]:
+    """Return ACE, VNMC and Barber-Agakov terms at the same outer draws."""
+
+    def terms(weights: Weights) -> tuple[Tensor, ...]:
+        return (
+            ace_terms(weights.log_likelihood, weights.own, weights.inner),
+            vnmc_terms(weights.log_likelihood, weights.inner),
+            ba_terms(weights.log_q, weights.log_prior),
+        )
+
+    return weighted_terms(experiment, designs, density, num_outer, num_inner, terms)
 
 
 def _plan(
@@ -242,13 +274,12 @@ def _plan(
     designs: Mapping[str, Tensor],
     density: Any,
     controls: Controls,
-    width: float,
-    quantile: float,
-    max_simulations: int,
+    asked: Request,
 ) -> Plan:
     """Choose sizes: a third of the width for the gap between the bounds, the rest for the two standard errors."""
-    before = experiment.program.num_calls
-    lower, upper, flow = importance_terms(experiment, designs, density, PILOT_OUTER, PILOT_INNER)
+    width, quantile, max_simulations = asked
+    before = experiment.num_calls
+    lower, upper, flow = _three_terms(experiment, designs, density, PILOT_OUTER, PILOT_INNER)
     gap = (upper - lower).mean().clamp_min(0.0).item()
     # The gap falls at least like 1 / L while the weights' variance is finite.
     num_inner = min(MOST_INNER, max(PILOT_INNER, math.ceil(PILOT_INNER * gap / (width / 3.0))))
@@ -261,7 +292,7 @@ def _plan(
     scale = (math.sqrt(variance_flow * cost_flow) + math.sqrt(variance_added * cost_added)) / allowed
     num_flow = max(fewest_flow, math.ceil(scale * math.sqrt(variance_flow / cost_flow)))
     num_outer = max(FEWEST_OUTER, math.ceil(scale * math.sqrt(variance_added / cost_added)))
-    left = max_simulations - max(PILOT_OUTER * (1 + INNER_COST * PILOT_INNER), experiment.program.num_calls - before)
+    left = max_simulations - max(PILOT_OUTER * (1 + INNER_COST * PILOT_INNER), experiment.num_calls - before)
     spent = num_flow + num_outer * (1 + INNER_COST * num_inner)
     if spent > left:
         # Fewer of all draws; where that would leave too few outer ones, fewer inner ones.
@@ -315,9 +346,7 @@ def _sides(
     experiment: Experiment, designs: Mapping[str, Tensor], density: Any, controls: Controls, plan: Plan
 ) -> Sides:
     flow = _flow_terms(experiment, designs, density, controls, plan.num_flow)
-    lower, upper, own = importance_terms(
-        experiment, designs, density, plan.num_outer, plan.num_inner, defensive=DEFENSIVE_SHARE
-    )
+    lower, upper, own = _three_terms(experiment, designs, density, plan.num_outer, plan.num_inner)
     base, base_error = mean_and_standard_error(flow)
     below, below_error = mean_and_standard_error(lower - own)
     above, above_error = mean_and_standard_error(upper - own)
@@ -340,14 +369,14 @@ def _flow_terms(
 ) -> Tensor:
     """Return the flow's Barber-Agakov terms, less what stated entropies and the prior's score explain of them."""
     terms, stated, scored = [], [], []
-    with torch.no_grad(), pyro.validation_enabled(False):
-        for start in range(0, num_samples, FLOW_CHUNK):
-            sample = sample_joint(experiment, min(FLOW_CHUNK, num_samples - start), designs, controls=True)
-            context = design_context(experiment, designs, density, sample.y)
-            terms.append(density.log_prob(sample.theta, context) - sample.log_prior)
-            assert sample.controls is not None  # asked for above
-            stated.append(sample.controls)
-            scored.append(controls(sample.theta))
+    for start in range(0, num_samples, FLOW_CHUNK):
+        sample = sample_joint(experiment, min(FLOW_CHUNK, num_samples - start), designs, controls=True)
+        context = design_context(experiment, designs, density, sample.y)
+        assert sample.controls is not None  # asked for above
+        assert sample.log_prior is not None  # checked at the door
+        terms.append(ba_terms(density.log_prob(sample.theta, context), sample.log_prior))
+        stated.append(sample.controls)
+        scored.append(controls(sample.theta))
     columns = torch.cat([torch.cat(stated), torch.cat(scored)], -1)
     # Where the draws are too few for all of them, those from entropies alone, which are fewer.
     few = num_samples < 100 * columns.shape[-1]

@@ -27,9 +27,6 @@ from torch import Tensor
 
 from pyro_voed.results import DesignResult, EIGResult
 
-LEARNERS = ("eig_flow", "eig_ba", "optimise_design")
-"""Estimators whose lower bound is that of Barber and Agakov, by the density that they return."""
-
 
 @dataclass(frozen=True)
 class BoundGap:
@@ -41,7 +38,7 @@ class BoundGap:
         standard_error: Of `gap`, the two taken as independent.
         lower: The bound that the density attains, nats.
         upper: The upper bound, nats.
-        source: Which upper bound: "certificate", "marginal" or "nmc".
+        source: Which upper bound: "certificate", or the name of a reference.
     """
 
     gap: Float[Tensor, " *design_batch"]
@@ -66,8 +63,8 @@ def bound_gap(result: EIGResult | DesignResult) -> BoundGap:
     Of several upper bounds the one least in value plus two standard errors is taken, on average over designs.
 
     Args:
-        result: What `eig_flow`, `eig_ba` or `optimise_design` returned, with an upper bound: ask for `marginal=True`,
-            `nmc=True` or `certify=True`, or pass it through `certify`.
+        result: What `eig_flow`, `eig_ba` or `optimise_design` returned, with an upper bound: ask for
+            `references=[eig_marginal]` or `certify=True`, or pass it through `certify`.
 
     Returns:
         The gap at every design, with its standard error.
@@ -79,23 +76,27 @@ def bound_gap(result: EIGResult | DesignResult) -> BoundGap:
         Barber and Agakov (2003).
 
     Example:
-        >>> from pyro_voed.estimators import eig_flow
+        >>> from pyro_voed.estimators import eig_flow, eig_nmc
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> gap = bound_gap(eig_flow(linear_gaussian(), "y", "theta", num_steps=200, nmc=True, seed=0))
+        >>> from pyro_voed.training import Fresh
+        >>> result = eig_flow(
+        ...     linear_gaussian(), "y", "theta", training=Fresh(num_steps=200), references=[eig_nmc], seed=0
+        ... )
+        >>> gap = bound_gap(result)
         >>> gap.source, bool(gap.gap > -4 * gap.standard_error)
-        ('nmc', True)
+        ('eig_nmc', True)
     """
     estimate = result.final if isinstance(result, DesignResult) else result
-    if estimate.estimator not in LEARNERS or estimate.density is None or estimate.bound != "lower":
+    if estimate.learned is None or not estimate.learned.attains:
         raise ValueError(
-            f"result: expected a lower bound by a density of the targets, got {estimate.estimator} with bound "
-            f"{estimate.bound!r}. Use eig_flow, whose density the gap then judges."
+            f"result: expected the Barber-Agakov bound of a density of the targets, got {estimate.estimator}, whose "
+            "estimate is not what a density of its own attains. Use eig_flow, whose density the gap then judges."
         )
     uppers = _uppers(estimate)
     if not uppers:
         raise ValueError(
-            "result: it holds no upper bound. Call eig_flow with marginal=True, nmc=True or certify=True, or "
-            "certify the result."
+            "result: it holds no upper bound. Call eig_flow with references=[eig_marginal] (or eig_nmc) or "
+            "certify=True, or certify the result."
         )
     source = min(uppers, key=lambda name: (uppers[name][0] + 2 * uppers[name][1]).mean().item())
     upper, upper_error = uppers[source]
@@ -115,7 +116,7 @@ def _uppers(estimate: EIGResult) -> dict[str, tuple[Tensor, Tensor]]:
         shape = estimate.eig.shape
         certificate = estimate.certificate
         uppers["certificate"] = (certificate.upper.reshape(shape), certificate.upper_standard_error.reshape(shape))
-    for name, other in (("marginal", estimate.marginal), ("nmc", estimate.nmc)):
-        if other is not None and other.bound == "upper":
-            uppers[name] = (other.eig, other.standard_error)
+    for other in estimate.references:
+        if other.bound == "upper":
+            uppers[other.estimator] = (other.eig, other.standard_error)
     return uppers

@@ -23,15 +23,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.estimators.nested import log_marginal
+from pyro_voed.bounds.nested import nmc_terms, pce_terms
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import run_controls
+from pyro_voed.experiment.pairs import log_sums
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.scoring import outcome_log_likelihood
-from pyro_voed.experiment.simulate import run_controls
-from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error, pareto_k
 
 NUM_BLOCKS = 64
@@ -74,10 +74,9 @@ def nested_sides(
     Raises:
         ArithmeticError: If a term is not finite.
     """
-    with torch.no_grad(), pyro.validation_enabled(False):
-        num_outer, num_inner = _plan(experiment, designs, width, quantile, max_simulations)
-        rows = num_outer // NUM_BLOCKS
-        blocks = [_block(experiment, designs, rows, num_inner) for _ in range(NUM_BLOCKS)]
+    num_outer, num_inner = _plan(experiment, designs, width, quantile, max_simulations)
+    rows = num_outer // NUM_BLOCKS
+    blocks = [_block(experiment, designs, rows, num_inner) for _ in range(NUM_BLOCKS)]
     lower, upper, controls = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     # Student's quantile for this many blocks over the normal one, to first order (Cornish and Fisher).
     inflation = 1.0 + (quantile**2 + 1.0) / (4.0 * (NUM_BLOCKS - 1))
@@ -124,9 +123,8 @@ def _block(
     inner = run_rows(experiment.program, num_inner, experiment.shapes, designs=designs)
     outcomes = {site.name: outer.value(site.name) for site in experiment.observations}
     own = outcome_log_likelihood(outer, experiment)
-    others = log_marginal(experiment, designs, outcomes, inner)
-    upper = own - others
-    lower = own - torch.logaddexp(others + math.log(num_inner), own) + math.log(num_inner + 1)
+    sums = log_sums(experiment, designs, outcomes, inner)
+    upper, lower = nmc_terms(own, sums, num_inner), pce_terms(own, sums, num_inner, own)
     if not (torch.isfinite(lower).all() and torch.isfinite(upper).all()):
         bad = int((~torch.isfinite(upper)).sum())
         raise ArithmeticError(

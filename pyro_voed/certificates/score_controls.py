@@ -28,8 +28,9 @@ from jaxtyping import Float
 from pyro import distributions as dist
 from torch import Tensor
 
+from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.programs import base_distribution, run_rows
-from pyro_voed.experiment.sites import Experiment, Site
+from pyro_voed.experiment.sites import Site
 
 SMOOTH = (
     dist.Normal,
@@ -64,9 +65,9 @@ def score_controls(
 
     Example:
         >>> from pyro_voed.problems.regression import regression
-        >>> from pyro_voed.experiment.resolve import resolve
-        >>> from pyro_voed.experiment.simulate import sample_joint
-        >>> experiment = resolve(regression(), "y")
+        >>> from pyro_voed.experiment.experiment import Experiment
+        >>> from pyro_voed.experiment.sampling import sample_joint
+        >>> experiment = Experiment(regression(), "y")
         >>> sample = sample_joint(experiment, 10_000)
         >>> controls = score_controls(experiment, experiment.design_values)(sample.theta)  # two for each of 21 coordinates
         >>> controls.shape, bool((controls.mean(0).abs() < 5 * controls.std(0) / 100).all())

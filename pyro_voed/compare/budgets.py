@@ -26,7 +26,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,9 @@ from pyro_voed.estimators import (
 )
 from pyro_voed.estimators.critic import eig_critic
 from pyro_voed.estimators.lbkld import eig_lbkld
+from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.results import EIGResult
+from pyro_voed.training import Pool
 
 SMALLEST_BUDGET = 100
 NEWTON_STEPS = 10
@@ -69,18 +71,15 @@ def at_budget(estimate: Callable[..., EIGResult], sizes: Callable[[int], Mapping
     """
 
     def run(
-        model: Callable[..., Any],
+        model: Callable[..., Any] | Experiment,
         observation_labels: Labels = None,
         target_labels: Labels = None,
         *,
         budget: int,
         seed: int | None = None,
-        model_args: Sequence[Any] = (),
-        model_kwargs: Mapping[str, Any] | None = None,
     ) -> EIGResult:
         check_count(budget, "budget", SMALLEST_BUDGET)
-        given = {"seed": seed, "model_args": model_args, "model_kwargs": model_kwargs}
-        return estimate(model, observation_labels, target_labels, **given, **sizes(budget))
+        return estimate(model, observation_labels, target_labels, seed=seed, **sizes(budget))
 
     return run
 
@@ -89,13 +88,10 @@ def pooled(budget: int) -> dict[str, Any]:
     """Return sizes of an estimator that learns from a pool: four fifths to learn, the rest to evaluate.
 
     Example:
-        >>> pooled(10_000)
-        {'num_simulations': 8000, 'num_samples': 2000, 'batch_size': 256, 'progress': False}
+        >>> pooled(10_000)["training"].num_simulations, pooled(10_000)["num_samples"]
+        (8000, 2000)
     """
-    pool = round(0.8 * budget)
-    # A hundred steps for each pass over a large pool are enough, and larger batches are cheaper by the row.
-    batch_size = min(1_024, max(256, pool // 100))
-    return {"num_simulations": pool, "num_samples": budget - pool, "batch_size": batch_size, "progress": False}
+    return _pooled(round(0.8 * budget)) | {"num_samples": budget - round(0.8 * budget)}
 
 
 def with_proposal(budget: int) -> dict[str, Any]:
@@ -105,13 +101,17 @@ def with_proposal(budget: int) -> dict[str, Any]:
         >>> with_proposal(10_000)["num_inner_samples"]
         8
     """
-    pool = budget // 2
+    left = budget - budget // 2
     # With a good proposal few inner draws do, and the variance is that of the outer ones.
-    num_inner = max(2, round((budget - pool) ** 0.25))
+    num_inner = max(2, round(left**0.25))
     # A tenth of the inner draws come from the prior, and cost a run to draw as well as one to score.
-    outer = max(2, round((budget - pool) / (1 + 1.1 * num_inner)))
-    sizes = pooled(budget) | {"num_simulations": pool, "num_samples": outer}
-    return sizes | {"num_inner_samples": num_inner}
+    outer = max(2, round(left / (1 + 1.1 * num_inner)))
+    return _pooled(budget // 2) | {"num_samples": outer, "num_inner_samples": num_inner}
+
+
+def _pooled(pool: int) -> dict[str, Any]:
+    # A hundred steps for each pass over a large pool are enough, and larger batches are cheaper by the row.
+    return {"training": Pool(pool, batch_size=min(1_024, max(256, pool // 100))), "progress": False}
 
 
 def nested_low(budget: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import torch
 from pyro_voed.checks import Labels, check_callable, check_count
 from pyro_voed.compare.budgets import SMALLEST_BUDGET, EstimatorAtBudget
 from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.results import Bound, EIGResult
 
 
@@ -128,7 +129,7 @@ class Comparison:
 
 
 def compare_estimators(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     estimators: Mapping[str, EstimatorAtBudget],
     budgets: int | Sequence[int],
     repeats: int = 1,
@@ -137,8 +138,6 @@ def compare_estimators(
     target_labels: Labels = None,
     exact: float | None = None,
     seed: int | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
     on_row: Callable[[ComparisonRow], None] = lambda row: None,
 ) -> Comparison:
     """Run estimators of the expected information gain at equal budgets, each several times.
@@ -147,7 +146,7 @@ def compare_estimators(
     row that says so; any other error ends the comparison.
 
     Args:
-        model: A Pyro program of one experiment, compared at its stored or initial design.
+        model: A Pyro program of one experiment, or an `Experiment`, compared at its stored or initial design.
         estimators: Estimators at a budget by the name they are shown under; `ESTIMATORS` holds the library's.
         budgets: Simulated experiments, at least 100 each.
         repeats: Runs of each, with other seeds. Equal repeats of different estimators share their seed.
@@ -155,8 +154,6 @@ def compare_estimators(
         target_labels: Sites to learn about; default: all other latent sites.
         exact: Exact value in nats, where it is known.
         seed: Seed of the whole comparison; None draws one from the global generator.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
         on_row: Called with every row as soon as it is complete, for example `print`.
 
     Returns:
@@ -186,15 +183,14 @@ def compare_estimators(
         2  nmc_high    1000  upper
         3  nmc_high   10000  upper
     """
-    check_callable(model)
+    if not isinstance(model, Experiment):
+        check_callable(model)
     sizes = _checked(estimators, budgets, repeats, exact)
     with isolated(seed):
         seeds = torch.randint(2**31 - 1, (len(sizes), repeats)).tolist()
     rows = []
     for name, estimator in estimators.items():
-        call = partial(
-            estimator, model, observation_labels, target_labels, model_args=model_args, model_kwargs=model_kwargs
-        )
+        call = partial(estimator, model, observation_labels, target_labels)
         for budget, own in zip(sizes, seeds, strict=True):
             rows.append(_row(name, call, budget, own, exact))
             on_row(rows[-1])

@@ -16,7 +16,8 @@ import torch
 from pyro_voed.checks import check_count
 from pyro_voed.estimators.collapse import NUM_EXPERIMENTS, collapse_of
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.simulate import sample_joint
+from pyro_voed.experiment.designs import pack_designs
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference.flow import DesignIndex, trained_density
 from pyro_voed.results import CollapseCheck, DesignResult, EIGResult
 
@@ -57,7 +58,6 @@ def collapse_check(
     trained = trained_density(result, design_index)
     with isolated(seed), torch.no_grad(), pyro.validation_enabled(False):
         sample = sample_joint(trained.experiment, num_simulations, trained.designs)
-        design = trained.packed_design
-        return collapse_of(
-            trained.experiment, trained.density, sample if design is None else replace(sample, designs=design)
-        )
+        if trained.density.context_dim > sample.y.shape[-1]:
+            sample = replace(sample, designs=pack_designs(trained.experiment, trained.designs))
+        return collapse_of(trained.experiment, trained.density, sample)

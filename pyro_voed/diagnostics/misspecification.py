@@ -39,7 +39,7 @@ from pyro_voed.densities import StandardisedDensity
 from pyro_voed.densities.contract import evaluating
 from pyro_voed.diagnostics.mmd_terms import gaussian_kernel, median_distance, squared_distances
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.simulate import sample_joint
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference.flow import DesignIndex, TrainedDensity, trained_density
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names
 from pyro_voed.results import DesignResult, EIGResult

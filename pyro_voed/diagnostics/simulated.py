@@ -23,7 +23,8 @@ from torch import Tensor
 
 from pyro_voed.checks import check_count
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.simulate import sample_joint, unpack_targets
+from pyro_voed.experiment.packing import unpack_targets
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference.flow import DesignIndex, trained_density
 from pyro_voed.results import DesignResult, EIGResult, element_names
 

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,22 +32,20 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import Labels, check_callable, check_count, check_known
 from pyro_voed.densities import SplineCouplingFlow
-from pyro_voed.estimators.learning import (
-    Budget,
-    check_pilot,
-    check_sizes,
-    evaluate_terms,
-    train_density,
-)
-from pyro_voed.estimators.objective import build_posterior
-from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, stated_prior
+from pyro_voed.estimators.building import build_posterior
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.estimators.fit import fit_of
+from pyro_voed.estimators.posterior import RATE, posterior_terms
 from pyro_voed.estimators.summarising import Summary
+from pyro_voed.experiment import needs
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, draw_joint
-from pyro_voed.experiment.sites import DesignSite, Experiment, given_designs
-from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.results import EIGResult, FitHistory
+from pyro_voed.experiment.designs import design_batch_shape
+from pyro_voed.experiment.experiment import Experiment, as_experiment
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.sampling import draw_joint
+from pyro_voed.experiment.sites import DesignSite, given_designs
+from pyro_voed.results import EIGResult, FitHistory, Learned
+from pyro_voed.training.settings import Fresh, check_training
 
 PILOT_SIZE = 2_000
 EVALUATION_ROWS = 100_000
@@ -65,20 +63,27 @@ class AmortisedEIG:
     """The expected information gain at any design.
 
     Attributes:
-        density: The conditional density, which takes outcome and design.
         sites: What was resolved from the model.
-        history: Training record; the bound is the mean over the proposal's designs.
+        learned: The conditional density, which takes outcome and design, and its training record, whose bound is the
+            mean over the proposal's designs.
         num_simulations: Experiments simulated in training.
         seconds: Wall time of training.
-        prior_entropy: Entropy of the targets in nats, where it was given.
     """
 
-    density: Any
     experiment: Experiment
-    history: FitHistory | None
+    learned: Learned
     num_simulations: int
     seconds: float
-    prior_entropy: float | None = None
+
+    @property
+    def density(self) -> Any:
+        """The conditional density."""
+        return self.learned.density
+
+    @property
+    def history(self) -> FitHistory | None:
+        """Training record."""
+        return self.learned.history
 
     def at(
         self, designs: Mapping[str, Any] | None = None, *, num_samples: int | None = None, seed: int | None = None
@@ -101,70 +106,38 @@ class AmortisedEIG:
         """
         if num_samples is not None:
             check_count(num_samples, "num_samples", 2)
-        with isolated(seed):
-            started, experiment = time.perf_counter(), self.experiment
+
+        def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
             # A density that takes the design as context takes it for a single design too.
-            candidates = candidate_designs(experiment, designs)
             batch = design_batch_shape(experiment, candidates)
             shaped = candidates if batch else {name: value.unsqueeze(0) for name, value in candidates.items()}
+            fit = fit_of(experiment, shaped, None, name="amortise_eig", rate=RATE)
             size = num_samples or min(MOST_ROWS, max(FEWEST_ROWS, EVALUATION_ROWS // batch.numel()))
-            prepare, calls = stated_prior(self.prior_entropy), experiment.program.num_calls
-            terms, outcome_range = evaluate_terms(
-                experiment,
-                lambda sample: barber_agakov(prepare(sample), self.density),
-                size,
-                shaped,
-                likelihood=False,
-                estimator="amortise_eig",
-            )
-            eig, standard_error = mean_and_standard_error(terms)
-            return EIGResult(
-                eig=eig.reshape(batch),
-                standard_error=standard_error.reshape(batch),
-                bound="lower",
-                estimator="eig_flow",
-                num_simulations=experiment.program.num_calls - calls,
-                num_samples=size,
-                seconds=time.perf_counter() - started,
-                designs=candidates,
-                target_labels=experiment.target_labels,
-                observation_labels=experiment.observation_labels,
-                nuisance_labels=tuple(site.name for site in experiment.nuisance),
-                history=self.history,
-                density=self.density,
-                experiment=experiment,
-                observation_range=outcome_range,
-            )
+            found = fit.evaluate(lambda sample: posterior_terms(sample, self.density), size)
+            learned = replace(self.learned, attains=True, outcome_range=found.outcome_range)
+            return Terms(found.terms.reshape(size, *batch), learned)
+
+        return estimate(self.experiment, None, None, designs, terms, name="amortise_eig", bound="lower", seed=seed)
 
     def __str__(self) -> str:
         lines = [f"expected information gain amortised over {', '.join(self.experiment.design_labels)}"]
         lines.append(
             f"targets {list(self.experiment.target_labels)}, outcomes {list(self.experiment.observation_labels)}"
         )
-        if self.history is not None:
-            lines.append(f"training: {self.history.num_steps} steps, stopped by {self.history.stop_reason}")
+        lines.append(str(self.learned))
         lines.append(f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s")
         return "\n".join(lines)
 
 
 def amortise_eig(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     proposal: Proposal | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
-    prior_entropy: float | None = None,
     density: Any = None,
     summary: Summary = None,
-    num_steps: int | None = None,
-    max_steps: int = 20_000,
-    batch_size: int = 1_024,
-    learning_rate: float = 2e-3,
-    vectorize: bool = True,
+    training: Fresh | None = None,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> AmortisedEIG:
@@ -174,24 +147,13 @@ def amortise_eig(
         model: A Pyro program of one experiment with at least one design.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about; default: all other latent sites.
-        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites.
         proposal: Function from a number to that many designs to train at, `(num_designs, *shape)` by label, drawn with
             torch's generator. Default: over intervals, half uniform and half with more draws near the ends.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
-        prior_entropy: Differential entropy of the targets in nats, where the model states no density of them.
         density: A factory `(theta_dim, context_dim) -> density`, a density, or that of an earlier amortised result to
             go on from. Default: a spline coupling flow.
-        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
-            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
-            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
-        num_steps: Train for exactly this many steps. Default: until the mean bound no longer rises by more than its
-            noise, then cool down.
-        max_steps: Most steps.
-        batch_size: Experiments a step, each at a design of its own where the model allows.
-        learning_rate: Peak learning rate.
-        vectorize: Run experiments together; False runs any model one by one.
+        summary: As in `eig_flow`.
+        training: `Fresh(...)`, as in `eig_flow`; default 1,024 experiments a step, each at a design of its own where the
+            model allows, and at most 20,000 steps.
         seed: Seed; None draws one from the global generator.
         progress: Show a progress bar; None shows it on a terminal only.
 
@@ -208,64 +170,53 @@ def amortise_eig(
         >>> import pyro
         >>> from pyro import distributions as dist
         >>> from torch.distributions import constraints
+        >>> from pyro_voed.training import Fresh
         >>> def model():
         ...     xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
         ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0))
-        >>> curve = amortise_eig(model, "y", num_steps=300, seed=0).at({"xi": torch.tensor([0.0, 1.0, 2.0])}, seed=0)
+        >>> curve = amortise_eig(model, "y", training=Fresh(num_steps=300), seed=0).at({"xi": torch.tensor([0.0, 1.0, 2.0])}, seed=0)
         >>> [round(value, 1) for value in curve.eig.tolist()]  # exact: log(1 + xi^2) / 2
         [-0.0, 0.3, 0.8]
     """
-    check_sizes(None, num_steps, max_steps, batch_size, learning_rate, None)
+    check_training(training, kinds=(Fresh,))
     if proposal is not None:
         check_callable(proposal, "proposal")
+    training = training or Fresh()
+    size = training.batch_size or BATCH_SIZE
+    training = replace(training, batch_size=size, max_steps=training.max_steps or MAX_STEPS)
     with isolated(seed):
         started = time.perf_counter()
-        common: dict[str, Any] = {
-            "design_labels": design_labels,
-            "model_args": model_args,
-            "model_kwargs": model_kwargs,
-            "prior": prior,
-            "vectorize": vectorize,
-        }
-        experiment = resolve(model, observation_labels, target_labels, **common)
-        if not experiment.designs:
-            raise ValueError("the model has no design: mark what the experimenter sets with pyro.param.")
+        spent = model.num_calls if isinstance(model, Experiment) else 0
+        experiment, _ = as_experiment(model, observation_labels, target_labels)
+        for need in (needs.designs, needs.learnable_targets, needs.stated_prior):
+            need(experiment, "amortise_eig")
         propose = (
             partial(_default_proposal, experiment) if proposal is None else partial(_checked, experiment, proposal)
         )
-        # Again with several designs, so that their layout is probed.
-        experiment = resolve(model, observation_labels, target_labels, designs=propose(3), **common)
-        check_flow_targets(experiment, prior_entropy)
-        prepare = stated_prior(prior_entropy)
-        members = batch_size if experiment.program.design_singletons is not None else min(DESIGNS_AT_ONCE, batch_size)
+        experiment = experiment.laid_out(propose(3))
+        members = size if experiment.takes_design_rows else min(DESIGNS_AT_ONCE, size)
 
-        def draw(size: int = batch_size) -> JointSample:
-            return draw_joint(experiment, max(1, size // members), propose(min(size, members)))
+        def draw(rows: int) -> JointSample:
+            return draw_joint(experiment, max(1, rows // members), propose(min(rows, members)))
 
-        with torch.no_grad():
-            pilot = prepare(draw(max(batch_size, PILOT_SIZE if experiment.program.vectorised else 200)))
-        check_pilot(experiment, pilot)
-        trained = build_posterior(density or _make_flow, pilot, experiment, summary)
-        history = train_density(
+        fit = fit_of(
             experiment,
-            trained,
-            barber_agakov,
-            Budget(None, num_steps, max_steps, batch_size, learning_rate, 2),
-            None,
-            likelihood=False,
-            prepare=prepare,
+            experiment.design_values,
+            training,
+            name="amortise_eig",
+            rate=RATE,
             draw=draw,
             progress=progress,
-            description="amortise_eig",
         )
+        pilot = fit.pilot(None, draw=lambda rows: draw(max(size, 2 * rows)))
+        build = partial(build_posterior, density or _make_flow, pilot, experiment, summary)
+        trained, history, rate = fit.train_best(build, posterior_terms)
         return AmortisedEIG(
-            density=trained,
             experiment=experiment,
-            history=history,
-            num_simulations=experiment.program.num_calls,
+            learned=Learned(trained, of_targets=True, history=history, learning_rate=rate),
+            num_simulations=experiment.num_calls - spent,
             seconds=time.perf_counter() - started,
-            prior_entropy=prior_entropy,
         )
 
 

@@ -24,60 +24,44 @@ References:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_voed.bounds.barber_agakov import ba_terms
 from pyro_voed.checks import Labels
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.guide import GuideDensity
-from pyro_voed.estimators.learning import (
-    Budget,
-    check_sizes,
-    default_budget,
-    draw_pool,
-    evaluate_terms,
-    train_density,
-)
-from pyro_voed.estimators.posterior_bound import ba_terms, stated_prior
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Experiment
-from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.results import EIGResult
-from pyro_voed.training.loop import kept_on_error
+from pyro_voed.experiment import needs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.results import EIGResult, Learned
+from pyro_voed.training.settings import Training, check_training
+
+RATE = 1e-2
 
 
+@needs.needing(needs.stated_prior)
 def eig_ba(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
     guide: Callable[..., Any],
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
-    prior_entropy: float | None = None,
-    num_simulations: int | None = None,
-    num_steps: int | None = None,
-    max_steps: int = 10_000,
-    batch_size: int | None = None,
-    learning_rate: float = 1e-2,
+    training: Training | None = None,
     num_samples: int | None = None,
-    vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> EIGResult:
     """Estimate the expected information gain from below with a Pyro guide as posterior.
 
     Args:
-        model: A Pyro program of one experiment.
+        model: A Pyro program of one experiment, or an `Experiment`.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
         guide: Called as `guide(observations, *model_args, **model_kwargs)`, where `observations` holds the outcome's
@@ -85,21 +69,10 @@ def eig_ba(
             site does not use, then the site's own shape. It samples every target under the model's name, nothing
             else, and may read designs by `pyro.param`. Explicit parameters are fitted in a private copy; a guide that
             is a `torch.nn.Module` is copied; networks inside a guide function are trained in place, as `SVI` would.
-            The density of an earlier result is trained further (or used as it is, with `num_steps=0`).
-        design_labels: Design sites.
+            The density of an earlier result is trained further (or used as it is, with `Fresh(num_steps=0)`).
         designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with one guide; it should read them.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
-        prior_entropy: Entropy of the targets in nats, in their own coordinates, where the model does not state their
-            density.
-        num_simulations: Train on a fixed pool of this many simulations, part of it kept for validation.
-        num_steps: Train for exactly this many steps. Default: until the bound no longer rises by more than its noise.
-        max_steps: Most steps on fresh simulations.
-        batch_size: Experiments a step.
-        learning_rate: Peak learning rate.
+        training: `Fresh(...)` or `Pool(...)`, as in `eig_flow`.
         num_samples: Fresh experiments at each design behind the reported number.
-        vectorize: Run experiments together; False runs model and guide one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show progress bars; None shows them on a terminal only.
 
@@ -110,51 +83,39 @@ def eig_ba(
     Raises:
         ValueError: If guide and model do not fit together, or labels, designs or sizes are wrong.
         NotImplementedError: If the density of the targets is neither stated nor their entropy given.
-        ArithmeticError: If targets fall outside the guide's support, or a term is not finite. It carries the density
-            as last trained (`error.density`).
+        ArithmeticError: If targets fall outside the guide's support, or a term is not finite. In training it is a
+            `TrainingStopped` too, and carries the density as last trained (`error.density`).
 
     References:
         Foster et al. (2019), Eq. 5; Barber and Agakov (2003).
 
     Example:
-        >>> import pyro
+        >>> import pyro, torch
         >>> from pyro import distributions as dist
         >>> from pyro_voed.problems.finite import finite
+        >>> from pyro_voed.training import Fresh
         >>> def guide(observations):
         ...     logits = pyro.param("logits", torch.zeros(2))
         ...     pyro.sample("theta", dist.Bernoulli(logits=logits[0] + logits[1] * observations["y"]))
-        >>> result = eig_ba(finite(), "y", guide=guide, num_steps=300, seed=0)
+        >>> result = eig_ba(finite(), "y", guide=guide, training=Fresh(num_steps=300), seed=0)
         >>> result.bound, bool(0.11 < result.eig < 0.14)  # exact: 0.1258
         ('lower', True)
     """
-    check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
-    with isolated(seed):
-        started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
-        _check_prior(experiment, prior_entropy)
-        candidates = candidate_designs(experiment, designs)
-        budget = default_budget(
-            experiment,
-            design_batch_shape(experiment, candidates),
-            num_simulations=num_simulations,
-            num_steps=num_steps,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            num_samples=num_samples,
-        )
-        density = _posterior_density(guide, experiment, model_args, model_kwargs or {}, candidates, num_steps != 0)
-        return _guide_bound(experiment, candidates, budget, density, stated_prior(prior_entropy), progress, started)
+    check_training(training)
+
+    def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
+        fit = fit_of(experiment, candidates, training, name="eig_ba", rate=RATE, progress=progress)
+        pool = fit.pool()
+        build = lambda: _posterior_density(guide, experiment, candidates, fit.trains)  # noqa: E731
+        density, history, rate = fit.train_best(build, _objective, pool)
+        found = fit.evaluate(lambda sample: _objective(sample, density), num_samples)
+        learned = Learned(density, attains=True, history=history, outcome_range=found.outcome_range, learning_rate=rate)
+        return Terms(found.terms, learned)
+
+    needed = [needs.stated_prior]
+    return estimate(
+        model, observation_labels, target_labels, designs, terms, name="eig_ba", bound="lower", needs=needed, seed=seed
+    )
 
 
 def _objective(sample: JointSample, density: GuideDensity) -> Float[Tensor, "num_samples *design_batch"]:
@@ -162,70 +123,12 @@ def _objective(sample: JointSample, density: GuideDensity) -> Float[Tensor, "num
     return ba_terms(density.log_prob(sample), sample.log_prior)
 
 
-def _guide_bound(
-    experiment: Experiment,
-    designs: Mapping[str, Tensor],
-    budget: Budget,
-    density: GuideDensity,
-    prepare: Callable[[JointSample], JointSample],
-    progress: bool | None,
-    started: float,
-) -> EIGResult:
-    """Train and evaluate on a resolved model, inside `isolated`."""
-    history = None
-    with kept_on_error(lambda: {"density": density}):
-        if budget.num_steps != 0:
-            history = train_density(
-                experiment,
-                density,
-                _objective,
-                budget,
-                designs,
-                likelihood=False,
-                prepare=prepare,
-                pool=draw_pool(experiment, budget, designs, likelihood=False, prepare=prepare),
-                progress=progress,
-                description="eig_ba",
-            )
-        terms, outcome_range = evaluate_terms(
-            experiment,
-            lambda sample: _objective(prepare(sample), density),
-            budget.num_samples,
-            designs,
-            likelihood=False,
-            estimator="eig_ba",
-        )
-    eig, standard_error = mean_and_standard_error(terms)
-    return EIGResult(
-        eig=eig,
-        standard_error=standard_error,
-        bound="lower",
-        estimator="eig_ba",
-        num_simulations=experiment.program.num_calls,
-        num_samples=budget.num_samples,
-        seconds=time.perf_counter() - started,
-        designs=designs,
-        target_labels=experiment.target_labels,
-        observation_labels=experiment.observation_labels,
-        nuisance_labels=tuple(site.name for site in experiment.nuisance),
-        history=history,
-        density=density,
-        experiment=experiment,
-        observation_range=outcome_range,
-    )
-
-
 def _posterior_density(
-    guide: Callable[..., Any],
-    experiment: Experiment,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    designs: Mapping[str, Tensor],
-    trained: bool,
+    guide: Callable[..., Any], experiment: Experiment, designs: Mapping[str, Tensor], trained: bool
 ) -> GuideDensity:
     earlier = guide if isinstance(guide, GuideDensity) else None
     program = guide if earlier is None else earlier.guide
-    density = GuideDensity(program, experiment, args, kwargs, designs, of_targets=True, trained=trained)
+    density = GuideDensity(program, experiment, designs, of_targets=True, trained=trained)
     if earlier is not None:
         if density.names != earlier.names:
             raise ValueError(
@@ -236,15 +139,3 @@ def _posterior_density(
             for leaf, value in zip(density.unconstrained, earlier.unconstrained, strict=True):
                 leaf.copy_(value)
     return density
-
-
-def _check_prior(experiment: Experiment, prior_entropy: float | None) -> None:
-    """Raise NotImplementedError where the targets' density is neither stated nor its entropy given."""
-    if experiment.has_log_prior or prior_entropy is not None:
-        return
-    leaking = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in experiment.leaking_nuisance.items())
-    unstated = [site.name for site in experiment.targets if not site.has_density]
-    raise NotImplementedError(
-        f"the model does not state the prior density of the targets: {leaking or f'{unstated} have no log density'}. "
-        "Make what they are drawn given a target too, or give the targets' entropy in nats as prior_entropy=."
-    )

@@ -18,7 +18,9 @@ from pyro_voed.densities import (
     as_density,
     context_groups,
 )
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.estimators.summarising import Summary, outcome_summary
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
 
 
 def discrete_values(experiment: Experiment) -> list[Tensor | None]:
@@ -127,3 +129,53 @@ def _summary_dim(summary: nn.Module, context: Tensor) -> int:
             f"summary_dim), got {tuple(shape)}."
         )
     return shape[1]
+
+
+def build_posterior(
+    given: Any, pilot: JointSample, experiment: Experiment, summary: Summary, *, started: bool = True
+) -> StandardisedDensity:
+    """Return a conditional density of the targets given outcomes (and, over several designs, the design).
+
+    Args:
+        given: None for the default, a factory, a density, or that of an earlier result.
+        pilot: Simulations that scales are taken from.
+        experiment: The experiment.
+        summary: As the user gave it.
+        started: Also start a flow at the pilot's linear-Gaussian posterior. Not for pools, whose density starts once
+            the part that decides when training stops has been set aside (`start_posterior`).
+    """
+    # A density of an earlier result has its own.
+    module = None if isinstance(given, StandardisedDensity) else outcome_summary(experiment, summary)
+    theta, context = target_rows(pilot)
+    density = build_density(
+        given,
+        theta,
+        context,
+        num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
+        summary=module,
+        discrete=discrete_values(experiment),
+    )
+    if started and not isinstance(given, StandardisedDensity):
+        density.start_(theta, context)
+    return density
+
+
+def start_posterior(density: StandardisedDensity, sample: JointSample) -> None:
+    """Let a flow that has learnt nothing start at the linear-Gaussian posterior of a pool.
+
+    Not behind a summary that has yet to learn: what its random features predict on a pool is in part that pool's
+    chance, and training, which changes the features, does not get rid of it.
+    """
+    if not learns(density.summary):
+        density.start_(*target_rows(sample))
+
+
+def learns(summary: nn.Module | None) -> bool:
+    """Return whether a summary has weights to be trained."""
+    return summary is not None and any(weight.requires_grad for weight in summary.parameters())
+
+
+def target_rows(sample: JointSample) -> tuple[Tensor, Tensor]:
+    """Return targets and contexts of all designs as rows."""
+    theta, context = (values.reshape(-1, values.shape[-1]) for values in (sample.theta, sample.context()))
+    return theta, context

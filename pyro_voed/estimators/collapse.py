@@ -21,7 +21,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -31,10 +31,9 @@ from torch import Tensor
 
 from pyro_voed.checks import warn
 from pyro_voed.densities import StandardisedDensity
-from pyro_voed.estimators.learning import draw_training
 from pyro_voed.estimators.summarising import Rows, exchangeable_rows
-from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
 from pyro_voed.results import CollapseCheck, element_names
 from pyro_voed.summaries import row_moments
 
@@ -82,22 +81,18 @@ def warn_of_collapse(check: CollapseCheck) -> None:
         )
 
 
-def checked_for_collapse(
-    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, pool: JointSample | None = None
-) -> CollapseCheck | None:
+def checked_for_collapse(experiment: Experiment, density: Any, sample: JointSample) -> CollapseCheck | None:
     """Check, and warn, that the summary of a density ignores no target.
 
-    On the pool or, where they are cheap, on fresh simulations; None where there are neither, or no summary, or many
-    densities stacked.
+    Args:
+        experiment: The experiment.
+        density: The density; there is no check where it has no summary, or many are stacked.
+        sample: Simulations that took no part in training.
     """
-    checkable = isinstance(density, StandardisedDensity) and density.summary is not None
-    if not checkable or (pool is None and not experiment.program.vectorised):
+    if not isinstance(density, StandardisedDensity) or density.summary is None:
         return None
     with torch.no_grad(), pyro.validation_enabled(False):
-        sample = draw_training(experiment, NUM_EXPERIMENTS, designs, likelihood=False) if pool is None else pool
-        check = collapse_of(
-            experiment, density, sample if len(sample.y) <= NUM_EXPERIMENTS else sample[:NUM_EXPERIMENTS]
-        )
+        check = collapse_of(experiment, density, sample)
     warn_of_collapse(check)
     return check
 

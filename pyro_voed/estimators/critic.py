@@ -40,9 +40,9 @@ References:
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -52,30 +52,23 @@ from torch import Tensor
 from pyro_voed.bounds.critic import CriticTerms, info_nce, log_mean_exp_product
 from pyro_voed.checks import Labels, check_count, warn
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
-from pyro_voed.estimators.learning import (
-    Budget,
-    check_pilot,
-    check_sizes,
-    default_budget,
-    draw_pool,
-    explain_terms,
-    refresher,
-)
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.estimators.fit import default_num_samples, explain_terms, fit_of
 from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.summarising import Summary, outcome_summary
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.experiment.designs import design_batch_shape, flat_designs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
-from pyro_voed.results import EIGResult, FitHistory
-from pyro_voed.training.ascent import Ascent
-from pyro_voed.training.loop import fit_fresh, fit_pool, kept_on_error
+from pyro_voed.results import EIGResult, Learned, WeightCheck
+from pyro_voed.training.settings import Training, check_training
 
+RATE = 1e-3
 MINIMAL_EFFECTIVE_SAMPLE_SIZE = 100.0
 SATURATION_MARGIN = 0.5
 PAIRS_AT_ONCE = 2**23
-VALIDATION_FRACTION = 0.1
+FEWEST_ROWS = 64
 
 
 def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCritic) -> Objective:
@@ -108,30 +101,21 @@ def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCriti
             with_baseline=terms.needs_baseline,
         )
 
-    return Objective(score, bound=terms.bound, needs_log_prior=False, build=build, evaluation_size=256)
+    return Objective(score, bound=terms.bound, build=build, evaluation_size=256)
 
 
 def eig_critic(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
     terms: CriticTerms = info_nce,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     critic: Any = SeparableCritic,
     summary: Summary = None,
-    num_simulations: int | None = None,
-    num_steps: int | None = None,
-    max_steps: int = 10_000,
-    batch_size: int | None = None,
-    learning_rate: float = 1e-3,
+    training: Training | None = None,
     num_samples: int | None = None,
     evaluation_batch_size: int | None = None,
-    vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> EIGResult:
@@ -142,39 +126,29 @@ def eig_critic(
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about, discrete and deterministic ones included; default: all other latents.
         terms: `info_nce`, `nwj`, `tuba` or `donsker_varadhan`.
-        design_labels: Design sites.
         designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with one critic that takes the design
             along with the outcome; pairs are shuffled within a design.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior; draws are enough.
         critic: A factory `(theta_dim, context_dim) -> module` that scores all pairs (`SeparableCritic`,
             `JointCritic`), such a module, or the critic of an earlier result (its field `density`), which is trained
-            further, or used as it is with `num_steps=0`.
-        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
-            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
-            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
-        num_simulations: Train on a fixed pool of this many simulations, part of it kept for validation.
-        num_steps: Train for exactly this many steps.
-        max_steps: Most steps on fresh simulations.
-        batch_size: Experiments a step, shared among the designs drawn for it.
-        learning_rate: Peak learning rate.
+            further, or used as it is with `training=Fresh(num_steps=0)`.
+        summary: As in `eig_flow`.
+        training: `Fresh(...)` or `Pool(...)`, as in `eig_flow`.
         num_samples: Fresh experiments at each design behind the reported number; default 20,000 shared among the
             designs (at least 2,000 each), 2,000 where experiments are run one by one.
         evaluation_batch_size: Pairs n in each independent batch of the evaluation, which bounds InfoNCE by log(n);
             default a sixteenth of `num_samples`, at most 1,024.
-        vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show progress bars; None shows them on a terminal only.
 
     Returns:
-        The estimate in nats with its standard error. Except for InfoNCE, `effective_sample_size` is that of exp(critic)
-        over shuffled pairs (the smallest among the designs), and `certified` says of NWJ and TUBA whether it is at
-        least 100.
+        The estimate in nats with its standard error. Except for InfoNCE, `weights.effective_sample_size` is that
+        of exp(critic) over shuffled pairs (the smallest among the designs), and `weights.passed` says of NWJ and TUBA
+        whether it is at least 100.
 
     Raises:
         ValueError: If labels, designs or sizes are wrong, or a critic does not fit.
-        ArithmeticError: If a term is not finite; the error carries the critic as last trained (`error.density`).
+        ArithmeticError: If a term is not finite; in training it is a `TrainingStopped` too, and carries the critic as
+            last trained (`error.density`).
 
     Warns:
         UserWarning: If InfoNCE comes within 0.5 nats of its ceiling, or the effective sample size is below 100.
@@ -184,78 +158,66 @@ def eig_critic(
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = eig_critic(linear_gaussian(), "y", "theta", num_steps=200, num_samples=4000, seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> result = eig_critic(linear_gaussian(), "y", "theta", training=Fresh(num_steps=200), num_samples=4000, seed=0)
         >>> result.bound, bool(0.9 < result.eig < 1.25)  # exact: 1.199
         ('lower', True)
     """
-    check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
+    check_training(training)
     if not isinstance(terms, CriticTerms):
         raise TypeError(f"terms: expected info_nce, nwj, tuba, donsker_varadhan or other CriticTerms, got {terms!r}.")
-    with isolated(seed):
-        started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
+
+    def found(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
+        batch = design_batch_shape(experiment, candidates)
+        most = num_samples or default_num_samples(experiment, batch)
+        size = _evaluation_size(evaluation_batch_size, most)
+        fit = fit_of(experiment, candidates, training, name="eig_critic", rate=RATE, progress=progress)
+        fit = replace(fit, draw=partial(_draw, experiment, candidates), fewest=4 * FEWEST_ROWS)
+        pool = fit.pool()
+        pilot = fit.pilot(pool, draw=lambda rows: sample_joint(experiment, max(8, rows // batch.numel()), candidates))
+        objective = critic_objective(terms, critic)
+        rows = max(FEWEST_ROWS, fit.batch_size // batch.numel())
+        trained, history, rate = fit.train_best(
+            lambda: objective.build(None, pilot, experiment, summary),
+            lambda sample, density: _in_batches(sample, rows, lambda part: objective(part, density)),
+            pool,
         )
-        candidates = candidate_designs(experiment, designs)
-        budget = default_budget(
-            experiment,
-            design_batch_shape(experiment, candidates),
-            num_simulations=num_simulations,
-            num_steps=num_steps,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            num_samples=num_samples,
-        )
-        size = _evaluation_size(evaluation_batch_size, budget.num_samples)
-        with torch.no_grad():
-            pilot = _pilot(experiment, budget, candidates)
-        check_pilot(experiment, pilot)
-        trained = build_critic(
-            critic,
-            pilot.theta.flatten(0, -2),
-            pilot.context().flatten(0, -2),
-            num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-            summary=outcome_summary(experiment, summary),
-            with_baseline=terms.needs_baseline,
-        )
-        with kept_on_error(lambda: {"density": trained}):
-            history = _train(experiment, trained, critic_objective(terms), budget, candidates, pilot, progress)
-            values, log_averages, outcome_range = _evaluate(
-                experiment, trained, terms, candidates, size, budget.num_samples // size
-            )
-        eig, standard_error = mean_and_standard_error(values)
+        values, log_averages, outcome_range = _evaluate(experiment, trained, terms, candidates, size, most // size)
         effective = _effective_sample_size(log_averages, size) if terms.exponential else None
-        _warn(terms, eig, size, effective)
-        return EIGResult(
-            eig=eig,
-            standard_error=standard_error,
-            bound=terms.bound,
-            estimator="eig_critic",
-            num_simulations=experiment.program.num_calls,
+        _warn(terms, values.mean(0), size, effective)
+        return Terms(
+            values,
+            Learned(trained, history=history, outcome_range=outcome_range, learning_rate=rate),
+            None if effective is None else _weight_check(terms, effective),
             num_samples=size * values.shape[0],
-            seconds=time.perf_counter() - started,
-            designs=candidates,
-            target_labels=experiment.target_labels,
-            observation_labels=experiment.observation_labels,
-            nuisance_labels=tuple(site.name for site in experiment.nuisance),
-            history=history,
-            density=trained,
-            experiment=experiment,
-            observation_range=outcome_range,
-            effective_sample_size=effective,
-            certified=None
-            if effective is None or terms.bound == "neither"
-            else effective >= MINIMAL_EFFECTIVE_SAMPLE_SIZE,
         )
+
+    return estimate(
+        model,
+        observation_labels,
+        target_labels,
+        designs,
+        found,
+        name="eig_critic",
+        bound=getattr(terms, "bound", "neither"),
+        seed=seed,
+    )
+
+
+def _weight_check(terms: CriticTerms, effective: float) -> WeightCheck:
+    passed = None if terms.bound == "neither" else effective >= MINIMAL_EFFECTIVE_SAMPLE_SIZE
+    return WeightCheck(passed, effective_sample_size=effective)
+
+
+@torch.no_grad()
+def _draw(experiment: Experiment, designs: Mapping[str, Tensor], batch_size: int) -> JointSample:
+    """Simulate one minibatch: several pairs at each of a few designs, since pairs are shuffled within a design."""
+    batch = design_batch_shape(experiment, designs)
+    if not batch:
+        return sample_joint(experiment, batch_size, designs)
+    chosen = torch.randperm(batch.numel())[:8]
+    own = {name: value[chosen] for name, value in flat_designs(experiment, designs).items()}
+    return sample_joint(experiment, max(2, batch_size // len(chosen)), own)
 
 
 def _evaluation_size(given: int | None, num_samples: int) -> int:
@@ -268,75 +230,6 @@ def _evaluation_size(given: int | None, num_samples: int) -> int:
             f"batches give a standard error, got {given}."
         )
     return given
-
-
-def _pilot(experiment: Experiment, budget: Budget, designs: Mapping[str, Tensor]) -> JointSample:
-    """Simulate what the scales are taken from: the pool, where there is one."""
-    pool = draw_pool(experiment, budget, designs, likelihood=False, fewest=40)
-    if pool is not None:
-        return pool
-    num_designs = design_batch_shape(experiment, designs).numel()
-    return sample_joint(experiment, max(8, (1_000 if experiment.program.vectorised else 200) // num_designs), designs)
-
-
-def _train(
-    experiment: Experiment,
-    critic: StandardisedCritic,
-    objective: Objective,
-    budget: Budget,
-    designs: Mapping[str, Tensor],
-    pool: JointSample,
-    progress: bool | None,
-) -> FitHistory | None:
-    """Train on fresh simulations, or on the pool where the budget is a pool."""
-    if budget.num_steps == 0:
-        return None
-    ascent = Ascent([{"params": list(critic.parameters()), "lr": budget.learning_rate}])
-    common: dict[str, Any] = {"explain": explain_terms, "progress": progress, "description": "eig_critic"}
-    critic.train()
-    with pyro.validation_enabled(False):
-        if budget.num_simulations is None:
-            history = fit_fresh(
-                lambda: _draw(experiment, budget.batch_size, designs),
-                lambda sample: objective(sample, critic),
-                ascent,
-                num_steps=budget.num_steps,
-                max_steps=budget.max_steps,
-                **common,
-            )
-        else:
-            rows = _pool_rows(pool, budget.batch_size)
-            history = fit_pool(
-                pool,
-                lambda sample: _in_batches(sample, rows, lambda part: objective(part, critic)),
-                ascent,
-                batch_size=rows,
-                validation_fraction=VALIDATION_FRACTION,
-                refresh=refresher(pool),
-                **common,
-            )
-    critic.eval()
-    return history
-
-
-@torch.no_grad()
-def _draw(experiment: Experiment, batch_size: int, designs: Mapping[str, Tensor]) -> JointSample:
-    """Simulate one minibatch: several pairs at each of a few designs, since pairs are shuffled within a design."""
-    batch = design_batch_shape(experiment, designs)
-    if not batch:
-        return sample_joint(experiment, batch_size, designs)
-    chosen = torch.randperm(batch.numel())[:8]
-    own = {name: value[chosen] for name, value in flat_designs(experiment, designs).items()}
-    return sample_joint(experiment, max(2, batch_size // len(chosen)), own)
-
-
-def _pool_rows(pool: JointSample, batch_size: int) -> int:
-    """Return the rows of a minibatch: enough to shuffle, and none left alone at the end of a pass."""
-    rows = max(64, batch_size // math.prod(pool.theta.shape[1:-1]))
-    training = pool.num_samples - round(VALIDATION_FRACTION * pool.num_samples)
-    while training % rows == 1:
-        rows += 1
-    return rows
 
 
 def _in_batches(sample: JointSample, rows: int, terms: Callable[[JointSample], Tensor]) -> Tensor:

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.densities import StackedDensity, StandardisedDensity
-from pyro_voed.estimators.objective import build_posterior, learns
+from pyro_voed.estimators.building import build_posterior, learns
 from pyro_voed.estimators.summarising import Summary
-from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
 
 
 @dataclass(frozen=True)

@@ -19,101 +19,70 @@ References:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyro_voed.certificates.certificate import MOST_SIMULATIONS, certified, check_request
-from pyro_voed.checks import Labels, check_positive
-from pyro_voed.estimators.learning import check_sizes, default_budget
-from pyro_voed.estimators.marginal import marginal_bound
-from pyro_voed.estimators.nested import InnerDraws, nested_estimate
-from pyro_voed.estimators.posterior_bound import flow_bound
-from pyro_voed.estimators.summarising import Summary
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape
-from pyro_voed.results import EIGResult
+from torch import Tensor
 
-NMC_SIZE = 2_000
+from pyro_voed.certificates.certificate import CERTIFIABLE, certified
+from pyro_voed.checks import Labels
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.estimators.fit import fit_of
+from pyro_voed.estimators.learned_prior import with_learned_prior
+from pyro_voed.estimators.posterior import RATE, fit_posterior
+from pyro_voed.estimators.summarising import Summary
+from pyro_voed.experiment import needs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.results import EIGResult
+from pyro_voed.training.settings import Fresh, Training, check_training
 
 
 def eig_flow(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
-    prior_entropy: float | None = None,
-    learn_prior: bool = False,
     density: Any = None,
     summary: Summary = None,
-    marginal: bool = False,
-    nmc: bool = False,
-    certify: bool = False,
-    width: float = 0.05,
-    confidence: float = 0.95,
-    num_simulations: int | None = None,
-    redraw_outcomes: bool = True,
-    ensemble: bool = False,
-    num_steps: int | None = None,
-    max_steps: int = 10_000,
-    batch_size: int | None = None,
-    learning_rate: float | Sequence[float] = 2e-3,
+    training: Training | None = None,
     num_samples: int | None = None,
-    vectorize: bool = True,
+    ensemble: bool = False,
+    learn_prior: bool = False,
+    references: Sequence[Callable[..., EIGResult]] = (),
+    certify: bool = False,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> EIGResult:
     """Estimate the expected information gain from below with a conditional normalising flow.
 
     Args:
-        model: A Pyro program of one experiment.
+        model: A Pyro program of one experiment, or an `Experiment`, which takes what is rarer: the model's arguments, a
+            replaced prior, the entropy of targets without a stated density.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about; default: all other latent sites.
-        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites.
         designs: Candidate designs, `(*design_batch, *shape)` for each label, evaluated with one density that takes
             the design as context; the parameter store is neither read nor changed for them. Default: the one design
             in the store, else the model's initial one.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
-        prior_entropy: Differential entropy of the targets in nats, for targets whose density the model does not
-            state (deterministic ones, or ones drawn given a nuisance site).
-        learn_prior: For such targets, learn their density first, from as many simulations again (or the same pool).
-            Its divergence from the prior is added to the estimate, which then has no side (`bound` is "neither").
-            Without effect where the model states the density.
         density: A factory `(theta_dim, context_dim) -> density`, or a density; the density of an earlier result is
-            trained further (or used as it is, with `num_steps=0`). Default: a spline coupling flow.
+            trained further (or used as it is, with `Fresh(num_steps=0)`). Default: a spline coupling flow.
         summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
             such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
             from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
-        marginal: Also estimate the marginal upper bound (field `marginal`); needs an outcome density.
-        nmc: Also give a nested Monte Carlo reference (field `nmc`); needs an outcome density.
-        certify: Also give a certified two-sided interval (field `interval`); needs an outcome density.
-        width: Width asked for of the interval, nats.
-        confidence: Probability with which the interval holds the truth.
-        num_simulations: Train on a fixed pool of this many simulations, part of it kept for validation. Default:
-            fresh simulations every step, or a pool of 10,000 where experiments are run one by one.
-        redraw_outcomes: Where outcomes are a forward map plus explicit noise, run that map once for each experiment
-            of the pool and draw its outcomes anew for every pass; False keeps each experiment's one outcome.
-        ensemble: Over a batch of designs, train one density for each design, all stacked, rather than one that takes
-            the design as context.
-        num_steps: Train for exactly this many steps. Default: until the bound no longer rises by more than its
-            noise, then cool down.
-        max_steps: Most steps on fresh simulations.
-        batch_size: Experiments a step; default from the dimensions.
-        learning_rate: Peak learning rate; or several, of which the best is chosen (in an ensemble for each design):
-            trained side by side on the same fresh simulations, or one after the other on the same pool, compared on
-            validation draws, and reported on others.
+        training: `Fresh(...)` trains on fresh simulations every step, `Pool(num_simulations, ...)` on a fixed pool.
+            Default: `Fresh()`, or `Pool()` of 10,000 where experiments are run one by one.
         num_samples: Fresh experiments at each design behind the reported number; default 20,000 shared among the
             designs (at least 2,000 each), 2,000 where experiments are run one by one.
-        vectorize: Run experiments together; False runs any model one by one.
+        ensemble: Over a batch of designs, train one density for each design, all stacked, rather than one that takes
+            the design as context.
+        learn_prior: For targets whose density the model does not state, learn it first, from as many simulations again
+            (or the same pool). Its divergence from the prior is added to the estimate, which then has no side (`bound`
+            is "neither"). Without effect where the model states the density.
+        references: Estimators to put beside the bound, such as `eig_nmc` or `eig_marginal`: each is called with the
+            experiment and the designs, and its result is in the field `references`.
+        certify: Also give a certified two-sided interval (field `certificate`), 0.05 nats wide at 95 % where the budget
+            allows; needs an outcome density. Other widths: the function `certify`.
         seed: Seed; None draws one from the global generator. Equal seeds give equal results.
         progress: Show progress bars; None shows them on a terminal only.
 
@@ -123,82 +92,53 @@ def eig_flow(
 
     Raises:
         ValueError: If labels, designs or sizes are wrong, or the model's information gain is undefined; if a prior
-            density is to be learned and the entropy is given, or nothing is to be trained.
+            density is to be learned and nothing is to be trained.
         NotImplementedError: If a target is discrete without finitely many values, or the density of the targets is
-            neither stated nor learned, nor their entropy given.
-        ArithmeticError: If a term is not finite. This error, like any that ends a run, carries the density as last
-            trained (`error.density`), with which training can go on.
+            neither stated nor learned, nor their entropy given; if a reference or the certificate needs what the model
+            does not have. All of this before anything is simulated in bulk.
+        TrainingStopped: If an error ends training, such as a term that is not finite (then it is an `ArithmeticError`
+            too). It carries the density as last trained (`error.density`), with which training can go on.
 
     References:
         Barber and Agakov (2003); Dong et al. (2025), Eq. 12.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = eig_flow(linear_gaussian(), "y", "theta", num_steps=200, seed=0)
+        >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=200), seed=0)
         >>> result.bound, bool(0.9 < result.eig < 1.25)  # exact: 1.199
         ('lower', True)
     """
-    rates = _rates(learning_rate)
-    check_sizes(num_simulations, num_steps, max_steps, batch_size, max(rates), num_samples)
-    if learn_prior and (prior_entropy is not None or num_steps == 0):
-        raise ValueError(
-            "learn_prior: give either prior_entropy= or learn_prior=True, which needs steps to train. With num_steps=0 "
-            "there is no density of the targets to use as it is."
-        )
-    if certify:
-        check_request(width, confidence, MOST_SIMULATIONS)
-    with isolated(seed):
-        started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
-        candidates = candidate_designs(experiment, designs)
-        budget = default_budget(
-            experiment,
-            design_batch_shape(experiment, candidates),
-            num_simulations=num_simulations,
-            num_steps=num_steps,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=rates if len(rates) > 1 else rates[0],
-            num_samples=num_samples,
-            ensemble=ensemble,
-        )
-        budget = replace(budget, redraw_outcomes=redraw_outcomes)
-        result = flow_bound(
-            experiment,
-            candidates,
-            budget,
-            density,
-            summary,
-            prior_entropy,
-            progress,
-            started,
-            learn_prior=learn_prior,
-            ensemble=ensemble,
-        )
-        if marginal:
-            result = replace(result, marginal=marginal_bound(experiment, candidates, budget, None, progress))
-        if nmc:
-            reference = nested_estimate(
-                experiment, candidates, NMC_SIZE, InnerDraws(None, 100), estimator="eig_nmc", bound="upper"
-            )
-            result = replace(result, nmc=reference)
-        if certify:
-            result = certified(result, width, confidence, MOST_SIMULATIONS)
-        return replace(result, num_simulations=experiment.program.num_calls, seconds=time.perf_counter() - started)
+    check_training(training)
+    if learn_prior and isinstance(training, Fresh) and training.num_steps == 0:
+        raise ValueError("learn_prior: with num_steps=0 there is no density of the targets to use as it is.")
+    needed = [needs.learnable_targets, *(() if learn_prior else (needs.stated_prior,))]
+    needed += [*(CERTIFIABLE if certify else ()), *(need for other in references for need in needs.needs_of(other))]
 
+    def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
+        fit = fit_of(experiment, candidates, training, name="eig_flow", rate=RATE, ensemble=ensemble, progress=progress)
+        pool = fit.pool()
+        learns = learn_prior and not experiment.has_log_prior and experiment.prior_entropy is None
+        if learns:
+            fit = with_learned_prior(fit, pool)
+        posterior = fit_posterior(fit, density, summary, ensemble=ensemble, pool=pool)
+        found = posterior.evaluate(num_samples)
+        learned = posterior.learned(found)
+        return Terms(found.terms, replace(learned, attains=not learns), bound="neither" if learns else None)
 
-def _rates(learning_rate: Any) -> tuple[float, ...]:
-    given = tuple(learning_rate) if isinstance(learning_rate, Sequence) else (learning_rate,)
-    if not given:
-        raise ValueError("learning_rate: expected a positive number or several, got none.")
-    return tuple(float(check_positive(rate, "learning_rate")) for rate in given)
+    def further(result: EIGResult) -> EIGResult:
+        others = tuple(other(result.experiment, designs=result.designs) for other in references)
+        result = replace(result, references=others)
+        return certified(result) if certify else result
+
+    return estimate(
+        model,
+        observation_labels,
+        target_labels,
+        designs,
+        terms,
+        name="eig_flow",
+        bound="lower",
+        needs=needed,
+        seed=seed,
+        then=further,
+    )

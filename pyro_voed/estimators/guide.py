@@ -33,6 +33,9 @@ from torch.distributions import constraints, transform_to
 
 from pyro_voed.checks import as_site_values, check_callable, warn
 from pyro_voed.experiment.caller_state import param_store_kept
+from pyro_voed.experiment.designs import unpack_designs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample, pack_run
 from pyro_voed.experiment.programs import (
     Program,
     ProgramRun,
@@ -42,8 +45,7 @@ from pyro_voed.experiment.programs import (
     sample_nodes,
     support_transform,
 )
-from pyro_voed.experiment.simulate import JointSample, pack_run, unpack_designs
-from pyro_voed.experiment.sites import Experiment, Site
+from pyro_voed.experiment.sites import Site
 
 CHECK_SIZE = 3
 
@@ -54,8 +56,6 @@ class GuideDensity(torch.nn.Module):
     Args:
         guide: Samples every outcome site of the model (or, with `of_targets`, every target site), and nothing else.
         experiment: The experiment.
-        args: Positional arguments of model and guide.
-        kwargs: Keyword arguments of model and guide.
         designs: Designs to evaluate; those that the guide reads by `pyro.param` are put in.
         of_targets: The guide samples the targets, and is called with the outcome, `guide(observations, *args)`.
         trained: It is to be trained, so it must have something to learn.
@@ -70,8 +70,6 @@ class GuideDensity(torch.nn.Module):
         self,
         guide: Callable[..., Any],
         experiment: Experiment,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
         designs: Mapping[str, Tensor],
         *,
         of_targets: bool = False,
@@ -81,7 +79,7 @@ class GuideDensity(torch.nn.Module):
         check_callable(guide, "guide")
         # In a tuple, so that frozen weights of a guide that is a module do not become parameters of this one.
         self._guide = (copy.deepcopy(guide) if isinstance(guide, torch.nn.Module) else guide,)
-        self.experiment, self.args, self.kwargs = experiment, tuple(args), dict(kwargs)
+        self.experiment = experiment
         self.scored: tuple[Site, ...] = experiment.targets if of_targets else experiment.observations
         self.of_targets = of_targets
         with torch.no_grad():
@@ -195,7 +193,7 @@ class GuideDensity(torch.nn.Module):
     def _call(self, observations: Mapping[str, Tensor]) -> Any:
         given = (dict(observations),) if self.of_targets else ()
         with _without_namesakes(self.guide):
-            return self.guide(*given, *self.args, **self.kwargs)
+            return self.guide(*given, *self.experiment.model_args, **self.experiment.model_kwargs)
 
     def _first_run(self, observations: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Run the guide for one experiment; return its parameter nodes and sites, checked and registered."""

@@ -33,114 +33,38 @@ References:
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from pyro_voed.bounds.laplace import LogDensity, ascent_direction, curvature, laplace_terms, newton_modes
 from pyro_voed.checks import Labels, check_count, warn
-from pyro_voed.estimators.learning import EVALUATION_CHUNK
-from pyro_voed.estimators.nested import check_densities, check_no_nuisance
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.experiment import needs
+from pyro_voed.experiment.designs import at_each_design, design_batch_shape
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.experiment.scoring import log_joint
-from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape, flat_designs, sample_joint
-from pyro_voed.experiment.sites import Experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import EIGResult
 
-LogDensity = Callable[[Tensor], Tensor]
-"""Log densities `(num_rows,)` of vectors `(num_rows, dim)`, each row's of that row alone."""
-
-HALVINGS = 6
-STOP_DECREMENT = 1e-4
+CHUNK = 8_192
 NOT_AT_MODE_DECREMENT = 1e-2
 DEVIATION_NATS, DEVIATION_SHARE = 1.0, 0.1
 
 
-def laplace_terms(
-    log_prior: Float[Tensor, " num_samples"], precision: Float[Tensor, "num_samples dim dim"]
-) -> Float[Tensor, " num_samples"]:
-    """Return Laplace terms, nats, whose mean approximates the expected information gain; NaN where none exists.
-
-    Args:
-        log_prior: Log prior density of the targets that made an outcome.
-        precision: Negative Hessian of their log joint density with that outcome, at the mode, in the same coordinates.
-            Where it is not positive definite there is no Gaussian, and the term is NaN.
-
-    Example:
-        >>> log_prior = torch.tensor([-0.5 * math.log(2 * math.pi * math.e)])  # the mean of a standard normal's
-        >>> laplace_terms(log_prior, torch.tensor([[[4.0]]]))  # log 2
-        tensor([0.6931])
-    """
-    factor, failed = torch.linalg.cholesky_ex(precision)
-    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    terms = -log_prior - 0.5 * precision.shape[-1] * math.log(2.0 * math.pi * math.e) + half_log_det
-    return torch.where(failed == 0, terms, torch.full_like(terms, torch.nan))
-
-
-def curvature(
-    log_density: LogDensity, theta: Float[Tensor, "num_rows dim"]
-) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, "num_rows dim"], Float[Tensor, "num_rows dim dim"]]:
-    """Return value, gradient and negative Hessian of every row's log density.
-
-    Rows are independent, so the Hessians of all come from `dim` products with the sum of the log densities.
-
-    Example:
-        >>> value, gradient, precision = curvature(lambda x: -x[:, 0] * x[:, 1] ** 2, torch.tensor([[2.0, 3.0]]))
-        >>> gradient, precision
-        (tensor([[ -9., -12.]]), tensor([[[0., 6.],
-                 [6., 4.]]]))
-    """
-    with torch.enable_grad():
-        leaf = theta.detach().clone().requires_grad_()
-        value = log_density(leaf)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True, materialize_grads=True)
-        rows = [_row_of_hessian(gradient[:, index], leaf) for index in range(theta.shape[-1])]
-    hessian = torch.stack(rows, dim=-2)
-    return value.detach(), gradient.detach(), -0.5 * (hessian + hessian.mT)
-
-
-def newton_modes(log_density: LogDensity, start: Float[Tensor, "num_rows dim"], num_steps: int) -> Tensor:
-    """Climb from every row's start to a mode by damped Newton steps, `(num_rows, dim)`.
-
-    Negative curvatures are taken by their size, so that every direction leads upwards, and a step is halved until the
-    row's density does not fall.
-
-    Example:
-        >>> newton_modes(lambda x: -(x - 3.0).square().sum(-1), torch.zeros(2, 1), num_steps=1)
-        tensor([[3.],
-                [3.]])
-    """
-    theta = start
-    for _ in range(num_steps):
-        value, gradient, precision = curvature(log_density, theta)
-        step = _ascent_direction(gradient, precision)
-        decrement = 0.5 * (gradient * step).sum(-1)
-        if bool((decrement < STOP_DECREMENT).all()):
-            break
-        theta = _damped(log_density, theta, value, step)
-    return theta
-
-
+@needs.needing(needs.laplace)
 def eig_laplace(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     num_newton_steps: int = 20,
     num_samples: int | None = None,
-    vectorize: bool = True,
     seed: int | None = None,
 ) -> EIGResult:
     """Estimate the expected information gain by Gaussian approximations of the posteriors.
@@ -150,15 +74,10 @@ def eig_laplace(
             targets must be all its latents and continuous.
         observation_labels: Outcome sites, discrete ones included; default: the sites given with `obs=`.
         target_labels: Sites to learn about; default: all other latent sites.
-        design_labels: Design sites.
         designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior; its sites must state densities.
         num_newton_steps: Most Newton steps from the generating draw to the mode; 0 expands around the draw itself.
         num_samples: Experiments behind the number; default 5,000 at each design, 200 where experiments are run one by
             one.
-        vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
 
     Returns:
@@ -183,71 +102,38 @@ def eig_laplace(
     check_count(num_newton_steps, "num_newton_steps", 0)
     if num_samples is not None:
         check_count(num_samples, "num_samples", 4)
-    with isolated(seed):
-        started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
+
+    def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
+        size = num_samples or (5_000 if experiment.runs_together else 200)
+        # Terms without a Gaussian are left out, so designs may have different numbers of them.
+        found = at_each_design(
+            experiment,
+            candidates,
+            lambda own: mean_and_standard_error(_member_terms(experiment, own, size, num_newton_steps)),
         )
-        check_laplace_targets(experiment, "eig_laplace")
-        candidates = candidate_designs(experiment, designs)
-        if num_samples is None:
-            num_samples = 5_000 if experiment.program.vectorised else 200
         batch = design_batch_shape(experiment, candidates)
-        flat = flat_designs(experiment, candidates)
-        estimates = []
-        with pyro.validation_enabled(False):
-            for member in range(batch.numel()):
-                own = {name: value[member] for name, value in flat.items()}
-                terms = _member_terms(experiment, own, num_samples, num_newton_steps)
-                estimates.append(torch.stack(mean_and_standard_error(terms)))
-        eig, standard_error = torch.stack(estimates, -1).reshape(2, *batch)
-        return EIGResult(
-            eig=eig,
-            standard_error=standard_error,
-            bound="neither",
-            estimator="eig_laplace",
-            num_simulations=experiment.program.num_calls,
-            num_samples=num_samples,
-            seconds=time.perf_counter() - started,
-            designs=candidates,
-            target_labels=experiment.target_labels,
-            observation_labels=experiment.observation_labels,
-            experiment=experiment,
-        )
+        value, error = (torch.stack(part).reshape(batch) for part in zip(*found, strict=True))
+        return Terms(value.unsqueeze(0), standard_error=error, num_samples=size)
 
-
-def check_laplace_targets(experiment: Experiment, estimator: str) -> None:
-    """Raise NotImplementedError where the targets have no curvature."""
-    check_densities(experiment, estimator)
-    check_no_nuisance(experiment, estimator)
-    discrete = [site.name for site in experiment.targets if site.is_discrete]
-    if discrete:
-        raise NotImplementedError(
-            f"targets {discrete} are discrete and have no curvature. Use eig_nmc or eig_marginal, which only need the "
-            "outcome's density."
-        )
-    if not experiment.has_log_prior:
-        unstated = [site.name for site in experiment.targets if not site.has_density]
-        raise NotImplementedError(
-            f"{estimator} needs the prior density of the targets, and {unstated} state none. Name the sites that they "
-            "are computed from as targets."
-        )
+    return estimate(
+        model,
+        observation_labels,
+        target_labels,
+        designs,
+        terms,
+        name="eig_laplace",
+        bound="neither",
+        needs=[needs.laplace],
+        seed=seed,
+    )
 
 
 def _member_terms(experiment: Experiment, designs: Mapping[str, Tensor], num_samples: int, num_steps: int) -> Tensor:
     """Return the terms at one design, those without a Gaussian left out, after warning of what is doubtful."""
     terms, deviations, decrements = [], [], []
-    for start in range(0, num_samples, EVALUATION_CHUNK):
+    for start in range(0, num_samples, CHUNK):
         with torch.no_grad():
-            sample = sample_joint(experiment, min(EVALUATION_CHUNK, num_samples - start), designs)
+            sample = sample_joint(experiment, min(CHUNK, num_samples - start), designs)
         check_differentiable(experiment, sample, designs, "eig_laplace")
 
         def log_density(theta: Tensor, sample: JointSample = sample) -> Tensor:
@@ -260,7 +146,7 @@ def _member_terms(experiment: Experiment, designs: Mapping[str, Tensor], num_sam
         assert sample.log_prior is not None  # checked at the door
         terms.append(laplace_terms(sample.log_prior, precision))
         deviations.append(_deviation(log_density, theta, value, gradient, precision))
-        decrements.append(0.5 * (gradient * _ascent_direction(gradient, precision)).sum(-1))
+        decrements.append(0.5 * (gradient * ascent_direction(gradient, precision)).sum(-1))
     exists = ~torch.isnan(torch.cat(terms))
     _report(exists, torch.cat(deviations)[exists], torch.cat(decrements)[exists], num_steps)
     return torch.cat(terms)[exists]
@@ -295,39 +181,6 @@ def check_curvature(value: Tensor, gradient: Tensor, precision: Tensor, estimato
             f"{estimator}: {int((~finite).sum())} of {len(finite)} log joint densities, or their derivatives, are not "
             "finite. Look for square roots and logarithms at 0, and for outcomes on the edge of their support."
         )
-
-
-def _row_of_hessian(gradient: Tensor, leaf: Tensor) -> Tensor:
-    if not gradient.requires_grad:
-        return torch.zeros_like(leaf)
-    (row,) = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, materialize_grads=True)
-    return row
-
-
-def _ascent_direction(gradient: Tensor, precision: Tensor) -> Tensor:
-    """Solve with the curvatures' absolute values; zero for rows that are not finite."""
-    finite = torch.isfinite(precision).flatten(1).all(-1) & torch.isfinite(gradient).all(-1)
-    safe = torch.where(finite[:, None, None], precision, torch.eye(precision.shape[-1]).to(precision))
-    curvatures, axes = torch.linalg.eigh(safe)
-    sizes = curvatures.abs()
-    sizes = torch.maximum(sizes, 1e-6 * sizes.amax(-1, keepdim=True)).clamp_min(torch.finfo(sizes.dtype).tiny)
-    slopes = torch.where(finite[:, None], gradient, torch.zeros_like(gradient)).unsqueeze(-2) @ axes
-    return (slopes / sizes.unsqueeze(-2) * axes).sum(-1)
-
-
-def _damped(log_density: LogDensity, theta: Tensor, value: Tensor, step: Tensor) -> Tensor:
-    """Return rows moved by the longest of the halved steps at which the density does not fall."""
-    moved, undecided = theta, torch.ones_like(value, dtype=torch.bool)
-    tolerance = 1e-6 * value.abs()
-    for halving in range(HALVINGS):
-        trial = theta + 0.5**halving * step
-        with torch.no_grad():
-            accepted = undecided & (log_density(trial) >= value - tolerance)
-        moved = torch.where(accepted.unsqueeze(-1), trial, moved)
-        undecided = undecided & ~accepted
-        if not undecided.any():
-            break
-    return moved
 
 
 def _deviation(

@@ -48,105 +48,37 @@ References:
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_voed.bounds.lbkld import MINIMAL_WEIGHT, NUM_BLOCKS, NUM_NEIGHBOURS, lbkld_terms
 from pyro_voed.checks import Labels, check_count, warn
-from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.experiment.designs import at_each_design, design_batch_shape
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import pack_outcomes
 from pyro_voed.experiment.programs import run_rows
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape, flat_designs, pack_outcomes
-from pyro_voed.experiment.sites import Experiment, Site
+from pyro_voed.experiment.sites import Site
 from pyro_voed.results import EIGResult
 
-NUM_BLOCKS = 20
-NUM_NEIGHBOURS = 4
-DISTANCES_AT_ONCE = 2**22
-MINIMAL_WEIGHT = 0.05
 RESTARTS = 10
 LARGEST_REPEATED = 0.01
 LARGE_DIMENSION = 10
 
 
-def lbkld_terms(
-    outcomes: Float[Tensor, "num y_dim"],
-    differences: Float[Tensor, "num y_dim"],
-    clusters: Int[Tensor, " num"],
-    *,
-    num_neighbours: int = NUM_NEIGHBOURS,
-    num_blocks: int = NUM_BLOCKS,
-) -> tuple[Float[Tensor, ""], Float[Tensor, " num_blocks"]]:
-    """Return the LB-KLD bound, nats, and its value without each block of experiments.
-
-    Args:
-        outcomes: Outcomes of the first experiments.
-        differences: Differences of the second and third experiments at the same targets.
-        clusters: The cluster of each first outcome.
-        num_neighbours: Neighbours that the entropies look at.
-        num_blocks: Blocks for the jackknife.
-
-    Example:
-        >>> y = torch.randn(2000, 1)  # independent of any target
-        >>> bound, _ = lbkld_terms(y, torch.randn(2000, 1) - torch.randn(2000, 1), torch.zeros(2000, dtype=torch.long))
-        >>> bool(bound.abs() < 0.25)
-        True
-    """
-    num, dim = outcomes.shape
-    block = torch.arange(num, device=outcomes.device) * num_blocks // num
-    entropies, counts = [], []
-    kept = torch.stack([block != index for index in range(-1, num_blocks)], 1).double()
-    for cluster in clusters.unique():
-        own = clusters == cluster
-        entropies.append(_entropies(differences[own], block[own], num_blocks, num_neighbours))
-        counts.append(kept[own].sum(0))
-    weights = torch.stack(counts) / kept.sum(0)
-    conditional = (weights * torch.stack(entropies)).sum(0)
-    bounds = _entropies(outcomes, block, num_blocks, num_neighbours) - conditional + dim * math.log(math.sqrt(2.0))
-    return bounds[0], bounds[1:]
-
-
-def nearest_neighbour_entropy(x: Float[Tensor, "num dim"], num_neighbours: int = 1) -> Float[Tensor, ""]:
-    """Estimate the differential entropy of a sample, nats, from its nearest neighbours.
-
-    Args:
-        x: Independent draws without ties, more than `num_neighbours` of them.
-        num_neighbours: Neighbours k to look at; more give less variance and more bias.
-
-    Raises:
-        ArithmeticError: If points coincide or lie on a plane, where the entropy is minus infinity.
-
-    References:
-        Kraskov et al. (2004), on whitened coordinates.
-
-    Example:
-        >>> bool(nearest_neighbour_entropy(torch.rand(4000, 2)).abs() < 0.2)  # exact: 0
-        True
-    """
-    return _entropies(x, torch.zeros(x.shape[0], dtype=torch.long, device=x.device), 0, num_neighbours)[0]
-
-
 def eig_lbkld(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     num_samples: int = 10_000,
     num_clusters: int = 5,
     num_neighbours: int = NUM_NEIGHBOURS,
     dequantise: bool | None = None,
-    vectorize: bool = True,
     seed: int | None = None,
 ) -> EIGResult:
     """Estimate the expected information gain from below with nearest-neighbour entropies.
@@ -155,17 +87,12 @@ def eig_lbkld(
         model: A Pyro program of one experiment, explicit or implicit.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        design_labels: Design sites.
         designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
         num_samples: Draws of the targets at each design; three experiments are simulated at each of them.
         num_clusters: Most clusters of outcomes; fewer where one would hold less than a twentieth of the outcomes.
         num_neighbours: Neighbours that the entropies look at; Ao and Li use 1, more give less variance and more bias.
         dequantise: Add uniform noise on (-1/2, 1/2) to whole-numbered outcomes: None to those of discrete
             distributions, True to those of deterministic sites too, False to none.
-        vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
 
     Returns:
@@ -191,69 +118,54 @@ def eig_lbkld(
     check_count(num_samples, "num_samples", 1_000)
     check_count(num_clusters, "num_clusters")
     check_count(num_neighbours, "num_neighbours")
-    with isolated(seed):
-        started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
-        _check_repeatable(experiment)
+
+    def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
         if experiment.y_dim > LARGE_DIMENSION:
             warn(
                 f"eig_lbkld: the outcome has {experiment.y_dim} dimensions. Nearest-neighbour entropies degrade beyond "
-                f"{LARGE_DIMENSION}, their biases reach nats. Use eig_flow, or observe a summary.",
+                f"{LARGE_DIMENSION}, their biases reach nats. Use eig_flow, or observe a summary."
             )
-        candidates = candidate_designs(experiment, designs)
-        batch, flat = design_batch_shape(experiment, candidates), flat_designs(experiment, candidates)
-        estimates = []
-        with torch.no_grad(), pyro.validation_enabled(False):
-            for member in range(batch.numel()):
-                own = {name: value[member] for name, value in flat.items()}
-                estimates.append(_estimate(experiment, own, num_samples, num_clusters, num_neighbours, dequantise))
-        eig, standard_error = (
-            torch.stack(part).reshape(batch).to(experiment.dtype) for part in zip(*estimates, strict=True)
+        found = at_each_design(
+            experiment,
+            candidates,
+            lambda own: _estimate(experiment, own, num_samples, num_clusters, num_neighbours, dequantise),
         )
-        return EIGResult(
-            eig=eig,
-            standard_error=standard_error,
-            bound="lower",
-            estimator="eig_lbkld",
-            num_simulations=experiment.program.num_calls,
-            num_samples=num_samples,
-            seconds=time.perf_counter() - started,
-            designs=candidates,
-            target_labels=experiment.target_labels,
-            observation_labels=experiment.observation_labels,
-            nuisance_labels=tuple(site.name for site in experiment.nuisance),
-            experiment=experiment,
-        )
+        batch = design_batch_shape(experiment, candidates)
+        value, error = (torch.stack(part).reshape(batch).to(experiment.dtype) for part in zip(*found, strict=True))
+        return Terms(value.unsqueeze(0), standard_error=error, num_samples=num_samples)
+
+    needed = [_repeatable]
+    return estimate(
+        model,
+        observation_labels,
+        target_labels,
+        designs,
+        terms,
+        name="eig_lbkld",
+        bound="lower",
+        needs=needed,
+        seed=seed,
+    )
 
 
-def _check_repeatable(experiment: Experiment) -> None:
+def _repeatable(experiment: Experiment, name: str) -> None:
     """Raise NotImplementedError where p(y given targets) cannot be simulated by holding the target sites."""
     fixed = [site.name for site in experiment.targets if site.is_deterministic]
     if fixed:
         raise NotImplementedError(
-            f"eig_lbkld repeats experiments at the same targets, and targets {fixed} are deterministic: they cannot be "
+            f"{name} repeats experiments at the same targets, and targets {fixed} are deterministic: they cannot be "
             "held. Name the sites they are computed from, or use eig_flow."
         )
     if experiment.leaking_nuisance:
         leaks = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in experiment.leaking_nuisance.items())
         raise NotImplementedError(
-            f"eig_lbkld repeats experiments at the same targets, and {leaks}: the nuisance would have to be drawn from "
+            f"{name} repeats experiments at the same targets, and {leaks}: the nuisance would have to be drawn from "
             "its conditional distribution given the targets. Make it a target too, or use eig_flow."
         )
     joint = [site.name for site in experiment.others if site.role == "auxiliary" and not site.is_deterministic]
     if joint and experiment.nuisance:
         raise NotImplementedError(
-            f"eig_lbkld repeats experiments at the same targets, and the prior draws targets and nuisance jointly "
+            f"{name} repeats experiments at the same targets, and the prior draws targets and nuisance jointly "
             f"through {joint}. Use a prior of separate sites, or eig_flow."
         )
 
@@ -343,50 +255,3 @@ def _k_means(x: Tensor, num_clusters: int, num_iterations: int = 30) -> Tensor:
         centres = (members.mT @ x) / members.sum(0).clamp_min(1.0).unsqueeze(-1)
         labels = torch.cdist(x, centres).argmin(1)
     return labels
-
-
-def _entropies(x: Tensor, block: Tensor, num_blocks: int, num_neighbours: int) -> Tensor:
-    """Return the entropy, then that without each block of points, `(1 + num_blocks,)`."""
-    z, log_scale = _whiten(x.double())
-    volumes = _log_volumes(z, block, num_blocks, num_neighbours)
-    if not bool(torch.isfinite(volumes).all()):
-        raise ArithmeticError(
-            "nearest-neighbour entropy: points coincide with their neighbours, so they have no density. Dequantise "
-            "whole numbers, and leave constant columns out."
-        )
-    kept = torch.stack([block != index for index in range(-1, num_blocks)], 1).to(volumes)
-    counts = kept.sum(0)
-    k = torch.tensor(float(num_neighbours), dtype=volumes.dtype, device=x.device)
-    constant = torch.digamma(counts) - torch.digamma(k) + (x.shape[1] - 1) / k
-    return constant + (volumes * kept).sum(0) / counts + log_scale
-
-
-def _whiten(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return principal components of unit variance and the log volume that was divided out."""
-    centred = x - x.mean(0)
-    variances, directions = torch.linalg.eigh(centred.mT @ centred / (len(x) - 1))
-    if bool(variances[0] <= 1e-12 * variances[-1]):
-        raise ArithmeticError(
-            "nearest-neighbour entropy: the outcomes lie on a plane (one is constant, or a combination of the others), "
-            "so they have no density. Leave redundant outcomes out."
-        )
-    return centred @ directions / variances.sqrt(), 0.5 * variances.log().sum()
-
-
-def _log_volumes(z: Tensor, block: Tensor, num_blocks: int, num_neighbours: int) -> Tensor:
-    """Return log rectangle volumes, with all points and without each block, `(num, 1 + num_blocks)`."""
-    # A block holds each neighbour with probability 1/20, so none can hold all but `num_neighbours` of these.
-    num_kept = min(2 * num_neighbours + 8, len(z) - 1)
-    volumes = []
-    for rows in torch.arange(len(z), device=z.device).split(max(1, DISTANCES_AT_ONCE // len(z))):
-        distances = torch.cdist(z[rows], z, p=torch.inf)
-        distances[torch.arange(len(rows)), rows] = torch.inf
-        neighbours = distances.topk(num_kept, dim=1, largest=False).indices  # nearest first
-        sides = 2.0 * (z[rows].unsqueeze(1) - z[neighbours]).abs()  # (rows, num_kept, dim)
-        own = []
-        for index in range(-1, num_blocks):
-            kept = block[neighbours] != index
-            counted = kept & (kept.cumsum(1) <= num_neighbours)
-            own.append(sides.masked_fill(~counted.unsqueeze(-1), 0.0).amax(1).log().sum(-1))
-        volumes.append(torch.stack(own, 1))
-    return torch.cat(volumes)

@@ -20,7 +20,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,73 +28,48 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.estimators.building import build_density, discrete_values
-from pyro_voed.estimators.learning import Budget, draw_training, train_density
-from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Experiment
-
-PILOT_SIZE = 1_000
+from pyro_voed.estimators.fit import Fit
+from pyro_voed.experiment.packing import JointSample
 
 
-def learn_prior_density(
-    experiment: Experiment,
-    designs: Mapping[str, Tensor],
-    budget: Budget,
-    *,
-    pool: JointSample | None = None,
-    progress: bool | None = False,
-) -> Any:
+def with_learned_prior(fit: Fit, pool: JointSample | None = None) -> Fit:
+    """Return a fit whose simulations hold a learned density of the targets in place of the prior's.
+
+    Over a batch of designs the density is conditional on the design, on which a prior may depend.
+    """
+    density = learn_prior_density(fit, pool)
+
+    def prepare(sample: JointSample) -> JointSample:
+        with torch.no_grad():
+            return replace(sample, log_prior=prior_terms(sample, density))
+
+    return replace(fit, prepare=prepare)
+
+
+def learn_prior_density(fit: Fit, pool: JointSample | None = None) -> Any:
     """Fit a density of the packed targets to their draws by maximum likelihood.
 
-    Over a batch of designs it is conditional on the design, on which a prior may depend.
-
     Args:
-        experiment: The experiment.
-        designs: The designs to be estimated.
-        budget: Sizes of the training.
+        fit: How the posterior is trained, and on what.
         pool: Simulations to train on; None for fresh ones every step.
-        progress: Show a progress bar.
     """
-    with torch.no_grad():
-        size = PILOT_SIZE if experiment.program.vectorised else 200
-        pilot = draw_training(experiment, size, designs, likelihood=False) if pool is None else pool
-    theta, context = pilot.theta.flatten(0, -2), _context(pilot)
+    fit = replace(fit, name="prior density", rates=fit.rates[:1])
+    # Kept to the one set of draws: new outcomes of a pool say nothing about the targets.
+    pool = None if pool is None else replace(pool, redraw=None)
+    pilot = fit.pilot(pool)
+    theta, context = pilot.theta.flatten(0, -2), pilot.design_context()
     density = build_density(
         None,
         theta,
         context.reshape(len(theta), -1),
         num_designs=context.shape[-1],
         summary=None,
-        discrete=discrete_values(experiment),
+        discrete=discrete_values(fit.experiment),
     )
-    train_density(
-        experiment,
-        density,
-        prior_terms,
-        budget,
-        designs,
-        likelihood=False,
-        # Kept to the one set of draws: new outcomes of a pool say nothing about the targets.
-        pool=None if pool is None else replace(pool, redraw=None),
-        progress=progress,
-        description="prior density",
-    )
+    fit.train(density, prior_terms, pool)
     return density
 
 
 def prior_terms(sample: JointSample, density: Any) -> Float[Tensor, "num_samples *design_batch"]:
     """Return log densities, nats, of the packed targets, whose mean is to be ascended."""
-    return density.log_prob(sample.theta, _context(sample))
-
-
-def with_prior_density(density: Any) -> Callable[[JointSample], JointSample]:
-    """Return a function that puts a learned density where the model states none."""
-
-    def prepare(sample: JointSample) -> JointSample:
-        with torch.no_grad():
-            return replace(sample, log_prior=prior_terms(sample, density))
-
-    return prepare
-
-
-def _context(sample: JointSample) -> Tensor:
-    return sample.y[..., :0] if sample.designs is None else sample.designs.expand(*sample.y.shape[:-1], -1)
+    return density.log_prob(sample.theta, sample.design_context())

@@ -23,49 +23,25 @@ References:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_voed.bounds.outcome_density import marginal_likelihood_terms
 from pyro_voed.checks import Labels
 from pyro_voed.estimators.building import build_density
-from pyro_voed.estimators.learning import (
-    Budget,
-    check_sizes,
-    default_budget,
-    draw_pool,
-    draw_training,
-    evaluate_terms,
-    train_density,
-)
-from pyro_voed.estimators.marginal import dequantiser
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import JointSample, candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Experiment
-from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.results import EIGResult
-from pyro_voed.training.loop import kept_on_error
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.estimators.fit import fit_of
+from pyro_voed.estimators.outcome_density import dequantiser
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.results import EIGResult, Learned
+from pyro_voed.training.settings import Training, check_training
 
-
-def marginal_likelihood_terms(
-    log_q_given_targets: Float[Tensor, "*batch"], log_q: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
-    """Return terms, nats, whose mean approximates the expected information gain.
-
-    Args:
-        log_q_given_targets: Log density of an outcome under the density learnt given the targets that made it.
-        log_q: Its log density under the one learnt without them, in the same coordinates.
-
-    Example:
-        >>> marginal_likelihood_terms(torch.tensor([-0.5]), torch.tensor([-1.5]))
-        tensor([1.])
-    """
-    return log_q_given_targets - log_q
+RATE = 2e-3
 
 
 class OutcomeDensities(nn.Module):
@@ -91,24 +67,15 @@ class OutcomeDensities(nn.Module):
 
 
 def eig_marginal_likelihood(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     likelihood_density: Any = None,
     marginal_density: Any = None,
-    num_simulations: int | None = None,
-    num_steps: int | None = None,
-    max_steps: int = 10_000,
-    batch_size: int | None = None,
-    learning_rate: float = 2e-3,
+    training: Training | None = None,
     num_samples: int | None = None,
-    vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> EIGResult:
@@ -118,22 +85,13 @@ def eig_marginal_likelihood(
         model: A Pyro program of one experiment; implicit models and nuisance sites are allowed.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        design_labels: Design sites.
         designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with densities given the design.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
         likelihood_density: Density of the outcome given the targets: a factory `(y_dim, context_dim) -> density`, a
             density, or `density.given_targets` of an earlier result. Default: a spline coupling flow.
         marginal_density: Density of the outcome, likewise (`density.marginal` of an earlier result). Its context is the
             design where there are several, else empty.
-        num_simulations: Train on a fixed pool of this many simulations, part of it kept for validation.
-        num_steps: Train for exactly this many steps. Default: until the fit no longer improves by more than its noise.
-        max_steps: Most steps on fresh simulations.
-        batch_size: Experiments a step.
-        learning_rate: Peak learning rate.
+        training: `Fresh(...)` or `Pool(...)`, as in `eig_flow`.
         num_samples: Fresh experiments at each design behind the reported number.
-        vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show progress bars; None shows them on a terminal only.
 
@@ -143,108 +101,48 @@ def eig_marginal_likelihood(
 
     Raises:
         ValueError: If labels, designs or sizes are wrong.
-        ArithmeticError: If a term is not finite. It carries the densities as last trained (`error.density`).
+        ArithmeticError: If a term is not finite. In training it is a `TrainingStopped` too, and carries
+            the densities as last trained (`error.density`).
 
     References:
         Foster et al. (2019), section 3.
 
     Example:
+        >>> from pyro_voed.training import Fresh
         >>> from pyro_voed.problems.implicit_toy import implicit_toy
-        >>> result = eig_marginal_likelihood(implicit_toy(), "y", "theta", num_steps=150, seed=0)
+        >>> result = eig_marginal_likelihood(implicit_toy(), "y", "theta", training=Fresh(num_steps=150), seed=0)
         >>> result.bound, bool(0.5 < result.eig < 1.1)  # exact: 0.805
         ('neither', True)
     """
-    check_sizes(num_simulations, num_steps, max_steps, batch_size, learning_rate, num_samples)
-    with isolated(seed):
-        started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
-        candidates = candidate_designs(experiment, designs)
-        budget = default_budget(
-            experiment,
-            design_batch_shape(experiment, candidates),
-            num_simulations=num_simulations,
-            num_steps=num_steps,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            num_samples=num_samples,
-        )
-        given = (likelihood_density, marginal_density)
-        return _estimate(experiment, candidates, budget, given, progress, started)
+    check_training(training)
+
+    def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
+        fit = fit_of(experiment, candidates, training, name="eig_marginal_likelihood", rate=RATE, progress=progress)
+        fit = replace(fit, prepare=dequantiser(experiment))
+        pool = fit.pool()
+        pilot = fit.pilot(pool)
+        build = lambda: _build(pilot, likelihood_density, marginal_density)  # noqa: E731
+        densities, history, rate = fit.train_best(build, _objective, pool)
+        found = fit.evaluate(lambda sample: marginal_likelihood_terms(*densities.log_probs(sample)), num_samples)
+        learned = Learned(densities, history=history, outcome_range=found.outcome_range, learning_rate=rate)
+        return Terms(found.terms, learned)
+
+    return estimate(
+        model,
+        observation_labels,
+        target_labels,
+        designs,
+        terms,
+        name="eig_marginal_likelihood",
+        bound="neither",
+        seed=seed,
+    )
 
 
 def _objective(sample: JointSample, densities: OutcomeDensities) -> Tensor:
     """Terms to ascend: each density's own log-likelihood. They share no weights, so the sum fits both."""
     given, alone = densities.log_probs(sample)
     return given + alone
-
-
-def _estimate(
-    experiment: Experiment,
-    designs: Mapping[str, Tensor],
-    budget: Budget,
-    given: tuple[Any, Any],
-    progress: bool | None,
-    started: float,
-) -> EIGResult:
-    """Train and evaluate on a resolved model, inside `isolated`."""
-    noise = dequantiser(experiment)
-    with torch.no_grad():
-        pool = draw_pool(experiment, budget, designs, likelihood=False, prepare=noise)
-        size = 1_000 if experiment.program.vectorised else 200
-        pilot = pool if pool is not None else noise(draw_training(experiment, size, designs, likelihood=False))
-    densities = _build(pilot, *given)
-    history = None
-    with kept_on_error(lambda: {"density": densities}):
-        if budget.num_steps != 0:
-            history = train_density(
-                experiment,
-                densities,
-                _objective,
-                budget,
-                designs,
-                likelihood=False,
-                prepare=noise,
-                pool=pool,
-                progress=progress,
-                description="eig_marginal_likelihood",
-            )
-        terms, outcome_range = evaluate_terms(
-            experiment,
-            lambda sample: marginal_likelihood_terms(*densities.log_probs(noise(sample))),
-            budget.num_samples,
-            designs,
-            likelihood=False,
-            estimator="eig_marginal_likelihood",
-        )
-    eig, standard_error = mean_and_standard_error(terms)
-    return EIGResult(
-        eig=eig,
-        standard_error=standard_error,
-        bound="neither",
-        estimator="eig_marginal_likelihood",
-        num_simulations=experiment.program.num_calls,
-        num_samples=budget.num_samples,
-        seconds=time.perf_counter() - started,
-        designs=designs,
-        target_labels=experiment.target_labels,
-        observation_labels=experiment.observation_labels,
-        nuisance_labels=tuple(site.name for site in experiment.nuisance),
-        history=history,
-        density=densities,
-        experiment=experiment,
-        observation_range=outcome_range,
-    )
 
 
 def _build(pilot: JointSample, likelihood_density: Any, marginal_density: Any) -> OutcomeDensities:
@@ -264,5 +162,5 @@ def _build(pilot: JointSample, likelihood_density: Any, marginal_density: Any) -
 
 def _contexts(sample: JointSample) -> tuple[Tensor, Tensor]:
     """Return what each density is conditioned on: targets and design, design alone."""
-    alone = sample.y[..., :0] if sample.designs is None else sample.designs.expand(*sample.y.shape[:-1], -1)
+    alone = sample.design_context()
     return torch.cat([sample.theta, alone], -1), alone

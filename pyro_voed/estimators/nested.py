@@ -18,29 +18,20 @@ Without nuisance sites :math:`p(y, \theta) / p(\theta)` is the model's own p(y |
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-import pyro
 import torch
 from torch import Tensor
 
+from pyro_voed.bounds.nested import log_average, nmc_terms, pce_terms
+from pyro_voed.checks import check_count
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import run_controls
+from pyro_voed.experiment.pairs import PAIR_MEMORY, log_sums
 from pyro_voed.experiment.programs import ProgramRun, run_rows
-from pyro_voed.experiment.scoring import NormalPairs, normal_pairs, outcome_log_likelihood, pairwise_log_likelihood
-from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, run_controls
-from pyro_voed.experiment.sites import Experiment
-from pyro_voed.monte_carlo import controlled_terms, mean_and_standard_error
-from pyro_voed.results import EIGResult
-
-PAIR_MEMORY = 2**25
-"""Bytes of one chunk of pairs. Temporaries of some megabytes stay in the allocator's reach; at ten times the size the
-same pairs took four times as long."""
-
-NORMAL_PAIRS = (128, 1_024)
-"""Outcomes and inner draws in one block of normal pairs, 1 MB, which stays in the processor's cache."""
+from pyro_voed.experiment.scoring import outcome_log_likelihood
+from pyro_voed.monte_carlo import controlled_terms
 
 
 @dataclass(frozen=True)
@@ -58,89 +49,27 @@ class InnerDraws:
     max_bytes: int = PAIR_MEMORY
 
 
-def nested_estimate(
+def checked_sizes(num_outer: int, num_inner: int | None, num_nuisance: int, max_bytes: int) -> InnerDraws:
+    """Return the sizes of the inner averages.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+    check_count(num_outer, "num_outer_samples", 2)
+    if num_inner is not None:
+        check_count(num_inner, "num_inner_samples")
+    check_count(num_nuisance, "num_nuisance_samples")
+    return InnerDraws(num_inner, num_nuisance, max_bytes)
+
+
+def nested_terms(
     experiment: Experiment,
     designs: Mapping[str, Tensor],
     num_outer: int,
     inner: InnerDraws,
     *,
+    upper: bool,
     estimator: str,
-    bound: Literal["lower", "upper"],
-) -> EIGResult:
-    """Average nested terms at each design, inside `isolated`.
-
-    Raises:
-        NotImplementedError: If the outcome has no density, or a target is deterministic.
-        ArithmeticError: If a term is infinite.
-    """
-    started, calls = time.perf_counter(), experiment.program.num_calls
-    check_densities(experiment, estimator)
-    members = flat_designs(experiment, designs)
-    terms = []
-    # Common random numbers: what differs between designs is then the designs' doing rather than the draws'.
-    seed = int(torch.randint(2**31 - 1, ()).item())
-    with torch.no_grad(), pyro.validation_enabled(False):
-        for member in range(design_batch_shape(experiment, designs).numel()):
-            own = {name: value[member] for name, value in members.items()}
-            pyro.set_rng_seed(seed)
-            terms.append(nested_terms(experiment, own, num_outer, inner, upper=bound == "upper"))
-            _check_finite(terms[-1], estimator)
-    eig, standard_error = mean_and_standard_error(
-        torch.stack(terms, -1).reshape(-1, *design_batch_shape(experiment, designs))
-    )
-    return EIGResult(
-        eig=eig,
-        standard_error=standard_error,
-        bound=bound,
-        estimator=estimator,
-        num_simulations=experiment.program.num_calls - calls,
-        num_samples=num_outer,
-        seconds=time.perf_counter() - started,
-        designs=designs,
-        target_labels=experiment.target_labels,
-        observation_labels=experiment.observation_labels,
-        nuisance_labels=tuple(site.name for site in experiment.nuisance),
-        experiment=experiment,
-    )
-
-
-def check_densities(experiment: Experiment, estimator: str) -> None:
-    """Raise NotImplementedError where the outcome has no density, or a target cannot be held."""
-    implicit = [site.name for site in experiment.observations if not site.has_density]
-    if implicit:
-        raise NotImplementedError(
-            f"{estimator} needs the density of the outcome, and {implicit} have none (deterministic, or a distribution "
-            "that only samples). Use eig_flow, which needs simulations alone."
-        )
-    computed = [site.name for site in experiment.targets if not site.has_density]
-    if computed:
-        raise NotImplementedError(
-            f"{estimator} holds the targets while it draws the rest, and {computed} cannot be held: they are computed. "
-            "Use eig_flow with prior_entropy=, or name the sites they are computed from."
-        )
-
-
-def check_no_nuisance(experiment: Experiment, estimator: str) -> None:
-    """Raise NotImplementedError where p(y given the targets) is an integral over nuisance sites."""
-    if experiment.nuisance:
-        raise NotImplementedError(
-            f"{estimator} needs the density of the outcome given the targets, but {[s.name for s in experiment.nuisance]} "
-            "are drawn too and are not targets. Make them targets, or use eig_flow, which needs simulations alone, or "
-            "eig_nmc and eig_pce, which average over them."
-        )
-
-
-def check_scores_targets(experiment: Experiment, estimator: str) -> None:
-    """Raise NotImplementedError where a replaced prior cannot score targets that it did not draw."""
-    if experiment.has_auxiliary_density:
-        raise NotImplementedError(
-            f"{estimator} scores targets that the prior did not draw, and the prior guide states its density by "
-            "auxiliary sites. Use a guide that samples the model's sites from their own distributions, or eig_flow."
-        )
-
-
-def nested_terms(
-    experiment: Experiment, designs: Mapping[str, Tensor], num_outer: int, inner: InnerDraws, *, upper: bool
 ) -> Tensor:
     """Return nested terms of one side, nats, `(num_outer,)`, on outer draws of their own.
 
@@ -152,6 +81,10 @@ def nested_terms(
         num_outer: Outer draws.
         inner: Sizes of the inner averages.
         upper: Which side the generating runs are counted on.
+        estimator: Name of the estimator, for errors.
+
+    Raises:
+        ArithmeticError: If a term is infinite or not a number.
     """
     outer = run_rows(experiment.program, num_outer, experiment.shapes, designs=designs)
     outcomes = {site.name: outer.value(site.name) for site in experiment.observations}
@@ -160,15 +93,15 @@ def nested_terms(
     if experiment.nuisance:
         numerator = _given_targets(experiment, designs, outer, outcomes, likelihood, inner, upper=upper)
     if inner.num_inner is None:
-        marginal = log_marginal(
-            experiment, designs, outcomes, outer, inner.max_bytes, own="omitted" if upper else "counted"
-        )
+        # The other outer draws are independent of the own one, which is left out or counted by the terms.
+        sums = log_sums(experiment, designs, outcomes, outer, inner.max_bytes, omit_own=True)
+        num_inner = num_outer - 1
     else:
-        own = None if upper else likelihood
-        marginal = _held_average(
-            experiment, designs, outcomes, experiment.observation_labels, inner.num_inner, own, inner
-        )
-    return controlled_terms(numerator - marginal, run_controls(experiment, outer))
+        num_inner = inner.num_inner
+        sums = _held_sums(experiment, designs, outcomes, experiment.observation_labels, num_inner, inner.max_bytes)
+    terms = nmc_terms(numerator, sums, num_inner) if upper else pce_terms(numerator, sums, num_inner, likelihood)
+    _check_finite(terms, estimator)
+    return controlled_terms(terms, run_controls(experiment, outer))
 
 
 def _given_targets(
@@ -183,44 +116,32 @@ def _given_targets(
 ) -> Tensor:
     """Give log p(y, theta) - log p(theta), with the nuisance sites averaged over."""
     targets = {site.name: outer.value(site.name) for site in experiment.targets}
+
+    def average(held: Mapping[str, Tensor], scored: tuple[str, ...], own: Tensor | None) -> Tensor:
+        sums = _held_sums(experiment, designs, held, scored, inner.num_nuisance, inner.max_bytes)
+        return log_average(sums, inner.num_nuisance, own)
+
     if not experiment.leaking_nuisance:
         # p(theta) is the model's own and cancels, so only the outcomes are weighted.
-        own = likelihood if upper else None
-        held = {**targets, **outcomes}
-        return _held_average(experiment, designs, held, experiment.observation_labels, inner.num_nuisance, own, inner)
+        return average({**targets, **outcomes}, experiment.observation_labels, likelihood if upper else None)
     prior = torch.stack([outer.log_prob(name) for name in experiment.target_labels]).sum(0)
     both = (*experiment.target_labels, *experiment.observation_labels)
-    joint = _held_average(
-        experiment,
-        designs,
-        {**targets, **outcomes},
-        both,
-        inner.num_nuisance,
-        prior + likelihood if upper else None,
-        inner,
-    )
-    alone = _held_average(
-        experiment, designs, targets, experiment.target_labels, inner.num_nuisance, None if upper else prior, inner
-    )
-    return joint - alone
+    joint = average({**targets, **outcomes}, both, prior + likelihood if upper else None)
+    return joint - average(targets, experiment.target_labels, None if upper else prior)
 
 
-def _held_average(
+def _held_sums(
     experiment: Experiment,
     designs: Mapping[str, Tensor],
     held: Mapping[str, Tensor],
     scored: tuple[str, ...],
     num_inner: int,
-    own: Tensor | None,
-    inner: InnerDraws,
+    max_bytes: int,
 ) -> Tensor:
-    """Log of the average density of the `scored` sites over runs with `held` values put in, for each outer draw.
-
-    With `own`, the generating run's log density, that run is counted too.
-    """
-    rows = max(1, inner.max_bytes // (8 * max(1, experiment.bytes_per_row)))
+    """Log of the sum of the `scored` sites' density over runs with `held` values put in, for each outer draw."""
+    rows = max(1, max_bytes // (8 * max(1, experiment.bytes_per_row)))
     parts = []
-    for chunk in split_rows(held, max(1, rows // num_inner)):
+    for chunk in _split_rows(held, max(1, rows // num_inner)):
         count = next(iter(chunk.values())).shape[0]
         sums = torch.full((count,), -torch.inf, dtype=experiment.dtype, device=experiment.device)
         # Where even one outer draw's inner runs exceed the memory, its sum is streamed.
@@ -230,101 +151,10 @@ def _held_average(
             weights = torch.stack([run.log_prob(name, on_support=True) for name in scored]).sum(0)
             sums = torch.logaddexp(sums, weights.reshape(count, size).logsumexp(-1))
         parts.append(sums)
-    total = torch.cat(parts)
-    if own is None:
-        return total - math.log(num_inner)
-    return torch.logaddexp(total, own) - math.log(num_inner + 1)
+    return torch.cat(parts)
 
 
-def log_marginal(
-    experiment: Experiment,
-    designs: Mapping[str, Tensor],
-    outcomes: Mapping[str, Tensor],
-    inner: ProgramRun,
-    max_bytes: int = PAIR_MEMORY,
-    *,
-    own: Literal["omitted", "counted", "foreign"] = "foreign",
-) -> Tensor:
-    """Return the log of the average of p(y_i given the latents of inner run j) over j, nats, for each outcome i.
-
-    Args:
-        experiment: The explicit experiment.
-        designs: The one design.
-        outcomes: Outcome values, `(num_outer, *shape)` each.
-        inner: The run whose latents are the inner draws.
-        max_bytes: Memory for one chunk of pairs.
-        own: "omitted" or "counted" where inner run i made outcome i; "foreign" where the runs are others.
-    """
-    num_inner = len(inner.traces) * inner.rows_per_trace
-    normal = normal_pairs(experiment, inner)
-    if normal is not None:
-        values = [outcomes[site.name] for site in experiment.observations]
-        flat = torch.cat([value.reshape(value.shape[0], -1) for value in values], -1)
-        sums = _normal_log_sums(normal, flat, max_bytes, omitted=own == "omitted").to(experiment.dtype)
-        return sums - math.log(num_inner - (own == "omitted"))
-    elements = sum(site.shape.numel() for site in experiment.observations)
-    # A log density makes about six temporaries of the size of its pairs.
-    chunk = max(1, max_bytes // (6 * 8 * num_inner * elements))
-    total = next(iter(outcomes.values())).shape[0]
-    # Written into one tensor: small results kept between large temporaries would pin the heap and let it grow.
-    sums = torch.empty(total, dtype=experiment.dtype, device=experiment.device)
-    for start in range(0, total, chunk):
-        rows = {name: value[start : start + chunk] for name, value in outcomes.items()}
-        pairs = log_likelihood_of_pairs(experiment, designs, rows, inner, num_inner)
-        if own == "omitted":
-            index = torch.arange(pairs.shape[0], device=pairs.device)
-            pairs[index, start + index] = -torch.inf
-        sums[start : start + chunk] = pairs.logsumexp(-1)
-    return sums - math.log(num_inner - (own == "omitted"))
-
-
-def _normal_log_sums(normal: NormalPairs, outcomes: Tensor, max_bytes: int, *, omitted: bool) -> Tensor:
-    """Sum the densities of each outcome given every inner draw, in blocks; nats, `(num_outer,)`, double."""
-    num_inner = normal.offset.shape[0]
-    rows, columns = NORMAL_PAIRS
-    if outcomes.is_cuda:
-        # Few large blocks suit a GPU: a double, a single and the workings of both for each pair.
-        rows, columns = max(1, max_bytes // (24 * num_inner)), num_inner
-    # Written into one tensor, as in `log_marginal`.
-    sums = torch.empty(outcomes.shape[0], dtype=torch.double, device=outcomes.device)
-    for start in range(0, outcomes.shape[0], rows):
-        features, common = normal.features(outcomes[start : start + rows])
-        total = torch.full_like(common, -torch.inf)
-        for left in range(0, num_inner, columns):
-            part = slice(left, left + columns)
-            block = torch.addmm(normal.offset[part], features, normal.coefficients[:, part])
-            if omitted:
-                block.diagonal(start - left).fill_(-torch.inf)
-            # A block whose only entry is left out has no finite maximum.
-            largest = block.amax(-1, keepdim=True).clamp_min(torch.finfo(block.dtype).min)
-            # Differences from the maximum need no more than single precision, whose exponential is much the cheaper.
-            shares = block.sub_(largest).float().exp_().sum(-1)
-            total = torch.logaddexp(total, shares.double().log() + largest.squeeze(-1))
-        sums[start : start + rows] = total + common
-    return sums
-
-
-def log_likelihood_of_pairs(
-    experiment: Experiment,
-    designs: Mapping[str, Tensor],
-    outcomes: Mapping[str, Tensor],
-    inner: ProgramRun,
-    num_inner: int,
-) -> Tensor:
-    """Return log p(y_i given the latents of inner run j), nats, `(num_outer, num_inner)`, of any explicit model."""
-    if not experiment.linked_outcomes:
-        return pairwise_log_likelihood(experiment, outcomes, inner)
-    # An outcome's distribution depends on another's value, so the model is run again at every pair.
-    count = next(iter(outcomes.values())).shape[0]
-    latents = [site.name for site in (*experiment.targets, *experiment.others) if not site.is_deterministic]
-    values = {name: inner.value(name).repeat(count, *(1,) * len(experiment.shapes[name])) for name in latents}
-    values |= {name: value.repeat_interleave(num_inner, 0) for name, value in outcomes.items()}
-    run = run_rows(experiment.program, count * num_inner, experiment.shapes, designs=designs, row_values=values)
-    return outcome_log_likelihood(run, experiment).reshape(count, num_inner)
-
-
-def split_rows(values: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    """Cut rows into pieces of at most `size`."""
+def _split_rows(values: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     total = next(iter(values.values())).shape[0]
     return [{name: value[start : start + size] for name, value in values.items()} for start in range(0, total, size)]
 

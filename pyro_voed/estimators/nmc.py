@@ -6,7 +6,7 @@ With outer draws :math:`(\theta_i, y_i)` and inner draws :math:`\theta_{ij}` fro
     \mathrm{EIG}(\xi) \approx \frac1N \sum_i \Big[\log p(y_i \mid \theta_i, \xi)
     - \log \frac1M \sum_j p(y_i \mid \theta_{ij}, \xi)\Big].
 
-By Jensen's inequality its expectation lies above the truth at any finite M, whether the inner draws are
+By Jensen's inequality its expectation lies above the exact value at any finite M, whether the inner draws are
 
 * *independent*: M new ones for each outer draw, `N (M + 1)` simulations; or
 * *re-used*: the other outer draws, the own one left out, M = N - 1 and only `N` simulations. Terms then share
@@ -33,70 +33,44 @@ References:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_count
-from pyro_voed.estimators.importance import check_importance, importance_estimate
-from pyro_voed.estimators.nested import PAIR_MEMORY, InnerDraws, nested_estimate
-from pyro_voed.estimators.proposals import as_proposal
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import candidate_designs
-from pyro_voed.monte_carlo import log_mean_exp
+from pyro_voed.checks import Labels
+from pyro_voed.estimators.estimate import Terms, estimate, terms_at_each_design
+from pyro_voed.estimators.nested import checked_sizes, nested_terms
+from pyro_voed.estimators.weights import proposal_terms
+from pyro_voed.experiment import needs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.pairs import PAIR_MEMORY
 from pyro_voed.results import EIGResult
 
 PROPOSAL_DRAWS = 100
 
 
-def nmc_terms(log_likelihood: Tensor, inner_log_likelihood: Tensor) -> Tensor:
-    """Return nested Monte Carlo terms, nats.
-
-    Args:
-        log_likelihood: log p(y_i given theta_i), `(num_outer,)`.
-        inner_log_likelihood: log p(y_i given theta_ij), `(num_outer, num_inner)`.
-
-    Example:
-        >>> import torch
-        >>> nmc_terms(torch.tensor([0.0]), torch.tensor([[0.0, -torch.inf]]))
-        tensor([0.6931])
-    """
-    return log_likelihood - log_mean_exp(inner_log_likelihood, dim=-1)
-
-
+@needs.needing(needs.inner_draws)
 def eig_nmc(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     proposal: Any = None,
     num_outer_samples: int = 2_000,
     num_inner_samples: int | None = None,
     num_nuisance_samples: int = 100,
     max_bytes: int = PAIR_MEMORY,
-    vectorize: bool = True,
     seed: int | None = None,
 ) -> EIGResult:
     """Estimate the expected information gain by nested Monte Carlo.
 
     Args:
-        model: A Pyro program of one experiment whose outcome sites have densities.
+        model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        design_labels: Design sites.
         designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
         proposal: What the inner draws come from, instead of the prior, once mixed with a tenth of that:
             `laplace_proposal()`, the density of an earlier result (`eig_flow`, `eig_ba`, ...), or a Pyro guide that is
             called as `guide(observations, *model_args, **model_kwargs)` and samples the targets. Used as it is.
@@ -105,12 +79,11 @@ def eig_nmc(
             the outer draws, leaving the own one out, for `N` simulations. With a proposal, its draws; default 100.
         num_nuisance_samples: Runs averaged over for each density of the targets, where there are nuisance sites.
         max_bytes: Memory for one chunk of pairs.
-        vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
 
     Returns:
-        An estimate in nats whose expectation lies above the truth, with its standard error; with a proposal also the
-        tail index of its terms.
+        An estimate in nats whose expectation lies above the exact value, with its standard error; with a proposal also
+        the tail index of its terms.
 
     Raises:
         NotImplementedError: If the outcome has no density, or a target is deterministic; with a proposal, also if there
@@ -127,37 +100,29 @@ def eig_nmc(
         >>> result.bound, bool(1.0 < result.eig < 1.4)  # exact: 1.199
         ('upper', True)
     """
-    check_count(num_outer_samples, "num_outer_samples", 2)
-    if num_inner_samples is not None:
-        check_count(num_inner_samples, "num_inner_samples")
-    check_count(num_nuisance_samples, "num_nuisance_samples")
-    with isolated(seed):
-        started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
-        candidates = candidate_designs(experiment, designs)
+    inner = checked_sizes(num_outer_samples, num_inner_samples, num_nuisance_samples, max_bytes)
+
+    def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
         if proposal is not None:
-            check_importance(experiment, "eig_nmc with a proposal")
-            return importance_estimate(
+            num_inner = num_inner_samples or PROPOSAL_DRAWS
+            return proposal_terms(experiment, candidates, proposal, num_outer_samples, num_inner, upper=True)
+        return Terms(
+            terms_at_each_design(
                 experiment,
                 candidates,
-                as_proposal(proposal, experiment, model_args, model_kwargs or {}, candidates),
-                num_outer_samples,
-                PROPOSAL_DRAWS if num_inner_samples is None else num_inner_samples,
-                estimator="eig_nmc",
-                bound="upper",
-                started=started,
-                max_bytes=max_bytes,
+                lambda own: nested_terms(experiment, own, num_outer_samples, inner, upper=True, estimator="eig_nmc"),
             )
-        inner = InnerDraws(num_inner_samples, num_nuisance_samples, max_bytes)
-        result = nested_estimate(experiment, candidates, num_outer_samples, inner, estimator="eig_nmc", bound="upper")
-        return replace(result, num_simulations=experiment.program.num_calls)
+        )
+
+    needed = needs.inner_draws if proposal is None else needs.likelihood_anywhere
+    return estimate(
+        model,
+        observation_labels,
+        target_labels,
+        designs,
+        terms,
+        name="eig_nmc",
+        bound="upper",
+        needs=[needed],
+        seed=seed,
+    )

@@ -6,67 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from pyro_voed.densities import StandardisedDensity
-from pyro_voed.estimators.building import build_density, discrete_values
-from pyro_voed.estimators.summarising import Summary, outcome_summary
-from pyro_voed.experiment.simulate import JointSample
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.estimators.building import build_posterior
+from pyro_voed.estimators.summarising import Summary
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.needs import Need
+from pyro_voed.experiment.packing import JointSample
 from pyro_voed.results import Bound
 
 Terms = Callable[[JointSample, Any], Tensor]
-
-
-def build_posterior(
-    given: Any, pilot: JointSample, experiment: Experiment, summary: Summary, *, started: bool = True
-) -> StandardisedDensity:
-    """Return a conditional density of the targets given outcomes (and, over several designs, the design).
-
-    Args:
-        given: None for the default, a factory, a density, or that of an earlier result.
-        pilot: Simulations that scales are taken from.
-        experiment: The experiment.
-        summary: As the user gave it.
-        started: Also start a flow at the pilot's linear-Gaussian posterior. Not for pools, whose density starts once
-            the part that decides when training stops has been set aside (`start_posterior`).
-    """
-    # A density of an earlier result has its own.
-    module = None if isinstance(given, StandardisedDensity) else outcome_summary(experiment, summary)
-    theta, context = _rows(pilot)
-    density = build_density(
-        given,
-        theta,
-        context,
-        num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
-        summary=module,
-        discrete=discrete_values(experiment),
-    )
-    if started and not isinstance(given, StandardisedDensity):
-        density.start_(theta, context)
-    return density
-
-
-def start_posterior(density: StandardisedDensity, sample: JointSample) -> None:
-    """Let a flow that has learnt nothing start at the linear-Gaussian posterior of a pool.
-
-    Not behind a summary that has yet to learn: what its random features predict on a pool is in part that pool's
-    chance, and training, which changes the features, does not get rid of it.
-    """
-    if not learns(density.summary):
-        density.start_(*_rows(sample))
-
-
-def learns(summary: nn.Module | None) -> bool:
-    """Return whether a summary has weights to be trained."""
-    return summary is not None and any(weight.requires_grad for weight in summary.parameters())
-
-
-def _rows(sample: JointSample) -> tuple[Tensor, Tensor]:
-    """Return targets and contexts of all designs as rows."""
-    theta, context = (values.reshape(-1, values.shape[-1]) for values in (sample.theta, sample.context()))
-    return theta, context
 
 
 def build_nothing(given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> None:
@@ -74,12 +24,9 @@ def build_nothing(given: Any, pilot: JointSample, experiment: Experiment, summar
 
 
 def rescale_context(density: Any, sample: JointSample) -> None:
-    """Standardise outcomes as they are at the present design."""
-    density.rescale_context_(sample.y)
-
-
-def rescale_nothing(density: Any, sample: JointSample) -> None:
-    """Leave the density as it is."""
+    """Standardise outcomes as they are at the present design; nothing to do where nothing is learned."""
+    if density is not None:
+        density.rescale_context_(sample.y)
 
 
 @dataclass(frozen=True)
@@ -89,18 +36,19 @@ class Objective:
     Attributes:
         terms: Gives terms `(num_samples, *design_batch)` from a sample and a density.
         bound: Which way their mean errs.
-        needs_likelihood: The sample must hold the outcomes' log likelihood.
-        needs_log_joint: The sample must score other targets at its outcomes (`JointSample.log_joint`), so the outcome
-            needs a density.
-        needs_log_prior: The sample must hold the log prior of its targets.
-        build: Makes what is learnt from what the user gave and a pilot.
+        needs: What the search needs of the experiment (`experiment.needs`).
+        of_targets: What is learned is a density of the targets given the outcome.
+        attains: The terms are those of that density's own Barber-Agakov bound, each of one experiment alone, so that
+            several starts can climb with stacked densities.
+        likelihood: The sample must hold the outcomes' log likelihood.
+        log_joint: The sample must score other targets at its outcomes (`JointSample.log_joint`).
+        pairs: The sample must score all pairs of its outcomes and its draws (`JointSample.pairs`).
+        build: Makes what is learned from what the user gave and a pilot.
         rescale: Refreshes its standardisation while designs move.
         evaluation_size: Where terms of one batch depend on each other: size of the independent batches whose means
             are averaged in the end.
         inner_steps: Steps that the density alone takes between two steps of the design (a saddle point), 0 where both
             climb together.
-        stackable: Terms of one experiment depend on that experiment and a density of its targets alone, so that several
-            starts can climb with stacked densities.
 
     Example:
         >>> import torch
@@ -111,14 +59,16 @@ class Objective:
 
     terms: Terms
     bound: Bound
-    needs_likelihood: bool = False
-    needs_log_joint: bool = False
-    needs_log_prior: bool = True
+    needs: tuple[Need, ...] = ()
+    of_targets: bool = False
+    attains: bool = False
+    likelihood: bool = False
+    log_joint: bool = False
+    pairs: bool = False
     build: Callable[[Any, JointSample, Experiment, Summary], Any] = build_posterior
     rescale: Callable[[Any, JointSample], None] = rescale_context
     evaluation_size: int | None = None
     inner_steps: int = 0
-    stackable: bool = False
 
     def __call__(self, sample: Any, density: Any) -> Tensor:
         """Return the terms."""
@@ -138,7 +88,7 @@ def as_objective(given: Any) -> Objective:
             "objective: expected an Objective, or a callable (sample, density) -> terms with an attribute `bound`, "
             f"such as barber_agakov, got {given!r}."
         )
-    objective = given if isinstance(given, Objective) else Objective(given, bound)
+    objective = given if isinstance(given, Objective) else Objective(given, bound, of_targets=True)
     if bound == "upper" and objective.inner_steps == 0:
         raise ValueError(
             "objective: an upper bound is no objective to ascend, since the density would be driven to loosen it. "
@@ -158,6 +108,6 @@ def detached_module(density: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     weights = {name: value.detach() for name, value in density.named_parameters()}
 
     def log_prob(theta: Tensor, context: Tensor) -> Tensor:
-        return torch.func.functional_call(density, weights, (theta, context))
+        return functional_call(density, weights, (theta, context))
 
     return log_prob

@@ -17,93 +17,65 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_count
-from pyro_voed.estimators.nested import PAIR_MEMORY, InnerDraws, nested_estimate
-from pyro_voed.estimators.objective import Objective, build_nothing, rescale_nothing
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import JointSample, candidate_designs
-from pyro_voed.monte_carlo import log_mean_exp
+from pyro_voed.bounds.nested import pce_terms
+from pyro_voed.checks import Labels
+from pyro_voed.estimators.estimate import Terms, estimate, terms_at_each_design
+from pyro_voed.estimators.nested import checked_sizes, nested_terms
+from pyro_voed.estimators.objective import Objective, build_nothing
+from pyro_voed.experiment import needs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.pairs import PAIR_MEMORY
 from pyro_voed.results import EIGResult
-
-
-def pce_terms(log_likelihood: Tensor, contrast_log_likelihood: Tensor) -> Tensor:
-    """Return prior contrastive estimation terms, nats.
-
-    Args:
-        log_likelihood: log p(y_i given theta_i), `(num_outer,)`.
-        contrast_log_likelihood: log p(y_i given theta_il), `(num_outer, num_contrasts)`, the own draw not among them.
-
-    Example:
-        >>> pce_terms(torch.tensor([0.0]), torch.tensor([[-torch.inf]]))
-        tensor([0.6931])
-    """
-    counted = torch.cat([log_likelihood.unsqueeze(-1), contrast_log_likelihood], -1)
-    return log_likelihood - log_mean_exp(counted, dim=-1)
 
 
 def _contrastive_terms(sample: JointSample, density: None) -> Tensor:
     """Every other draw of the batch serves as a contrast."""
-    assert sample.log_joint is not None  # asked for by the objective
-    num = sample.num_samples
-    _, log_likelihood = sample.log_joint(sample.theta.expand(num, *sample.theta.shape))
-    return log_likelihood.diagonal() - log_mean_exp(log_likelihood, dim=-1)
+    assert sample.pairs is not None  # asked for by the objective
+    pairs = sample.pairs()
+    own = pairs.diagonal()
+    others = pairs.masked_fill(torch.eye(len(own), dtype=torch.bool, device=own.device), -torch.inf)
+    return pce_terms(own, others.logsumexp(-1), len(own) - 1, own)
 
 
 prior_contrastive = Objective(
-    _contrastive_terms,
-    bound="lower",
-    needs_log_joint=True,
-    needs_log_prior=False,
-    build=build_nothing,
-    rescale=rescale_nothing,
-    evaluation_size=256,
+    _contrastive_terms, bound="lower", needs=(needs.likelihood,), pairs=True, build=build_nothing, evaluation_size=256
 )
 """Prior contrastive estimation as an objective for design search: it learns nothing, and saturates at the logarithm of
 the batch size."""
 
 
+@needs.needing(needs.inner_draws)
 def eig_pce(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     num_outer_samples: int = 2_000,
     num_inner_samples: int | None = None,
     num_nuisance_samples: int = 100,
     max_bytes: int = PAIR_MEMORY,
-    vectorize: bool = True,
     seed: int | None = None,
 ) -> EIGResult:
     """Estimate the expected information gain from below by prior contrastive estimation.
 
     Args:
-        model: A Pyro program of one experiment whose outcome sites have densities.
+        model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        design_labels: Design sites.
         designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
         num_outer_samples: Outer draws N.
         num_inner_samples: Contrasts L for each outer draw, `N (L + 1)` simulations in all; None takes the other outer
             draws, for `N` simulations.
         num_nuisance_samples: Runs averaged over for each density of the targets, where there are nuisance sites.
         max_bytes: Memory for one chunk of pairs.
-        vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
 
     Returns:
@@ -122,29 +94,13 @@ def eig_pce(
         >>> result.bound, bool(1.0 < result.eig < 1.4)  # exact: 1.199
         ('lower', True)
     """
-    check_count(num_outer_samples, "num_outer_samples", 2)
-    if num_inner_samples is not None:
-        check_count(num_inner_samples, "num_inner_samples")
-    check_count(num_nuisance_samples, "num_nuisance_samples")
-    with isolated(seed):
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            designs=designs,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
-        inner = InnerDraws(num_inner_samples, num_nuisance_samples, max_bytes)
-        result = nested_estimate(
-            experiment,
-            candidate_designs(experiment, designs),
-            num_outer_samples,
-            inner,
-            estimator="eig_pce",
-            bound="lower",
-        )
-        return replace(result, num_simulations=experiment.program.num_calls)
+    inner = checked_sizes(num_outer_samples, num_inner_samples, num_nuisance_samples, max_bytes)
+
+    def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
+        one = lambda own: nested_terms(experiment, own, num_outer_samples, inner, upper=False, estimator="eig_pce")  # noqa: E731
+        return Terms(terms_at_each_design(experiment, candidates, one))
+
+    needed = [needs.inner_draws]
+    return estimate(
+        model, observation_labels, target_labels, designs, terms, name="eig_pce", bound="lower", needs=needed, seed=seed
+    )

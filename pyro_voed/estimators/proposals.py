@@ -32,92 +32,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from pyro_voed.bounds.laplace import LogDensity, curvature, newton_modes
 from pyro_voed.checks import check_count
 from pyro_voed.estimators.guide import GuideDensity
-from pyro_voed.estimators.laplace import (
-    LogDensity,
-    check_curvature,
-    check_differentiable,
-    check_laplace_targets,
-    curvature,
-    newton_modes,
-)
-from pyro_voed.estimators.nested import log_likelihood_of_pairs
+from pyro_voed.estimators.laplace import check_curvature, check_differentiable
+from pyro_voed.experiment import needs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample, pack_run, unpack_targets
+from pyro_voed.experiment.pairs import log_likelihood_of_pairs
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.scoring import log_joint
-from pyro_voed.experiment.simulate import JointSample, pack_designs, pack_run, unpack_targets
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.experiment.weighting import Proposal
 
 SMALLEST_CURVATURE = 1e-6
 """Least curvature that a Gaussian is given, as a share of its largest."""
 
 
-@runtime_checkable
-class AtOutcomes(Protocol):
-    """A proposal at the outcomes of a sample."""
-
-    def sample(self, sample_shape: Any) -> Tensor:
-        """Return packed targets, `(*sample_shape, num_samples, theta_dim)`."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log densities, nats, of packed targets `(*batch, num_samples, theta_dim)`."""
-
-
-@runtime_checkable
-class Proposal(Protocol):
-    """Something that proposes targets without being trained."""
-
-    def at_outcomes(self, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample) -> AtOutcomes:
-        """Return the proposal at one design and the outcomes of a sample made there."""
-
-
-def proposal_at(
-    proposal: Any, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample
-) -> AtOutcomes:
-    """Return a proposal, or a conditional density, at the outcomes of a sample."""
-    if isinstance(proposal, Proposal):
-        return proposal.at_outcomes(experiment, designs, sample)
-    return DensityAtOutcomes(proposal, design_context(experiment, designs, proposal, sample.y))
-
-
-@dataclass(frozen=True)
-class DensityAtOutcomes:
-    """A conditional density at given contexts.
-
-    Attributes:
-        density: The density, whose `log_prob` takes targets and contexts.
-        context: One context for each outcome.
-    """
-
-    density: Any
-    context: Float[Tensor, "num_samples context_dim"]
-
-    def sample(self, sample_shape: Any) -> Tensor:
-        """Return packed targets, `(*sample_shape, num_samples, theta_dim)`."""
-        return self.density.condition(self.context).sample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log densities, nats, of packed targets `(*batch, num_samples, theta_dim)`."""
-        return self.density.log_prob(value, self.context)
-
-
-def design_context(experiment: Experiment, designs: Mapping[str, Tensor], density: Any, y: Tensor) -> Tensor:
-    """Return the context of outcomes at one design; a density trained over several takes the packed design too."""
-    if density.context_dim == y.shape[-1]:
-        return y
-    return torch.cat([y, pack_designs(experiment, designs).expand(*y.shape[:-1], -1)], -1)
-
-
-def as_proposal(
-    given: Any, experiment: Experiment, args: Sequence[Any], kwargs: Mapping[str, Any], designs: Mapping[str, Tensor]
-) -> Any:
+def as_proposal(given: Any, experiment: Experiment, designs: Mapping[str, Tensor]) -> Any:
     """Return a proposal or conditional density from what a user may give for one.
 
     Raises:
@@ -129,7 +67,7 @@ def as_proposal(
     if isinstance(given, Proposal) or (hasattr(given, "condition") and hasattr(given, "context_dim")):
         return given
     if callable(given) and not isinstance(given, type):
-        guide = GuideDensity(given, experiment, args, kwargs, designs, of_targets=True, trained=False)
+        guide = GuideDensity(given, experiment, designs, of_targets=True, trained=False)
         return GuideProposal(guide.eval())
     raise TypeError(
         "proposal: expected laplace_proposal(), the density of an earlier result, or a Pyro guide that is called with "
@@ -183,7 +121,7 @@ class LaplaceProposal:
             NotImplementedError: If the model has nuisance sites, discrete targets or no differentiable density.
             ArithmeticError: If a log joint density or its derivatives are not finite.
         """
-        check_laplace_targets(experiment, "laplace_proposal")
+        needs.laplace(experiment, "laplace_proposal")
         check_differentiable(experiment, sample[:2], designs, "laplace_proposal")
 
         def log_density(theta: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.programs import ProgramRun, run_rows, sample_nodes
-from pyro_voed.experiment.sites import Experiment, Site
+from pyro_voed.experiment.sites import Site
 from pyro_voed.summaries import ComposedSummary, ConvolutionalSummary, DeepSetSummary, FeedForwardSummary
 
 FEWEST_ROWS = 5

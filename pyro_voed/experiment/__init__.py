@@ -1,1 +1,1 @@
-"""Everything that touches Pyro programs: reading, probing, running and scoring them."""
+"""Everything that touches Pyro programs: reading, probing, running, simulating and scoring them."""

@@ -1,9 +1,4 @@
-"""What a model's sites are: targets, outcomes, nuisance and designs, with their shapes and supports.
-
-Continuous sites are packed into vectors of unconstrained coordinates, `theta` for targets and `y` for outcomes, so
-that densities live on a plain Euclidean space; Jacobians cancel in every difference of log densities. `Experiment` is made
-by `resolve`.
-"""
+"""What a model's sites are: targets, outcomes, nuisance and designs, with their shapes and supports."""
 
 from __future__ import annotations
 
@@ -19,7 +14,6 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 
 from pyro_voed.experiment.programs import (
-    Program,
     base_distribution,
     has_discrete_support,
     is_deterministic,
@@ -64,6 +58,16 @@ class Site:
     support_values: Tensor | None = None
     measured: Tensor | None = None
 
+    def __str__(self) -> str:
+        traits = {
+            "discrete": self.is_discrete,
+            "deterministic": self.is_deterministic,
+            "without density": not self.has_density and not self.is_deterministic,
+            "partly measured": self.measured is not None,
+        }
+        kind = ", ".join(word for word, holds in traits.items() if holds)
+        return f"{self.name} {tuple(self.shape)}" + (f" ({kind})" if kind else "")
+
 
 @dataclass(frozen=True)
 class DesignSite:
@@ -98,126 +102,6 @@ class DesignSite:
             return None
         lower, upper = (torch.as_tensor(end).to(self.value) for end in (constraint.lower_bound, constraint.upper_bound))
         return (lower, upper) if bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()) else None
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A resolved experiment: the released program and what its sites are.
-
-    Attributes:
-        program: The released program, and how it is run for many experiments at once.
-        targets: Sites the information is about, in the order of the model.
-        observations: Sites that are observed.
-        others: Nuisance, auxiliary and history sites.
-        designs: Design sites.
-        leaking_nuisance: For each target whose distribution depends on nuisance sites: one of the nuisance sites.
-        design_dependent_targets: Targets whose distribution depends on a design.
-        linked_outcomes: Whether an outcome site's distribution depends on another outcome's value.
-        redrawable: Whether outcomes can be drawn anew given all else without running the model again: they are a
-            forward map plus explicit noise.
-        unchecked: Sites without density or determinism, whose vectorisation could not be checked.
-        bytes_per_row: Memory of all site values of one experiment.
-        dtype: Floating type of the packed vectors.
-        device: Device of the model's tensors.
-    """
-
-    program: Program
-    targets: tuple[Site, ...]
-    observations: tuple[Site, ...]
-    others: tuple[Site, ...]
-    designs: tuple[DesignSite, ...]
-    leaking_nuisance: Mapping[str, str]
-    design_dependent_targets: tuple[str, ...]
-    linked_outcomes: bool
-    redrawable: bool
-    unchecked: tuple[str, ...]
-    bytes_per_row: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def __str__(self) -> str:
-        def shown(site: Site) -> str:
-            kind = ", ".join(
-                word
-                for word, holds in (
-                    ("discrete", site.is_discrete),
-                    ("deterministic", site.is_deterministic),
-                    ("without density", not site.has_density and not site.is_deterministic),
-                    ("partly measured", site.measured is not None),
-                )
-                if holds
-            )
-            return f"{site.name} {tuple(site.shape)}" + (f" ({kind})" if kind else "")
-
-        designs = ", ".join(f"{site.name} {tuple(site.value.shape)} in {site.constraint}" for site in self.designs)
-        lines = [f"designs:  {designs or 'none'}"]
-        for title, experiment in (
-            ("targets", self.targets),
-            ("outcomes", self.observations),
-            ("nuisance", self.nuisance),
-        ):
-            lines.append(f"{title + ':':<10}" + (", ".join(map(shown, experiment)) or "none"))
-        lines.append("run:      " + ("together in one outer plate" if self.program.vectorised else "one by one"))
-        if self.unchecked:
-            lines.append(f"vectorisation could not be checked at {list(self.unchecked)}, which state no density")
-        return "\n".join(lines)
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Single-experiment shape of every site."""
-        return {site.name: site.shape for site in (*self.targets, *self.observations, *self.others)}
-
-    @property
-    def target_labels(self) -> tuple[str, ...]:
-        """Names of the targets."""
-        return tuple(site.name for site in self.targets)
-
-    @property
-    def observation_labels(self) -> tuple[str, ...]:
-        """Names of the outcome sites."""
-        return tuple(site.name for site in self.observations)
-
-    @property
-    def nuisance(self) -> tuple[Site, ...]:
-        """Random sites that are neither target nor outcome."""
-        return tuple(site for site in self.others if site.role == "nuisance")
-
-    @property
-    def design_labels(self) -> tuple[str, ...]:
-        """Names of the designs."""
-        return tuple(site.name for site in self.designs)
-
-    @property
-    def design_values(self) -> dict[str, Tensor]:
-        """Design values resolved from the store or the model."""
-        return {site.name: site.value for site in self.designs}
-
-    @property
-    def theta_dim(self) -> int:
-        """Number of packed target coordinates."""
-        return sum(site.packed_dim for site in self.targets)
-
-    @property
-    def y_dim(self) -> int:
-        """Number of packed outcome coordinates."""
-        return sum(site.packed_dim for site in self.observations)
-
-    @property
-    def is_explicit(self) -> bool:
-        """Whether every outcome site has a density."""
-        return all(site.has_density for site in self.observations)
-
-    @property
-    def has_log_prior(self) -> bool:
-        """Whether the model states the density of the targets."""
-        # A guide's auxiliary sites carry the density of all latents together, not of some of them.
-        shared = bool(self.nuisance) and self.has_auxiliary_density
-        return all(site.has_density for site in self.targets) and not self.leaking_nuisance and not shared
-
-    @property
-    def has_auxiliary_density(self) -> bool:
-        """Whether auxiliary sites of a replaced prior carry density."""
-        return any(site.role == "auxiliary" and site.has_density for site in self.others)
 
 
 def site_transform(

@@ -31,9 +31,12 @@ from torch import Tensor
 from pyro_voed.checks import check_count, warn
 from pyro_voed.densities import StackedDensity
 from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.designs import design_batch_shape, flat_designs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import unpack_targets
 from pyro_voed.experiment.programs import sample_nodes, trace_program
-from pyro_voed.experiment.simulate import design_batch_shape, flat_designs, pack_designs, unpack_targets
-from pyro_voed.experiment.sites import Experiment, Site
+from pyro_voed.experiment.sites import Site
+from pyro_voed.experiment.weighting import design_context
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names, to_inference_data
 from pyro_voed.results import DesignResult, EIGResult, PosteriorSample
 
@@ -78,7 +81,8 @@ def flow_posterior(
     Example:
         >>> from pyro_voed.estimators import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = eig_flow(linear_gaussian(), "y", "theta", num_steps=100, seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> posterior = flow_posterior(result, torch.tensor([1.0, 2.0, 1.5]), 500, seed=0)
         >>> posterior.flat("theta").shape
         torch.Size([500, 2])
@@ -132,8 +136,9 @@ def flow_guide(
         >>> from pyro.infer import Importance
         >>> from pyro_voed.estimators import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> from pyro_voed.training import Fresh
         >>> outcome = torch.tensor([1.0, 2.0, 1.5])
-        >>> result = eig_flow(linear_gaussian(), "y", "theta", num_steps=100, seed=0)
+        >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> guide = flow_guide(result, outcome)
         >>> weighted = Importance(pyro.condition(linear_gaussian(), {"y": outcome}), guide, num_samples=100).run()
         >>> bool(weighted.get_log_normalizer() < 0)
@@ -258,23 +263,19 @@ class TrainedDensity:
         density: Of packed targets given `context(y)`.
         experiment: What was resolved from the model.
         designs: The design's values.
-        packed_design: The design as the density sees it; None where it does not.
     """
 
     density: Any
     experiment: Experiment
     designs: Mapping[str, Tensor]
-    packed_design: Float[Tensor, " design_dim"] | None
 
     def context(self, y: Float[Tensor, "*batch y_dim"]) -> Float[Tensor, "*batch context_dim"]:
-        """Return what the density is conditioned on."""
-        if self.packed_design is None:
-            return y
-        return torch.cat([y, self.packed_design.expand(*y.shape[:-1], -1)], -1)
+        """Return what the density is conditioned on: the outcome, and the design where it takes that."""
+        return design_context(self.experiment, self.designs, self.density, y)
 
 
 def trained_density(result: EIGResult | DesignResult, design_index: DesignIndex = None) -> TrainedDensity:
-    """Return the density of the targets that a result learnt, at one of its designs.
+    """Return the density of the targets that a result learned, at one of its designs.
 
     Args:
         result: What `eig_flow` or `optimise_design` returned.
@@ -286,13 +287,13 @@ def trained_density(result: EIGResult | DesignResult, design_index: DesignIndex 
     estimate = result.final if isinstance(result, DesignResult) else result
     experiment = estimate.experiment
     _check_density(estimate)
-    designs, packed_design = _member(experiment, estimate.designs, design_index)
+    designs = _member(experiment, estimate.designs, design_index)
     density = estimate.density
     if isinstance(density, StackedDensity):
         batch = design_batch_shape(experiment, estimate.designs)
         index = torch.arange(batch.numel()).reshape(batch)[design_index]
-        density, packed_design = density.member(int(index)), None
-    return TrainedDensity(density, experiment, designs, packed_design)
+        density = density.member(int(index))
+    return TrainedDensity(density, experiment, designs)
 
 
 def _case(
@@ -303,36 +304,27 @@ def _case(
     experiment, designs = trained.experiment, trained.designs
     observed = check_outcome(experiment, observations)
     y = pack_outcome(experiment, observed, designs)
-    _warn_outside(experiment, y, estimate.observation_range)
+    _warn_outside(experiment, y, estimate.learned.outcome_range)
     return _Case(trained.density, experiment, trained.context(y), observed, designs)
 
 
 def _check_density(estimate: EIGResult) -> None:
-    advice = "Use the result of eig_flow, or of optimise_design with a lower bound."
-    density, experiment = estimate.density, estimate.experiment
-    if density is None or experiment is None:
-        raise ValueError(f"result: {estimate.estimator} learns no posterior density. {advice}")
-    num_designs = 0
-    if design_batch_shape(experiment, estimate.designs) and not isinstance(density, StackedDensity):
-        num_designs = pack_designs(experiment, estimate.designs).shape[-1]
-    expected = (experiment.theta_dim, experiment.y_dim + num_designs)
-    found = (getattr(density, "theta_dim", None), getattr(density, "context_dim", None))
-    if found != expected:
+    if estimate.learned is None or not estimate.learned.of_targets or estimate.experiment is None:
         raise ValueError(
-            f"result: expected a density of {expected[0]} target coordinates given {expected[1]} of outcome and "
-            f"design, {estimate.estimator} learnt one of {found[0]} given {found[1]}. {advice}"
+            f"result: {estimate.estimator} learned no density of the targets given the outcome. Use the result of "
+            "eig_flow, or of optimise_design with a lower bound."
         )
 
 
 def _member(
     experiment: Experiment, designs: Mapping[str, Tensor], index: DesignIndex
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the design in question, and packed where the density takes it as context."""
+) -> dict[str, Tensor]:
+    """Return the design in question."""
     batch = design_batch_shape(experiment, designs)
     if not batch:
         if index is not None:
             raise ValueError(f"design_index: the result holds one design, got {index}. Leave it out.")
-        return dict(designs), None
+        return dict(designs)
     where = (index,) if isinstance(index, int) else index
     if where is None or len(where) != len(batch) or not all(-n <= i < n for i, n in zip(where, batch, strict=True)):
         raise ValueError(
@@ -340,8 +332,7 @@ def _member(
             f"the outcome was observed at, got {index}."
         )
     members = flat_designs(experiment, designs)
-    own = {name: value.unflatten(0, batch)[where] for name, value in members.items()}
-    return own, pack_designs(experiment, designs)[where]
+    return {name: value.unflatten(0, batch)[where] for name, value in members.items()}
 
 
 def _warn_outside(experiment: Experiment, y: Float[Tensor, " y_dim"], outcome_range: Tensor | None) -> None:
@@ -352,5 +343,5 @@ def _warn_outside(experiment: Experiment, y: Float[Tensor, " y_dim"], outcome_ra
     if names:
         warn(
             f"outcome {', '.join(names[:8])}{' ...' if len(names) > 8 else ''} lies outside the range of the "
-            "simulations: the learnt posterior extrapolates there. Compare with nuts_posterior, or check the model.",
+            "simulations: the learned posterior extrapolates there. Compare with nuts_posterior, or check the model.",
         )

@@ -6,7 +6,7 @@ into a run of one experiment at the design in question, and that run is packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_voed.checks import Labels, as_labels, as_site_values
+from pyro_voed.checks import Labels, as_labels, as_site_values, check_callable
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import pack_outcomes
 from pyro_voed.experiment.programs import ProgramRun, is_deterministic, run_rows, sample_nodes
-from pyro_voed.experiment.simulate import pack_outcomes
-from pyro_voed.experiment.sites import Experiment, Site
+from pyro_voed.experiment.sites import Site
 from pyro_voed.results import element_names
 
 
@@ -34,8 +35,8 @@ def check_outcome(experiment: Experiment, observations: Tensor | Mapping[str, An
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.experiment.resolve import resolve
-        >>> check_outcome(resolve(linear_gaussian(), "y"), torch.tensor([1.0, 2.0, 4.0]))
+        >>> from pyro_voed.experiment.experiment import Experiment
+        >>> check_outcome(Experiment(linear_gaussian(), "y"), torch.tensor([1.0, 2.0, 4.0]))
         {'y': tensor([1., 2., 4.])}
     """
     given = as_site_values(observations, experiment.observation_labels, "observations")
@@ -124,23 +125,24 @@ def like_simulated(experiment: Experiment, run: ProgramRun, values: Mapping[str,
     return conditioned
 
 
-def deterministic_outcomes(
-    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None, labels: Labels
-) -> list[str]:
+def deterministic_outcomes(model: Callable[..., Any] | Experiment, labels: Labels) -> list[str]:
     """Return which of the named outcomes the model computes rather than draws, seen in one run of it.
 
     Needs no targets, without which a model that computes its outcome cannot be resolved.
 
     Example:
         >>> from pyro_voed.problems.implicit_toy import implicit_toy
-        >>> deterministic_outcomes(implicit_toy(), (), None, "y")
+        >>> deterministic_outcomes(implicit_toy(), "y")
         ['y']
     """
+    if isinstance(model, Experiment):
+        return [site.name for site in model.observations if site.is_deterministic]
     named = as_labels(labels, "observation_labels")
     if named is None:
         return []
+    check_callable(model)
     with poutine.trace() as recorder:
-        model(*args, **dict(kwargs or {}))
+        model()
     nodes = sample_nodes(recorder.trace)
     return [name for name in named if name in nodes and is_deterministic(nodes[name])]
 
@@ -150,8 +152,8 @@ def packed_names(experiment: Experiment) -> list[str]:
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.experiment.resolve import resolve
-        >>> packed_names(resolve(linear_gaussian(), "y"))
+        >>> from pyro_voed.experiment.experiment import Experiment
+        >>> packed_names(Experiment(linear_gaussian(), "y"))
         ['y[0]', 'y[1]', 'y[2]']
     """
     names = []

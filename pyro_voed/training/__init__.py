@@ -1,1 +1,5 @@
-"""Training: one loop for everything that learns."""
+"""Training: one loop for everything that learns, and the two ways to feed it."""
+
+from pyro_voed.training.settings import Fresh, Pool
+
+__all__ = ["Fresh", "Pool"]

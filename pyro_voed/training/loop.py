@@ -18,7 +18,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -183,7 +183,8 @@ def fit_pool(
             ascent.scale_rates(plan.factor)
             if refresh is not None:
                 training = refresh(training)
-            for rows in torch.randperm(training.num_samples).split(batch_size):
+            # Pieces of nearly equal size: a short one at the end would be a noisy step.
+            for rows in torch.randperm(training.num_samples).tensor_split(max(1, training.num_samples // batch_size)):
                 bounds.append(_one_step(training[rows], terms, ascent, explain, len(bounds)))
                 factors.append(plan.factor)
             with torch.no_grad():
@@ -308,14 +309,36 @@ class _Best:
             parameter.copy_(weight)
 
 
+class TrainingStopped(RuntimeError):
+    """An error ended training; what was learned until then is not lost, so that training can go on from it.
+
+    Attributes:
+        density: The density as last trained; None where nothing was learned.
+        designs: The designs as last reached, where they were searched for.
+    """
+
+    def __init__(
+        self, message: str, density: Any = None, designs: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.density, self.designs = density, designs
+
+
+class NotFinite(TrainingStopped, ArithmeticError):
+    """A term or gradient was not finite, which ended training."""
+
+
 @contextmanager
-def kept_on_error(learnt: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Hang what was learnt so far on any error that ends a run, as attributes, so that a run can go on from it."""
+def keeping(learned: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Turn any error that ends the body into a `TrainingStopped` with what was learned so far."""
     try:
         yield
-    except BaseException as error:
-        vars(error).update(learnt())
+    except TrainingStopped:
         raise
+    except ArithmeticError as error:
+        raise NotFinite(str(error), **learned()) from error
+    except Exception as error:
+        raise TrainingStopped(f"{type(error).__name__}: {error}", **learned()) from error
 
 
 def _split(pool: Pool, fraction: float) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,17 +49,10 @@ from torch import Tensor
 
 from pyro_voed.checks import Labels, check_callable, check_count, warn
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import (
-    JointSample,
-    candidate_designs,
-    design_batch_shape,
-    draw_joint,
-    pack_run,
-    put_targets,
-    unpack_targets,
-)
-from pyro_voed.experiment.sites import Experiment
+from pyro_voed.experiment.designs import design_batch_shape
+from pyro_voed.experiment.experiment import Experiment, as_experiment
+from pyro_voed.experiment.packing import JointSample, pack_run, put_targets, unpack_targets
+from pyro_voed.experiment.sampling import draw_joint
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, to_inference_data
 from pyro_voed.inference.reference.abc_terms import (
     Metric,
@@ -80,16 +73,12 @@ SHARE_OF_PRIOR = 0.1
 
 
 def abc_posterior(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observations: Tensor | Mapping[str, Any],
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     num_simulations: int = 100_000,
     num_populations: int = 1,
     quantile: float = 0.01,
@@ -97,7 +86,6 @@ def abc_posterior(
     statistic: Callable[[Tensor], Tensor] | None = None,
     distance: Callable[[Tensor, Tensor], Tensor] = euclidean,
     regression_adjustment: bool = False,
-    vectorize: bool = True,
     seed: int | None = None,
 ) -> PosteriorSample:
     """Draw the targets from their approximate posterior given one outcome, by simulations near it.
@@ -110,12 +98,8 @@ def abc_posterior(
         observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
         observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
         target_labels: Sites to return; default: all latent sites. With a deterministic outcome they must be named.
-        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites.
         designs: The design of the outcome, one value a label; default: the store's, else the model's initial one. The
             store is not touched.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
         num_simulations: Experiments to simulate, over all populations.
         num_populations: 1 for rejection; more for population Monte Carlo, worth it where a posterior is far narrower
             than the prior.
@@ -129,7 +113,6 @@ def abc_posterior(
         distance: Maps standardised statistics `(num_rows, num_statistics)` and the observed ones `(num_statistics,)` to
             distances `(num_rows,)`, at least 0.
         regression_adjustment: Adjust the kept draws by local linear regression on the statistics.
-        vectorize: Simulate experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator. Equal seeds give equal draws.
 
     Returns:
@@ -152,7 +135,6 @@ def abc_posterior(
         >>> posterior.values["theta"].shape, posterior.tolerance < 0.1
         (torch.Size([1, 200]), True)
     """
-    check_callable(model)
     check_callable(distance, "distance")
     if statistic is not None:
         check_callable(statistic, "statistic")
@@ -164,18 +146,8 @@ def abc_posterior(
         raise ValueError(f"tolerance: expected a finite number of at least 0, got {tolerance!r}.")
     with isolated(seed), torch.no_grad():
         started = time.perf_counter()
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
+        experiment, values = as_experiment(model, observation_labels, target_labels, designs)
         _check_movable(experiment, num_populations, regression_adjustment)
-        values = candidate_designs(experiment, designs)
         if batch := design_batch_shape(experiment, values):
             raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
         observed = check_outcome(experiment, observations)

@@ -37,8 +37,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_voed.checks import Labels, check_callable, check_count, check_positive, warn
+from pyro_voed.checks import Labels, check_count, check_positive, warn
 from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.designs import design_batch_shape
+from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.programs import (
     Assign,
     base_distribution,
@@ -46,9 +48,6 @@ from pyro_voed.experiment.programs import (
     run_rows,
     support_transform,
 )
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Experiment
 from pyro_voed.inference.outcomes import check_outcome, deterministic_outcomes, like_simulated, to_inference_data
 from pyro_voed.results import PosteriorSample
 
@@ -57,16 +56,12 @@ MIN_EFFECTIVE_SAMPLE_SIZE = 100
 
 
 def nuts_posterior(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observations: Tensor | Mapping[str, Any],
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     num_samples: int = 1000,
     num_warmup: int = 500,
     num_chains: int = 2,
@@ -85,12 +80,8 @@ def nuts_posterior(
         observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
         observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
         target_labels: Sites to return, deterministic ones too; default: all latent sites.
-        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites.
         designs: The design of the outcome, one value a label; default: the store's, else the model's initial one. The
             store is not touched.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
         num_samples: Draws kept of each chain, at least 4.
         num_warmup: Draws of each chain that adapt the sampler and are dropped.
         num_chains: Chains, run one after the other.
@@ -116,7 +107,6 @@ def nuts_posterior(
         >>> posterior.values["theta"].shape, posterior.num_divergences
         (torch.Size([2, 150, 2]), 0)
     """
-    check_callable(model)
     check_count(num_samples, "num_samples", minimum=4)
     check_count(num_warmup, "num_warmup")
     check_count(num_chains, "num_chains")
@@ -124,21 +114,11 @@ def nuts_posterior(
         raise ValueError(f"target_accept_prob: expected a number in (0, 1), got {target_accept_prob}.")
     with isolated(seed):
         started = time.perf_counter()
-        # Before `resolve`, which would ask for the targets first.
-        _refuse_implicit(deterministic_outcomes(model, model_args, model_kwargs, observation_labels))
+        # Before the experiment is read, which would ask for the targets first.
+        _refuse_implicit(deterministic_outcomes(model, observation_labels))
         # Chains never run rows together, so a model need not be batch-friendly for its reference posterior.
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=False,
-        )
+        experiment, values = as_experiment(model, observation_labels, target_labels, designs, vectorize=False)
         _check_sampleable(experiment)
-        values = candidate_designs(experiment, designs)
         if batch := design_batch_shape(experiment, values):
             raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
         observed = check_outcome(experiment, observations)

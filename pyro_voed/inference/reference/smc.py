@@ -40,13 +40,12 @@ from pyro import distributions as dist
 from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_callable, check_count, warn
+from pyro_voed.checks import Labels, check_count, warn
 from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.designs import design_batch_shape
+from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.programs import ProgramRun, base_distribution, is_deterministic, run_rows, sample_nodes
-from pyro_voed.experiment.resolve import resolve
 from pyro_voed.experiment.scoring import outcome_log_likelihood
-from pyro_voed.experiment.simulate import candidate_designs, design_batch_shape
-from pyro_voed.experiment.sites import Experiment
 from pyro_voed.inference.outcomes import check_outcome, deterministic_outcomes, like_simulated, to_inference_data
 from pyro_voed.inference.reference.smc_terms import (
     Particles,
@@ -67,21 +66,16 @@ MIN_ACCEPTANCE = 0.03
 
 
 def smc_posterior(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observations: Tensor | Mapping[str, Any],
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
     designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
     num_particles: int = 2_000,
     num_runs: int = 4,
     effective_share: float = 0.5,
     max_moves: int = 100,
-    vectorize: bool = True,
     seed: int | None = None,
 ) -> PosteriorSample:
     """Draw from the posterior of one outcome with sequential Monte Carlo, and estimate the evidence.
@@ -95,17 +89,12 @@ def smc_posterior(
         observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
         observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
         target_labels: Sites to return, deterministic ones too; default: all latent sites.
-        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites.
         designs: The design of the outcome, one value a label; default: the store's, else the model's initial one. The
             store is not touched.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
         num_particles: Particles of each run, at least 50 and more than twice the latent coordinates.
         num_runs: Independent runs, at least 2, from which R-hat and the error of the evidence come.
         effective_share: Share of the particles that reweighting leaves effective, in (0, 1); larger takes more stages.
         max_moves: Most moves of one stage.
-        vectorize: Run particles together; False runs any model one by one.
         seed: Seed; None draws one from the global generator. Equal seeds give equal draws.
 
     Returns:
@@ -130,7 +119,6 @@ def smc_posterior(
         >>> abs(posterior.log_evidence + 4.825) < 4 * posterior.log_evidence_error
         True
     """
-    check_callable(model)
     check_count(num_particles, "num_particles", minimum=50)
     check_count(num_runs, "num_runs", minimum=2)
     check_count(max_moves, "max_moves")
@@ -138,20 +126,10 @@ def smc_posterior(
         raise ValueError(f"effective_share: expected a number in (0, 1), got {effective_share!r}.")
     with isolated(seed):
         started = time.perf_counter()
-        # Before `resolve`, which would ask for the targets first.
-        _refuse_implicit(deterministic_outcomes(model, model_args, model_kwargs, observation_labels))
-        experiment = resolve(
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
-        )
+        # Before the experiment is read, which would ask for the targets first.
+        _refuse_implicit(deterministic_outcomes(model, observation_labels))
+        experiment, values = as_experiment(model, observation_labels, target_labels, designs)
         _check_sampleable(experiment)
-        values = candidate_designs(experiment, designs)
         if batch := design_batch_shape(experiment, values):
             raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
         observed = check_outcome(experiment, observations)

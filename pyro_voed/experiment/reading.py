@@ -1,17 +1,13 @@
-"""From a model and labels to `Experiment`: the dry run with every check at the door.
+"""Read a program: what its labels mean, and every check that needs one look at its trace.
 
-`resolve` runs the model a few times without changing anything, checks everything that can be checked before money is
-spent on simulations, and returns `Experiment`, which the rest of the library works on. Defaults:
-
-* designs are the explicit `pyro.param` / `PyroParam` sites;
-* outcomes are the sites given with `obs=` (their data are released);
-* targets are all other latent sites, unless the outcome is deterministic, where all of them together would make the
-  information infinite and they must be named.
+The program is run a few times without changing anything. What cannot have a defined information gain is refused here,
+before any bulk of simulations; the probes that follow need more than one look (`probes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -21,8 +17,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch.distributions import constraints
 
-from pyro_voed.checks import Labels, as_labels, check_callable, check_known
-from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.checks import check_known
+from pyro_voed.experiment.parameters import naming_sites
 from pyro_voed.experiment.probes import probe
 from pyro_voed.experiment.programs import (
     Program,
@@ -34,103 +30,113 @@ from pyro_voed.experiment.programs import (
     sample_nodes,
     support_transform,
 )
-from pyro_voed.experiment.sites import DesignSite, Experiment, Role, given_designs
+from pyro_voed.experiment.sites import DesignSite, Role
+
+Names = tuple[str, ...] | None
 
 
-def resolve(
-    model: Callable[..., Any],
-    observation_labels: Labels = None,
-    target_labels: Labels = None,
+def read(
+    call: Callable[[], Any],
+    observation_names: Names,
+    target_names: Names,
+    design_names: Names,
+    prior: Callable[[], Any] | None,
     *,
-    design_labels: Labels = None,
-    designs: Mapping[str, Any] | None = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
-    vectorize: bool = True,
-    seed: int | None = None,
-) -> Experiment:
-    """Resolve the labels of a model and check everything at the door.
-
-    Args:
-        model: A Pyro program of one experiment.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about; default: all other latent sites.
-        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites. Required where weights
-            of a network are traced too.
-        designs: Candidate designs `(*design_batch, *shape)` that will be simulated together; checked against the
-            constraints, and used to find out how the model takes one design a row.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior, such as the posterior of earlier
-            experiments. Called with the model's arguments.
-        vectorize: Run experiments together in an outer plate. The result is checked draw by draw against single
-            runs; False runs them one by one, for any model whatever.
-        seed: Seed of the probe runs; None draws one from the global generator.
-
-    Returns:
-        The resolved experiment.
-
-    Raises:
-        TypeError: If the model cannot be called, or a label is no string.
-        ValueError: If labels are unknown or overlap; if the model holds what makes the information undefined
-            (factors, scales, subsampling plates, masks off the outcome, improper priors); if vectorised and single
-            runs disagree.
-        NotImplementedError: If a target's support has no bijection, or depends on a nuisance site.
-
-    Example:
-        >>> import pyro, torch
-        >>> from pyro import distributions as dist
-        >>> def model():
-        ...     xi = pyro.param("xi", torch.tensor(2.0))
-        ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0), obs=torch.tensor(0.3))
-        >>> experiment = resolve(model)
-        >>> experiment.target_labels, experiment.observation_labels, experiment.design_labels
-        (('theta',), ('y',), ('xi',))
-    """
-    check_callable(model)
+    vectorize: bool,
+) -> dict[str, Any]:
+    """Return what an experiment is made of, by the names of its fields; inside `isolated`."""
+    # The model's own prior also gives the supports of a replaced one, whose sites may be mere Deltas.
+    own = _trace_once(call)
+    _check_undefined_information(own)
+    roles = _roles(own, observation_names, target_names, with_prior=prior is not None)
+    designs = _design_sites(own, design_names)
+    released, prototype = _released(call, prior, roles, own), own
     if prior is not None:
-        check_callable(prior, "prior")
-    observation_names = as_labels(observation_labels, "observation_labels")
-    target_names = as_labels(target_labels, "target_labels")
-    design_names = as_labels(design_labels, "design_labels")
-    kwargs = dict(model_kwargs or {})
+        prototype = _trace_once(released)
+        _check_undefined_information(prototype)
+        _check_handed_on(prototype, own, _trace_once(call))
+    program = Program(
+        released,
+        _max_plate_nesting(prototype),
+        constants=_constants(own, designs),
+        calls=[1 if prior is None else 3],
+    )
+    every = {name: roles.get(name, "auxiliary") for name in sample_nodes(prototype)}
+    return probe(program, prototype, own, every, designs, vectorize=vectorize)
 
-    with isolated(seed):
-        # The model's own prior also gives the supports of a replaced one, whose sites may be mere Deltas.
-        own = _trace_once(lambda: model(*model_args, **kwargs))
-        _check_undefined_information(own)
-        roles = _roles(own, observation_names, target_names, with_prior=prior is not None)
-        design_sites = _design_sites(own, design_names)
-        kept = [name for name, role in roles.items() if role == "history"]
-        call = _released(model, model_args, kwargs, prior, roles, own, kept)
-        prototype = own
-        if prior is not None:
-            prototype = _trace_once(call)
-            _check_undefined_information(prototype)
-            _check_handed_on(prototype, own, _trace_once(lambda: model(*model_args, **kwargs)))
-        program = Program(
-            call,
-            _max_plate_nesting(prototype),
-            constants=_constants(own, design_sites),
-            calls=[1 if prior is None else 3],
-        )
-        return probe(
-            program,
-            prototype,
-            own,
-            {name: roles.get(name, "auxiliary") for name in sample_nodes(prototype)},
-            design_sites,
-            given_designs(design_sites, designs),
-            vectorize=vectorize,
-        )
+
+@dataclass(frozen=True)
+class ReleasedProgram:
+    """A program whose outcomes are released, so that they are drawn.
+
+    Attributes:
+        call: The model, its arguments bound.
+        kept: Sites whose data stay: history, which a replaced prior accounts for.
+    """
+
+    call: Callable[[], Any]
+    kept: tuple[str, ...]
+
+    def __call__(self) -> Any:
+        """Run the program."""
+        with Release(self.kept):
+            return self.call()
+
+
+@dataclass(frozen=True)
+class ProgramWithPrior:
+    """A released program whose latent sites a guide draws.
+
+    Attributes:
+        released: The released program.
+        prior: The guide, its arguments bound.
+        latent: Sites that the guide has to draw.
+        shown: Sites that are the model's to state, whatever draws the latent ones: outcomes and computed targets.
+    """
+
+    released: ReleasedProgram
+    prior: Callable[[], Any]
+    latent: tuple[str, ...]
+    shown: frozenset[str]
+
+    def __call__(self) -> Any:
+        """Run the guide, then the program at its draws."""
+        with poutine.trace() as recorder:
+            self.prior()
+        drawn = {name: node["value"] for name, node in sample_nodes(recorder.trace).items()}
+        missing = [name for name in self.latent if name not in drawn]
+        if missing:
+            raise ValueError(
+                f"prior: the guide draws {list(drawn)}, but the model's latent sites {missing} are missing."
+            )
+        # The latents are already in the trace, drawn by the prior; the model must not draw or score them again.
+        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in self.shown)
+        with hidden, poutine.condition(data={name: value for name, value in drawn.items() if name in self.latent}):
+            return self.released()
+
+
+def _released(
+    call: Callable[[], Any],
+    prior: Callable[[], Any] | None,
+    roles: Mapping[str, Role],
+    own: poutine.Trace,
+) -> ReleasedProgram | ProgramWithPrior:
+    released = ReleasedProgram(call, tuple(name for name, role in roles.items() if role == "history"))
+    if prior is None:
+        return released
+    computed = {name for name, node in sample_nodes(own).items() if is_deterministic(node)}
+    latent = [name for name, role in roles.items() if role in ("target", "nuisance") and name not in computed]
+    shown = {name for name, role in roles.items() if role == "observation" or (role == "target" and name in computed)}
+    return ProgramWithPrior(released, prior, tuple(latent), frozenset(shown))
 
 
 def _trace_once(call: Callable[[], Any]) -> poutine.Trace:
-    with poutine.trace() as recorder, _RefuseImproper(), Release():
-        call()
-    return recorder.trace
+    def run() -> poutine.Trace:
+        with poutine.trace() as recorder, _RefuseImproper(), Release():
+            call()
+        return recorder.trace
+
+    return naming_sites(run)
 
 
 class _RefuseImproper(Messenger):
@@ -279,40 +285,3 @@ def _max_plate_nesting(trace: poutine.Trace) -> int:
         # Batch dimensions outside any plate are independent draws too, so they count like plates.
         nesting = max([nesting, len(getattr(node["fn"], "batch_shape", ())), *frames])
     return nesting
-
-
-def _released(
-    model: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    prior: Callable[..., Any] | None,
-    roles: Mapping[str, Role],
-    own: poutine.Trace,
-    kept: Sequence[str],
-) -> Callable[[], Any]:
-    def program() -> Any:
-        with Release(kept):
-            return model(*args, **kwargs)
-
-    if prior is None:
-        return program
-    computed = {name for name, node in sample_nodes(own).items() if is_deterministic(node)}
-    latent = [name for name, role in roles.items() if role in ("target", "nuisance") and name not in computed]
-    # Outcomes and computed targets are the model's to state, whatever draws the latent sites.
-    shown = {name for name, role in roles.items() if role == "observation" or (role == "target" and name in computed)}
-
-    def program_with_prior() -> Any:
-        with poutine.trace() as recorder:
-            prior(*args, **kwargs)
-        drawn = {name: node["value"] for name, node in sample_nodes(recorder.trace).items()}
-        missing = [name for name in latent if name not in drawn]
-        if missing:
-            raise ValueError(
-                f"prior: the guide draws {list(drawn)}, but the model's latent sites {missing} are missing."
-            )
-        # The latents are already in the trace, drawn by the prior; the model must not draw or score them again.
-        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in shown)
-        with hidden, poutine.condition(data={name: value for name, value in drawn.items() if name in latent}):
-            return program()
-
-    return program_with_prior

@@ -1,0 +1,73 @@
+r"""Terms of nested Monte Carlo: a density that is an integral becomes an average over inner draws.
+
+With :math:`S_i = \sum_j p(y_i \mid \theta_{ij})` over M inner draws that are independent of :math:`\theta_i`,
+
+.. math::
+    \text{NMC: } \log p(y_i \mid \theta_i) - \log \frac{S_i}{M}, \qquad
+    \text{PCE: } \log p(y_i \mid \theta_i) - \log \frac{S_i + p(y_i \mid \theta_i)}{M + 1}.
+
+A logarithm of an average of independent draws errs downwards (Jensen), so NMC errs upwards. With the draw that made the
+outcome counted among M + 1 it errs upwards, because that draw is one from the posterior (Foster et al. 2020, theorem 1),
+so PCE is a lower bound; it cannot exceed log(M + 1).
+
+References:
+    Ryan (2003), "Estimating expected information gains for experimental designs with application to the random
+    fatigue-limit model"; Huan and Marzouk (2013), "Simulation-based optimal Bayesian experimental design for nonlinear
+    systems"; Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
+    Bayesian-optimal experiments", Eq. 8.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def log_average(log_sums: Tensor, num_draws: int, own: Tensor | None = None) -> Tensor:
+    """Return the log of an average of densities over inner draws, nats.
+
+    Args:
+        log_sums: Log of the sum of the densities over inner draws independent of the outcome.
+        num_draws: Their number.
+        own: Log density given the draw that made the outcome, which is then counted too.
+
+    Example:
+        >>> log_average(torch.tensor([0.0]), 1, torch.tensor([0.0]))
+        tensor([0.])
+    """
+    if own is None:
+        return log_sums - math.log(num_draws)
+    return torch.logaddexp(log_sums, own) - math.log(num_draws + 1)
+
+
+def nmc_terms(log_likelihood: Tensor, log_sums: Tensor, num_draws: int) -> Tensor:
+    """Return nested Monte Carlo terms, nats, whose mean lies above the expected information gain.
+
+    Args:
+        log_likelihood: log p(y_i given theta_i), `(num_outer,)`.
+        log_sums: Log of the sum of p(y_i given theta_ij) over the inner draws, `(num_outer,)`.
+        num_draws: Number of inner draws.
+
+    Example:
+        >>> nmc_terms(torch.tensor([0.0]), torch.tensor([0.0]), 2)
+        tensor([0.6931])
+    """
+    return log_likelihood - log_average(log_sums, num_draws)
+
+
+def pce_terms(log_likelihood: Tensor, log_sums: Tensor, num_draws: int, own: Tensor) -> Tensor:
+    """Return prior contrastive estimation terms, nats, whose mean is a lower bound.
+
+    Args:
+        log_likelihood: log p(y_i given theta_i), `(num_outer,)`.
+        log_sums: Log of the sum of p(y_i given theta_il) over the contrasts, the own draw not among them.
+        num_draws: Number of contrasts.
+        own: Log density of the outcome given all that made it; `log_likelihood` itself where there is no nuisance.
+
+    Example:
+        >>> pce_terms(torch.tensor([0.0]), torch.tensor([-torch.inf]), 1, torch.tensor([0.0]))
+        tensor([0.6931])
+    """
+    return log_likelihood - log_average(log_sums, num_draws, own)

@@ -1,0 +1,292 @@
+"""An experiment: a Pyro program that was read, probed and checked once.
+
+Defaults of its labels:
+
+* designs are the explicit `pyro.param` / `PyroParam` sites;
+* outcomes are the sites given with `obs=` (their data are released);
+* targets are all other latent sites, unless the outcome is deterministic, where all of them together would make the
+  information infinite and they must be named.
+
+Continuous sites are packed into vectors of unconstrained coordinates, `theta` for targets and `y` for outcomes, so that
+densities live on a plain Euclidean space; Jacobians cancel in every difference of log densities.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_voed.checks import Labels, as_labels, check_callable
+from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.programs import Program
+from pyro_voed.experiment.reading import read
+from pyro_voed.experiment.sites import DesignSite, Site, given_designs
+from pyro_voed.experiment.vectorisation import lay_out_designs
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Experiment:
+    """A model of one experiment, what its sites are, and how it is run; accepted wherever a model is.
+
+    Args:
+        model: A Pyro program of one experiment.
+        observation_labels: Outcome sites; default: the sites given with `obs=`.
+        target_labels: Sites to learn about; default: all other latent sites.
+        design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites. Required where weights
+            of a network are traced too.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        prior: A Pyro guide over the latent sites that replaces the model's prior, such as the posterior of earlier
+            experiments. Called with the model's arguments.
+        prior_entropy: Differential entropy of the targets in nats, in their own coordinates, for targets whose density
+            the model does not state (deterministic ones, or ones drawn given a nuisance site). Without effect where
+            the model states it.
+        vectorize: Run experiments together in an outer plate. The result is checked draw by draw against single
+            runs; False runs them one by one, which works for any model.
+        seed: Seed of the probe runs; None draws one from the global generator.
+
+    Attributes:
+        program: The released program and how it is run.
+        targets: Sites the information is about, in the order of the model.
+        observations: Sites that are observed.
+        others: Nuisance, auxiliary and history sites.
+        designs: Design sites.
+        leaking_nuisance: For each target whose distribution depends on nuisance sites: one of the nuisance sites.
+        design_dependent_targets: Targets whose distribution depends on a design.
+        linked_outcomes: Whether an outcome site's distribution depends on another outcome's value.
+        redrawable: Whether outcomes can be drawn anew given all else without running the model again: they are a
+            forward map plus explicit noise.
+        unchecked: Sites without density or determinism, whose vectorisation could not be checked.
+        bytes_per_row: Memory of all site values of one experiment.
+        dtype: Floating type of the packed vectors.
+        device: Device of the model's tensors.
+
+    Raises:
+        TypeError: If the model cannot be called, or a label is no string.
+        ValueError: If labels are unknown or overlap; if the model holds what makes the information undefined
+            (factors, scales, subsampling plates, masks off the outcome, improper priors); if vectorised and single
+            runs disagree.
+        NotImplementedError: If a target's support has no bijection, or depends on a nuisance site.
+
+    Example:
+        >>> from pyro import distributions as dist
+        >>> def model():
+        ...     xi = pyro.param("xi", torch.tensor(2.0))
+        ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0), obs=torch.tensor(0.3))
+        >>> print(Experiment(model))
+        designs:  xi () in Real()
+        targets:  theta ()
+        outcomes: y ()
+        nuisance: none
+        run:      together in one outer plate
+    """
+
+    model: Callable[..., Any]
+    model_args: tuple[Any, ...]
+    model_kwargs: Mapping[str, Any]
+    prior: Callable[..., Any] | None
+    prior_entropy: float | None
+    program: Program
+    targets: tuple[Site, ...]
+    observations: tuple[Site, ...]
+    others: tuple[Site, ...]
+    designs: tuple[DesignSite, ...]
+    leaking_nuisance: Mapping[str, str]
+    design_dependent_targets: tuple[str, ...]
+    linked_outcomes: bool
+    redrawable: bool
+    unchecked: tuple[str, ...]
+    bytes_per_row: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        observation_labels: Labels = None,
+        target_labels: Labels = None,
+        *,
+        design_labels: Labels = None,
+        model_args: Sequence[Any] = (),
+        model_kwargs: Mapping[str, Any] | None = None,
+        prior: Callable[..., Any] | None = None,
+        prior_entropy: float | None = None,
+        vectorize: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        check_callable(model)
+        if prior is not None:
+            check_callable(prior, "prior")
+        if prior_entropy is not None and not math.isfinite(prior_entropy):
+            raise ValueError(f"prior_entropy: expected a finite number of nats, got {prior_entropy!r}.")
+        observations = as_labels(observation_labels, "observation_labels")
+        targets = as_labels(target_labels, "target_labels")
+        designs = as_labels(design_labels, "design_labels")
+        call = partial(model, *model_args, **(model_kwargs or {}))
+        own_prior = None if prior is None else partial(prior, *model_args, **(model_kwargs or {}))
+        with isolated(seed):
+            found = read(call, observations, targets, designs, own_prior, vectorize=vectorize)
+        found |= {"model": model, "model_args": tuple(model_args), "model_kwargs": dict(model_kwargs or {})}
+        vars(self).update(found, prior=prior, prior_entropy=prior_entropy)
+
+    def __repr__(self) -> str:
+        name = getattr(self.model, "__qualname__", type(self.model).__name__)
+        return f"Experiment({name}, {list(self.observation_labels)}, {list(self.target_labels)})"
+
+    def __str__(self) -> str:
+        designs = ", ".join(f"{site.name} {tuple(site.value.shape)} in {site.constraint}" for site in self.designs)
+        lines = [f"designs:  {designs or 'none'}"]
+        for title, sites in (("targets", self.targets), ("outcomes", self.observations), ("nuisance", self.nuisance)):
+            lines.append(f"{title + ':':<10}" + (", ".join(map(str, sites)) or "none"))
+        lines.append("run:      " + ("together in one outer plate" if self.runs_together else "one by one"))
+        if self.unchecked:
+            lines.append(f"vectorisation could not be checked at {list(self.unchecked)}, which state no density")
+        return "\n".join(lines)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Single-experiment shape of every site."""
+        return {site.name: site.shape for site in (*self.targets, *self.observations, *self.others)}
+
+    @property
+    def target_labels(self) -> tuple[str, ...]:
+        """Names of the targets."""
+        return tuple(site.name for site in self.targets)
+
+    @property
+    def observation_labels(self) -> tuple[str, ...]:
+        """Names of the outcome sites."""
+        return tuple(site.name for site in self.observations)
+
+    @property
+    def nuisance(self) -> tuple[Site, ...]:
+        """Random sites that are neither target nor outcome."""
+        return tuple(site for site in self.others if site.role == "nuisance")
+
+    @property
+    def design_labels(self) -> tuple[str, ...]:
+        """Names of the designs."""
+        return tuple(site.name for site in self.designs)
+
+    @property
+    def design_values(self) -> dict[str, Tensor]:
+        """Design values, from the store or the model."""
+        return {site.name: site.value for site in self.designs}
+
+    @property
+    def theta_dim(self) -> int:
+        """Number of packed target coordinates."""
+        return sum(site.packed_dim for site in self.targets)
+
+    @property
+    def y_dim(self) -> int:
+        """Number of packed outcome coordinates."""
+        return sum(site.packed_dim for site in self.observations)
+
+    @property
+    def runs_together(self) -> bool:
+        """Whether experiments are run together, so that simulations are cheap."""
+        return self.program.vectorised
+
+    @property
+    def takes_design_rows(self) -> bool:
+        """Whether every experiment of a run can have a design of its own."""
+        return self.program.design_singletons is not None
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether every outcome site has a density."""
+        return all(site.has_density for site in self.observations)
+
+    @property
+    def has_log_prior(self) -> bool:
+        """Whether the model states the density of the targets."""
+        # A guide's auxiliary sites carry the density of all latents together, not of some of them.
+        shared = bool(self.nuisance) and self.has_auxiliary_density
+        return all(site.has_density for site in self.targets) and not self.leaking_nuisance and not shared
+
+    @property
+    def has_auxiliary_density(self) -> bool:
+        """Whether auxiliary sites of a replaced prior carry density."""
+        return any(site.role == "auxiliary" and site.has_density for site in self.others)
+
+    @property
+    def num_calls(self) -> int:
+        """Number of experiments simulated so far."""
+        return self.program.num_calls
+
+    def at_stored_designs(self) -> Experiment:
+        """Return the experiment at the designs that the parameter store holds now."""
+        store = pyro.get_param_store()
+        sites = []
+        for site in self.designs:
+            if site.in_store and site.name in store:
+                # By its name: what a PyroParam reads from the store is not the value that the store holds.
+                value = store[site.name]
+                site = replace(site, value=value.detach().clone(), leaf=store._params[site.name])
+            sites.append(site)
+        return self._with(designs=tuple(sites))
+
+    def at_designs(self, designs: Mapping[str, Tensor]) -> Experiment:
+        """Return the experiment at other values of its designs."""
+        own = (replace(site, value=designs[site.name]) for site in self.designs)
+        return self._with(designs=tuple(own))
+
+    def laid_out(self, designs: Mapping[str, Tensor]) -> Experiment:
+        """Return the experiment ready to be run at many designs at once, as these are, where its program allows it."""
+        if not designs or self.takes_design_rows:
+            return self
+        return self._with(program=lay_out_designs(self.program, self.shapes, self.designs, designs))
+
+    def _with(self, **changes: Any) -> Experiment:
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+
+def as_experiment(
+    model: Callable[..., Any] | Experiment,
+    observation_labels: Labels = None,
+    target_labels: Labels = None,
+    designs: Mapping[str, Any] | None = None,
+    *,
+    vectorize: bool = True,
+) -> tuple[Experiment, dict[str, Tensor]]:
+    """Return the experiment of a model, ready for candidate designs, and these as tensors; inside `isolated`.
+
+    Args:
+        model: A Pyro program of one experiment, or an `Experiment`, which is taken at the designs that the parameter
+            store holds now.
+        observation_labels: Outcome sites; an `Experiment` has its own.
+        target_labels: Sites to learn about; an `Experiment` has its own.
+        designs: Candidate designs, `(*design_batch, *shape)` by label, those left out at their stored values.
+        vectorize: Whether experiments of a model are run together; an `Experiment` has its own way.
+
+    Raises:
+        ValueError: If labels come with an `Experiment` and differ from its own, or designs do not fit.
+    """
+    if isinstance(model, Experiment):
+        experiment = model.at_stored_designs()
+        for argument, given, own in (
+            ("observation_labels", as_labels(observation_labels, "observation_labels"), model.observation_labels),
+            ("target_labels", as_labels(target_labels, "target_labels"), model.target_labels),
+        ):
+            if given is not None and given != own:
+                raise ValueError(
+                    f"{argument}: the experiment was read with {list(own)}, got {list(given)}. Leave the labels out, "
+                    "or make another Experiment of the model."
+                )
+    else:
+        experiment = Experiment(model, observation_labels, target_labels, vectorize=vectorize)
+    given = given_designs(experiment.designs, designs)
+    experiment = experiment.laid_out(given)
+    return experiment, {**experiment.design_values, **given}

@@ -1,0 +1,255 @@
+"""Packing: between values of sites, as the model has them, and vectors of unconstrained coordinates.
+
+Densities are those of the packed vectors, so that `log q(theta | y) - log p(theta)` and `log p(y | theta) - log q(y)`
+need no further Jacobian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.programs import ProgramRun, base_distribution, run_rows
+from pyro_voed.experiment.sites import Site
+
+
+@dataclass(frozen=True)
+class JointSample:
+    """Simulated experiments.
+
+    Attributes:
+        theta: Packed targets in unconstrained coordinates.
+        y: Packed outcomes (unconstrained where the support is fixed, raw elsewhere; unmeasured entries left out).
+        log_det: Log of `|d target values / d theta|`, nats, for densities stated in the targets' own coordinates.
+        outcome_log_det: Log of `|d outcome values / d y|`, nats, of the outcomes.
+        log_prior: Log density of `theta` under the prior, nats; None where the model does not state it.
+        log_likelihood: Log density of `y` given the latents, nats; None where not asked for.
+        score: Log density of draws that carry no gradient themselves, nats; None where not asked for.
+        controls: Quantities of expectation zero that go along with the draws, for variance reduction; None where not
+            asked for.
+        log_joint: Scores other targets at these outcomes: from packed targets `(num_samples, num_inner, theta_dim)` to
+            their log prior and log likelihood, `(num_samples, num_inner)` each; None where not asked for.
+        pairs: Scores all pairs: log p(y_i given the latents that made y_j), nats, `(num_samples, num_samples)`; None
+            where not asked for.
+        designs: What densities see of the designs, one a member of the batch, packed `(*design_batch, design_dim)`.
+        redraw: Gives the same experiments with their outcomes drawn anew, the model not run again; None where not
+            asked for.
+        values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
+    """
+
+    theta: Float[Tensor, "num_samples *design_batch theta_dim"]
+    y: Float[Tensor, "num_samples *design_batch y_dim"]
+    log_det: Float[Tensor, "num_samples *design_batch"]
+    outcome_log_det: Float[Tensor, "num_samples *design_batch"]
+    log_prior: Float[Tensor, "num_samples *design_batch"] | None = None
+    log_likelihood: Float[Tensor, "num_samples *design_batch"] | None = None
+    score: Float[Tensor, "num_samples *design_batch"] | None = None
+    controls: Float[Tensor, "num_samples *design_batch num_controls"] | None = None
+    log_joint: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    pairs: Callable[[], Tensor] | None = None
+    designs: Float[Tensor, "*design_batch design_dim"] | None = None
+    redraw: Callable[[], JointSample] | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_samples(self) -> int:
+        """Experiments simulated at each design."""
+        return self.theta.shape[0]
+
+    def context(self) -> Tensor:
+        """Return what a density is conditioned on: the outcome, then the packed design of its batch member."""
+        return self.y if self.designs is None else torch.cat([self.y, self.design_context()], dim=-1)
+
+    def design_context(self) -> Tensor:
+        """Return the packed design of each experiment's batch member; of no columns where there is one design."""
+        if self.designs is None:
+            return self.y[..., :0]
+        return self.designs.expand(*self.y.shape[:-1], -1)
+
+    def __getitem__(self, rows: Any) -> JointSample:
+        """Select experiments along the first axis."""
+        return combine([self], lambda tensors: tensors[0][rows], self.designs)
+
+
+def combine(parts: list[JointSample], join: Callable[[list[Tensor]], Tensor], designs: Tensor | None) -> JointSample:
+    """Combine the tensors of samples field by field; what is None in one is None in all."""
+    redraws = [part.redraw for part in parts]
+
+    def optional(tensors: list[Tensor | None]) -> Tensor | None:
+        return None if tensors[0] is None else join([tensor for tensor in tensors if tensor is not None])
+
+    return JointSample(
+        theta=join([part.theta for part in parts]),
+        y=join([part.y for part in parts]),
+        log_det=join([part.log_det for part in parts]),
+        outcome_log_det=join([part.outcome_log_det for part in parts]),
+        log_prior=optional([part.log_prior for part in parts]),
+        log_likelihood=optional([part.log_likelihood for part in parts]),
+        score=optional([part.score for part in parts]),
+        controls=optional([part.controls for part in parts]),
+        designs=designs,
+        redraw=None
+        if any(draw is None for draw in redraws)
+        else lambda: combine([draw() for draw in redraws if draw], join, designs),
+        values={name: join([part.values[name] for part in parts]) for name in parts[0].values},
+    )
+
+
+def pack_run(
+    experiment: Experiment,
+    run: ProgramRun,
+    leading: torch.Size,
+    likelihood: bool,
+    *,
+    designs: Tensor | None = None,
+    score: Sequence[str] = (),
+    controls: bool = False,
+    redraw: bool = False,
+) -> JointSample:
+    """Pack the rows of a run into a joint sample of leading shape `leading`."""
+    theta, log_det = _pack_targets(experiment, run)
+    y, outcome_log_det = pack_outcomes(experiment, run)
+    log_prior = _log_prior(experiment, run, log_det)
+    observed = [site.name for site in experiment.observations]
+    log_likelihood = _sum_log_prob(run, observed, outcome_log_det) if likelihood else None
+    own_score = _sum_log_prob(run, score, torch.zeros_like(log_det)) if score else None
+
+    def drawn_again() -> JointSample:
+        return pack_run(experiment, run.redrawn(observed), leading, likelihood, designs=designs, controls=controls)
+
+    def shaped(rows: Tensor) -> Tensor:
+        return rows.reshape(*leading, *rows.shape[1:])
+
+    return JointSample(
+        theta=shaped(theta.to(experiment.dtype)),
+        y=shaped(y.to(experiment.dtype)),
+        log_det=shaped(log_det),
+        outcome_log_det=shaped(outcome_log_det),
+        log_prior=None if log_prior is None else shaped(log_prior),
+        log_likelihood=None if log_likelihood is None else shaped(log_likelihood),
+        score=None if own_score is None else shaped(own_score),
+        controls=shaped(run_controls(experiment, run)) if controls else None,
+        designs=designs,
+        redraw=drawn_again if redraw else None,
+        values={site.name: shaped(run.value(site.name)) for site in (*experiment.targets, *experiment.observations)},
+    )
+
+
+def run_controls(experiment: Experiment, run: ProgramRun) -> Tensor:
+    """Return controls, of expectation zero, of all random sites that state an entropy, `(num_rows, num_controls)`."""
+    names = [
+        site.name for site in (*experiment.targets, *experiment.observations, *experiment.nuisance) if site.has_density
+    ]
+    columns = [column for column in (run.control(name) for name in names) if column is not None]
+    if columns:
+        return torch.stack(columns, -1)
+    return torch.zeros(len(run.traces) * run.rows_per_trace, 0, dtype=experiment.dtype, device=experiment.device)
+
+
+def _sum_log_prob(run: ProgramRun, names: Iterable[str], start: Tensor) -> Tensor:
+    total = start
+    for name in names:
+        total = total + run.log_prob(name)
+    return total
+
+
+def _pack_targets(experiment: Experiment, run: ProgramRun) -> tuple[Tensor, Tensor]:
+    packed, log_det = [], torch.zeros((), dtype=experiment.dtype, device=experiment.device)
+    for site in experiment.targets:
+        if site.transform is None:
+            coordinates = run.flat_value(site.name)
+        else:
+            # A replaced prior may hand its draws on as Delta sites, which know no support of their own.
+            fn = run.traces[0].nodes[site.name]["fn"]
+            given = site.transform if isinstance(base_distribution(fn), dist.Delta) else None
+            coordinates, own = run.unconstrained(site.name, given)
+            log_det = log_det + own
+        packed.append(coordinates)
+    theta = torch.cat(packed, dim=-1)
+    return theta, log_det.expand(theta.shape[0])
+
+
+def _log_prior(experiment: Experiment, run: ProgramRun, log_det: Tensor) -> Tensor | None:
+    if not experiment.has_log_prior:
+        # E[log q(theta)] + H[theta], the density of q taken in the targets' own coordinates.
+        return None if experiment.prior_entropy is None else log_det - experiment.prior_entropy
+    # Auxiliary sites of a replaced prior carry the density of the draws that its Delta sites hand on.
+    auxiliary = [site.name for site in experiment.others if site.role == "auxiliary" and site.has_density]
+    return _sum_log_prob(run, [*experiment.target_labels, *auxiliary], log_det)
+
+
+def pack_outcomes(experiment: Experiment, run: ProgramRun) -> tuple[Tensor, Tensor]:
+    """Return packed outcomes `(num_rows, y_dim)` and the log `|d outcome / d packed|` of each row."""
+    packed, log_det = [], torch.zeros((), dtype=experiment.dtype, device=experiment.device)
+    for site in experiment.observations:
+        if site.transform is not None:
+            coordinates, own = run.unconstrained(site.name)
+            log_det = log_det + own
+        else:
+            coordinates = _raw(run.flat_value(site.name), site)
+        packed.append(coordinates.to(experiment.dtype))
+    y = torch.cat(packed, dim=-1)
+    return y, log_det.expand(y.shape[0])
+
+
+def _raw(flat: Tensor, site: Site) -> Tensor:
+    return flat if site.measured is None else flat[:, site.measured.flatten()]
+
+
+def unpack_targets(
+    experiment: Experiment, theta: Float[Tensor, "*batch theta_dim"], designs: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the target sites' values at packed coordinates, `(*batch, *shape)` each.
+
+    Supports that depend on other targets are rebuilt parents first, by running the model with the coordinates put in
+    at each target site; fixed supports need no simulation.
+    """
+    batch, flat = theta.shape[:-1], theta.reshape(-1, theta.shape[-1])
+    if any(site.dependent_support for site in experiment.targets):
+        run = put_targets(experiment, flat, {**experiment.design_values, **(designs or {})})
+        values = {site.name: run.value(site.name) for site in experiment.targets}
+    else:
+        values = {
+            site.name: _constrain(site, piece)
+            for site, piece in zip(experiment.targets, _split(experiment, flat), strict=True)
+        }
+    return {name: value.reshape(*batch, *value.shape[1:]) for name, value in values.items()}
+
+
+def put_targets(
+    experiment: Experiment,
+    theta: Float[Tensor, "num_rows theta_dim"],
+    designs: Mapping[str, Tensor],
+    outcomes: Mapping[str, Tensor] | None = None,
+) -> ProgramRun:
+    """Run the model with packed targets (and, where given, outcome values `(num_rows, *shape)`) put in."""
+    pieces = list(zip(experiment.targets, _split(experiment, theta), strict=True))
+    return run_rows(
+        experiment.program,
+        theta.shape[0],
+        experiment.shapes,
+        designs=designs,
+        row_coordinates={site.name: piece for site, piece in pieces if site.transform is not None},
+        row_values={
+            **{site.name: _constrain(site, piece) for site, piece in pieces if site.transform is None},
+            **(outcomes or {}),
+        },
+    )
+
+
+def _split(experiment: Experiment, theta: Tensor) -> tuple[Tensor, ...]:
+    return theta.split([site.packed_dim for site in experiment.targets], -1)
+
+
+def _constrain(site: Site, coordinates: Tensor) -> Tensor:
+    if site.transform is None:
+        return coordinates.reshape(-1, *site.shape).to(site.dtype)
+    shape = site.transform.inverse_shape(site.shape)
+    return site.transform(coordinates.reshape(-1, *shape))

@@ -1,0 +1,112 @@
+"""Parameters of distributions outside their range, reported with the name of the site.
+
+torch refuses them where the distribution is made, before Pyro knows for which site. So a run that fails is made once
+more on the same random numbers, with torch's validation off and every site looked at before it is drawn. Parameters
+that are not a number are looked for in any case, since validation may be off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro.poutine.messenger import Messenger
+from torch.distributions import constraints
+from torch.distributions.utils import lazy_property
+
+from pyro_voed.experiment.caller_state import common_stream
+
+T = TypeVar("T")
+
+
+class SiteParameterError(ValueError):
+    """A parameter outside its range; the message names the site."""
+
+
+def naming_sites(run: Callable[[], T]) -> T:
+    """Return `run()`; where a distribution's parameters stop it, say at which site.
+
+    Raises:
+        SiteParameterError: If a site's distribution has a parameter outside its range.
+    """
+    seed = int(torch.randint(2**31 - 1, ()).item())
+    try:
+        with common_stream(seed), _LookAtParameters(ranges=False):
+            return run()
+    except SiteParameterError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        try:
+            with common_stream(seed), pyro.validation_enabled(False), _LookAtParameters(ranges=True):
+                run()
+        except SiteParameterError as named:
+            raise named from error
+        except Exception:  # the first error is the one to show
+            pass
+        raise
+
+
+class _LookAtParameters(Messenger):
+    """Raise at the first site that has a parameter which is not a number, with `ranges` also one outside its range."""
+
+    def __init__(self, *, ranges: bool):
+        super().__init__()
+        self.ranges = ranges
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["mask"] is not None and not self.ranges:
+            return  # What a mask leaves out may be anything, so long as torch takes it.
+        for fn in _parts(msg["fn"]):
+            for parameter, value, constraint in _parameters(fn):
+                fine = constraint.check(value) if self.ranges and constraint is not None else value == value
+                if not bool(fine.all()):
+                    raise SiteParameterError(_complaint(msg["name"], fn, parameter, value, fine, constraint))
+            if self.ranges:
+                _check_order(msg["name"], fn)
+
+
+def _check_order(site: str, fn: Any) -> None:
+    # The ends of an interval depend on each other, so they have no constraint each.
+    support = fn.support
+    if support.is_discrete or not (hasattr(support, "lower_bound") and hasattr(support, "upper_bound")):
+        return
+    lower, upper = torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)
+    if not bool((lower < upper).all()):
+        raise SiteParameterError(
+            f"site '{site}': expected the lower end of {type(fn).__name__} below the upper one, got {lower.tolist()} "
+            f"and {upper.tolist()}. Look at what the model computes them from."
+        )
+
+
+def _parts(fn: Any) -> Iterator[Any]:
+    """Yield a distribution and those it is made of, but not what a mask covers."""
+    yield fn
+    for inner in ("base_dist", "component_distribution", "mixture_distribution"):
+        if not isinstance(fn, dist.torch_distribution.MaskedDistribution) and hasattr(fn, inner):
+            yield from _parts(getattr(fn, inner))
+
+
+def _parameters(fn: Any) -> Iterator[tuple[str, torch.Tensor, Any]]:
+    """Yield name, value and constraint of what torch's own validation looks at; None for a constraint that depends."""
+    try:
+        declared = fn.arg_constraints.items()
+    except (NotImplementedError, AttributeError):
+        return
+    for name, constraint in declared:
+        lazy = isinstance(getattr(type(fn), name, None), lazy_property) and name not in vars(fn)
+        value = None if lazy else getattr(fn, name, None)
+        if isinstance(value, torch.Tensor):
+            yield name, value, None if constraints.is_dependent(constraint) else constraint
+
+
+def _complaint(site: str, fn: Any, parameter: str, value: torch.Tensor, fine: torch.Tensor, constraint: Any) -> str:
+    expected = "a number" if constraint is None else f"in {constraint}"
+    got = f"{value[~fine][0].item():.6g}" if fine.shape == value.shape else f"{value.tolist()}"
+    count = f" ({int((~fine).sum())} of {fine.numel()} elements)" if fine.numel() > 1 else ""
+    return (
+        f"site '{site}': expected parameter {parameter} of {type(fn).__name__} to be {expected}, got {got}{count}. "
+        "Look at what the model computes it from."
+    )

@@ -1,0 +1,142 @@
+"""Simulate experiments: draws of targets and outcomes, packed, with their log densities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pyro_voed.experiment.designs import batch_shape, design_batch_shape, flat_designs, pack_designs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample, combine, pack_run
+from pyro_voed.experiment.pairs import log_likelihood_of_pairs
+from pyro_voed.experiment.programs import run_rows
+
+DEFAULT_MEMORY = 2**28
+"""Bytes that one chunk of simulations may take, by the size of its site values and as much again for workings."""
+
+
+def sample_joint(
+    experiment: Experiment,
+    num_samples: int,
+    designs: Mapping[str, Tensor] | None = None,
+    *,
+    likelihood: bool = False,
+    score: Sequence[str] = (),
+    controls: bool = False,
+    redraw: bool = False,
+    max_bytes: int = DEFAULT_MEMORY,
+) -> JointSample:
+    """Simulate experiments from prior and model.
+
+    Args:
+        experiment: The experiment.
+        num_samples: Experiments to simulate at each design.
+        designs: Design values `(*design_batch, *shape)`, the batch shape equal across labels; default: the resolved
+            values. Gradients flow to them where the model's sites are reparametrised.
+        likelihood: Also return the log density of the outcomes given the latents.
+        score: Sites whose log density is wanted for score-function gradients.
+        controls: Also return controls for `monte_carlo.controlled_mean`.
+        redraw: Keep what is needed to draw the outcomes anew (`JointSample.redraw`).
+        max_bytes: Without gradients, simulations run in chunks of about this much memory.
+
+    Returns:
+        Targets and outcomes of leading shape `(num_samples, *design_batch)`.
+
+    Raises:
+        ValueError: If designs are unknown, misshapen or outside their constraints.
+
+    Example:
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> sample = sample_joint(Experiment(linear_gaussian(), "y"), 100)
+        >>> sample.theta.shape, sample.y.shape
+        (torch.Size([100, 2]), torch.Size([100, 3]))
+    """
+    designs = {**experiment.design_values, **(designs or {})}
+    design_batch_shape(experiment, designs)
+    return draw_joint(
+        experiment,
+        num_samples,
+        designs,
+        likelihood=likelihood,
+        score=score,
+        controls=controls,
+        redraw=redraw,
+        max_bytes=max_bytes,
+    )
+
+
+def draw_joint(
+    experiment: Experiment,
+    num_samples: int,
+    designs: Mapping[str, Tensor],
+    *,
+    likelihood: bool = False,
+    score: Sequence[str] = (),
+    controls: bool = False,
+    redraw: bool = False,
+    pairs: bool = False,
+    max_bytes: int = DEFAULT_MEMORY,
+) -> JointSample:
+    """Simulate as `sample_joint` does, at all designs, which are known to be right: nothing waits for the device.
+
+    With `pairs`, at one design, the sample scores all pairs of outcomes and draws (`JointSample.pairs`).
+    """
+    batch = batch_shape(experiment, designs)
+    if pairs:
+        run = run_rows(experiment.program, num_samples, experiment.shapes, designs=designs)
+        sample = pack_run(experiment, run, torch.Size([num_samples]), likelihood, score=score)
+        outcomes = {site.name: sample.values[site.name] for site in experiment.observations}
+        return replace(sample, pairs=partial(log_likelihood_of_pairs, experiment, designs, outcomes, run, num_samples))
+    pack = partial(pack_run, experiment, likelihood=likelihood, score=score, controls=controls, redraw=redraw)
+    if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
+        return _sample_chunk(experiment, num_samples, designs, batch, pack)
+    # Site values are what is known; workings of the model are guessed to take seven times as much.
+    bytes_per_sample = 8 * max(1, experiment.bytes_per_row) * batch.numel()
+    chunk = max(1, min(num_samples, max_bytes // bytes_per_sample))
+    parts = [
+        _sample_chunk(experiment, min(chunk, num_samples - start), designs, batch, pack)
+        for start in range(0, num_samples, chunk)
+    ]
+    return parts[0] if len(parts) == 1 else combine(parts, torch.cat, parts[0].designs)
+
+
+def _sample_chunk(
+    experiment: Experiment,
+    num_samples: int,
+    designs: Mapping[str, Tensor],
+    batch: torch.Size,
+    pack: Callable[..., JointSample],
+) -> JointSample:
+    if not batch:
+        return pack(
+            run_rows(experiment.program, num_samples, experiment.shapes, designs=designs), torch.Size([num_samples])
+        )
+    packed = pack_designs(experiment, {name: value.detach() for name, value in designs.items()})
+    members = flat_designs(experiment, designs)
+    if experiment.program.design_singletons is None:
+        parts = []
+        for member in range(batch.numel()):
+            own = {name: value[member] for name, value in members.items()}
+            run = run_rows(experiment.program, num_samples, experiment.shapes, designs=own)
+            parts.append(pack(run, torch.Size([num_samples])))
+        return combine(parts, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
+    rows = {name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in members.items()}
+    run = run_rows(experiment.program, num_samples * batch.numel(), experiment.shapes, row_designs=rows)
+    return pack(run, torch.Size([num_samples, *batch]), designs=packed)
+
+
+def non_finite_sites(sample: JointSample) -> str:
+    """Return which sites of a sample hold values that are not finite, with counts, or an empty string."""
+    found = []
+    for name, value in sample.values.items():
+        if value.dtype.is_floating_point and (bad := int((~torch.isfinite(value)).sum())):
+            found.append(f"site '{name}' has {bad} of {value.numel()} values not finite")
+    for name in ("theta", "y", "log_prior", "log_likelihood"):
+        tensor = getattr(sample, name)
+        if not found and tensor is not None and (bad := int((~torch.isfinite(tensor)).sum())):
+            found.append(f"{name} has {bad} of {tensor.numel()} values not finite")
+    return "; ".join(found)
