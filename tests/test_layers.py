@@ -127,6 +127,22 @@ def test_poutine_stays_where_it_belongs(path):
     assert not uses or module_of(path) in PYRO_SIDE | {"inference", "estimators"}
 
 
+STILL_SEEDING = {"evaluator.py", "gradients.py", "search.py", "nuts.py"}
+
+
+def test_only_the_keeper_of_the_callers_state_seeds_its_streams(path, request):
+    if path.name in STILL_SEEDING:
+        request.applymarker(pytest.mark.xfail(strict=False, reason="design search and NUTS still seed the streams"))
+    if path.name == "caller_state.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            seeds = node.func.attr in ("set_rng_seed", "manual_seed", "manual_seed_all", "seed")
+            # A generator of its own is nobody else's stream.
+            own = isinstance(node.func.value, ast.Call) and getattr(node.func.value.func, "attr", "") == "Generator"
+            assert own or not seeds, f"line {node.lineno}: use `isolated` or `common_stream`"
+
+
 def test_no_import_circles():
     graph = {}
     for path in FILES:

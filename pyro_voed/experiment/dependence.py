@@ -5,11 +5,18 @@
 * *Intervention*: values of some sites are exchanged for those of other draws, all else equal, and what changes depends
   on them. It sees through any code and misses branches that none of a few draws takes.
 
-A site depends on another where either says so. Dependence that is found but is none (`0 * n`) costs time or a tighter
-statement: densities are averaged over nuisance values that do not matter, models run again at every pair of outcomes
-and latents. Dependence that is missed makes numbers wrong without a word. So the union serves wherever a verdict
-depends on it, and only the warning that a target never reaches the outcome, which claims that there is none, needs
-both to see none. Only a rare branch behind NumPy, `.item()` or `if` can still be missed.
+A site depends on another where either says so, because the two errors do not weigh alike. Dependence that is missed
+makes numbers wrong without a word. Dependence that is found but is none (`0 * n`) is safe in every use:
+
+* leaking nuisance: densities of targets are averaged over values that do not matter, which gives the same number at
+  more cost; estimators that need the density stated refuse, naming both sites, of which one can then be rewritten;
+* linked outcomes: the model is run again at every pair of outcomes and latents, for the same number; outcomes that
+  something follows from are not redrawn, so pools learn more slowly;
+* dependent supports: the bijection is rebuilt for every draw; one that depends on a nuisance site is refused by name;
+* priors that depend on a design: a warning.
+
+Only the warning that a target never reaches the outcome claims an absence, so there both must see none. A rare branch
+behind NumPy, `.item()` or `if` can still be missed.
 """
 
 from __future__ import annotations

@@ -64,21 +64,6 @@ class _LookAtParameters(Messenger):
                 fine = constraint.check(value) if self.ranges and constraint is not None else value == value
                 if not bool(fine.all()):
                     raise SiteParameterError(_complaint(msg["name"], fn, parameter, value, fine, constraint))
-            if self.ranges:
-                _check_order(msg["name"], fn)
-
-
-def _check_order(site: str, fn: Any) -> None:
-    # The ends of an interval depend on each other, so they have no constraint each.
-    support = fn.support
-    if support.is_discrete or not (hasattr(support, "lower_bound") and hasattr(support, "upper_bound")):
-        return
-    lower, upper = torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)
-    if not bool((lower < upper).all()):
-        raise SiteParameterError(
-            f"site '{site}': expected the lower end of {type(fn).__name__} below the upper one, got {lower.tolist()} "
-            f"and {upper.tolist()}. Look at what the model computes them from."
-        )
 
 
 def _parts(fn: Any) -> Iterator[Any]:

@@ -124,7 +124,8 @@ class Parents:
 
     def reached_from(self, name: str, stop: Iterable[str]) -> set[str]:
         """Return the sites that a site's values flow into, also by way of others, but not by way of `stop`."""
-        reached, front = set(), {name}
+        reached: set[str] = set()
+        front = {name}
         while front:
             front = {site for site, parents in self.of_site.items() if parents & front} - reached
             reached |= front

@@ -1,7 +1,7 @@
 """Which targets, or elements of them, never reach the outcome? The experiment tells nothing about those.
 
-Values of a target are exchanged for those of other draws. Nuisance sites between target and outcome are drawn afresh
-with equal random numbers, outcomes with a density are held, so that what changes at an outcome is its distribution.
+It is a claim of absence, so neither way of finding dependence may see any (`dependence`): no value of the target flows
+to an outcome, and exchanging it for that of another draw changes nothing there.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def unreached(dependence: Dependence, targets: Iterable[Site], outcomes: Iterabl
 
 
 def _unreached_elements(dependence: Dependence, site: Site, outcomes: list[str]) -> list[str]:
-    reaches = _Reach(dependence, site.name, outcomes)
     elementwise = site.transform is not None and not site.dependent_support and dependence.program.vectorised
     names = element_names(site.name, site.shape)
     new = dependence.exchange[site.name]
     flows = bool(dependence.parents.reached_from(site.name, stop=outcomes) & set(outcomes))
     if not elementwise or site.packed_dim != len(names) or not 1 < len(names) <= MAX_ELEMENTS:
-        return [] if flows or reaches(new) else [f"'{site.name}'"]
+        return [] if flows or _Reach(dependence, site.name, outcomes)(new) else [f"'{site.name}'"]
+    reaches = _Reach(dependence, site.name, outcomes)
     old = dependence.values[site.name].reshape(dependence.size, -1)
     missing = []
     for index, name in enumerate(names):

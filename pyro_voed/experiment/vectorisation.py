@@ -12,8 +12,10 @@ dimensions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ def check_vectorised(program: Program, shapes: Mapping[str, torch.Size]) -> tupl
     unchecked: tuple[str, ...] = ()
     for size in PROBE_SIZES:
         try:
-            run = naming_sites(lambda size=size: _vectorised_run(program, size, shapes))
+            run = naming_sites(partial(_vectorised_run, program, size, shapes))
         except SiteParameterError as error:
             raise ValueError(
                 f"{error} It came up in {size} experiments run at once: where it cannot in a single one, the model "
@@ -149,11 +151,14 @@ class _Trials:
         held = {name: values[0] for name, values in self.rows.items() if name not in layout}
         varied = {name: self.rows[name] for name in layout}
         size = PROBE_SIZES[0]
-        try:
-            run = _vectorised_run(trial, size, self.shapes, held, varied)
-            _replay(trial, run, size, self.shapes, held, varied)
-        except ValueError:
-            return False
+        # Where a program stops early Pyro warns of designs that it did not come to.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                run = _vectorised_run(trial, size, self.shapes, held, varied)
+                _replay(trial, run, size, self.shapes, held, varied)
+            except ValueError:
+                return False
         return True
 
     def first(self, layouts: Iterable[dict[str, int]]) -> dict[str, int] | None:

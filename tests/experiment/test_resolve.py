@@ -1,7 +1,6 @@
 """What `resolve` finds in a model, what it refuses and how it says so, and whether it sees wrong vectorisation."""
 
 import copy
-import warnings
 from typing import ClassVar
 
 import pyro
@@ -11,11 +10,11 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-from pyro_voed import eig_flow, resolve, sample_joint
-from pyro_voed.experiment.simulate import unpack_targets
+from pyro_voed import Experiment, sample_joint
+from pyro_voed.experiment.packing import unpack_targets
 
 Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""
@@ -42,7 +41,7 @@ def with_data():
 
 
 def test_default_labels_take_released_data_as_outcome_and_all_other_latents_as_targets():
-    experiment = resolve(with_data)
+    experiment = Experiment(with_data)
     assert experiment.observation_labels == ("y",)
     assert experiment.target_labels == ("theta", "shift")
     assert experiment.design_labels == ()
@@ -52,14 +51,14 @@ def test_default_labels_take_released_data_as_outcome_and_all_other_latents_as_t
 
 
 def test_a_target_subset_leaves_nuisance():
-    experiment = resolve(with_data, target_labels="theta")
+    experiment = Experiment(with_data, target_labels="theta")
     assert experiment.target_labels == ("theta",)
     assert [site.name for site in experiment.nuisance] == ["shift"]
 
 
 @pytest.mark.parametrize("labels", [["theta", "shift"], ("shift", "theta")])
 def test_labels_are_taken_in_the_order_of_the_model(labels):
-    assert resolve(with_data, "y", labels).target_labels == ("theta", "shift")
+    assert Experiment(with_data, "y", labels).target_labels == ("theta", "shift")
 
 
 def test_infer_dictionaries_of_the_model_are_left_alone():
@@ -68,7 +67,7 @@ def test_infer_dictionaries_of_the_model_are_left_alone():
     def model():
         return normal("y", normal("theta"), obs=torch.tensor(0.0), infer=infer)
 
-    resolve(model)
+    Experiment(model)
     assert infer == {}
 
 
@@ -87,23 +86,23 @@ WRONG_LABELS = {
 def test_wrong_labels_are_refused_with_what_the_model_has(name):
     labels, error, words = WRONG_LABELS[name]
     with pytest.raises(error) as caught:
-        resolve(plain, *labels)
+        Experiment(plain, *labels)
     assert all(word in str(caught.value) for word in words)
 
 
 def test_an_unknown_design_is_refused_with_the_designs_there_are():
     with pytest.raises(ValueError, match=r"design_labels.*\['x'\].*\['xi'\]"):
-        resolve(plain, "y", design_labels="x")
+        Experiment(plain, "y", design_labels="x")
 
 
 def test_no_target_left_is_refused():
     with pytest.raises(ValueError, match=r"target_labels.*nothing to learn"):
-        resolve(lambda: normal("y"), "y")
+        Experiment(lambda: normal("y"), "y")
 
 
 def test_no_callable_is_refused():
     with pytest.raises(TypeError, match="model"):
-        resolve(torch.tensor(1.0), "y")
+        Experiment(torch.tensor(1.0), "y")
 
 
 def implicit():
@@ -113,8 +112,8 @@ def implicit():
 
 def test_a_deterministic_outcome_needs_named_targets():
     with pytest.raises(ValueError, match=r"target_labels.*\['y'\].*infinite.*'theta', 'noise'"):
-        resolve(implicit, "y")
-    experiment = resolve(implicit, "y", "theta")
+        Experiment(implicit, "y")
+    experiment = Experiment(implicit, "y", "theta")
     assert not experiment.is_explicit
     assert experiment.observations[0].is_deterministic
 
@@ -126,12 +125,12 @@ def test_history_is_refused_with_a_pointer_to_the_prior():
         return normal("y", theta, obs=torch.tensor(0.0))
 
     with pytest.raises(ValueError, match=r"\['old'\].*prior="):
-        resolve(model, "y")
+        Experiment(model, "y")
 
     def guide():
         normal("theta", 3.0, 0.1)
 
-    experiment = resolve(model, "y", prior=guide)
+    experiment = Experiment(model, "y", prior=guide)
     sample = sample_joint(experiment, 400)
     assert abs(sample.theta.mean() - 3.0) < Z_MAX * 0.1 / 20
     torch.testing.assert_close(sample.log_prior, dist.Normal(3.0, 0.1).log_prob(sample.theta[:, 0]))
@@ -159,7 +158,7 @@ def test_pyro_param_designs_are_found_under_both_settings(local):
     with pyro.settings.context(module_local_params=local):
         module = Module()
         for _ in range(2):  # the second time a stored value is read back
-            (design,) = resolve(module, "y").designs
+            (design,) = Experiment(module, "y").designs
             assert design.name == "xi"
             torch.testing.assert_close(design.value, torch.tensor([0.4, 1.2]))
             assert not design.constraint.check(torch.tensor([-1.0, 1.0]))
@@ -172,8 +171,8 @@ def test_weights_require_named_designs(local):
     with pyro.settings.context(module_local_params=local):
         module = Module(with_weights=True)
         with pytest.raises(ValueError, match=r"design_labels.*weights.*net.weight"):
-            resolve(module, "y")
-        assert resolve(module, "y", design_labels="xi").design_labels == ("xi",)
+            Experiment(module, "y")
+        assert Experiment(module, "y", design_labels="xi").design_labels == ("xi",)
 
 
 def test_weights_of_a_registered_module_require_named_designs_and_stay_as_they_are():
@@ -187,8 +186,8 @@ def test_weights_of_a_registered_module_require_named_designs_and_stay_as_they_a
         return normal("y", net((xi * theta).unsqueeze(-1)).squeeze(-1))
 
     with pytest.raises(ValueError, match=r"design_labels.*weights.*net\$\$\$weight"):
-        resolve(model, "y")
-    assert resolve(model, "y", design_labels="xi").design_labels == ("xi",)
+        Experiment(model, "y")
+    assert Experiment(model, "y", design_labels="xi").design_labels == ("xi",)
     assert list(pyro.get_param_store().keys()) == []
     for name, parameter in net.named_parameters():
         assert id(parameter) == before[name][0]
@@ -202,7 +201,7 @@ def test_weights_without_any_design_are_no_obstacle():
         pyro.module("net", net)
         return normal("y", net(normal("theta").unsqueeze(-1)).squeeze(-1))
 
-    assert resolve(model, "y").design_labels == ()
+    assert Experiment(model, "y").design_labels == ()
 
 
 def test_a_design_drawn_at_random_is_one_value_throughout():
@@ -212,7 +211,7 @@ def test_a_design_drawn_at_random_is_one_value_throughout():
         first = normal("first", theta)
         return pyro.sample("y", dist.Normal(xi * theta.unsqueeze(-1), 1.0).to_event(1)), first
 
-    experiment = resolve(model, ["y", "first"])
+    experiment = Experiment(model, ["y", "first"])
     assert not experiment.linked_outcomes
     assert experiment.design_values["xi"].shape == (2,)
 
@@ -223,13 +222,13 @@ def test_a_nuisance_parameter_drawn_at_random_is_one_value_throughout():
         gain = pyro.param("gain", lambda: torch.rand(()) + 0.5)
         return normal("y", gain * xi * normal("theta"))
 
-    assert resolve(model, "y", design_labels="xi").design_labels == ("xi",)
+    assert Experiment(model, "y", design_labels="xi").design_labels == ("xi",)
 
 
 def test_the_stored_design_is_preferred_to_the_initial_one():
     plain()
     pyro.get_param_store()["xi"] = torch.tensor(1.5)
-    assert resolve(plain, "y").design_values["xi"].item() == pytest.approx(1.5)
+    assert Experiment(plain, "y").design_values["xi"].item() == pytest.approx(1.5)
 
 
 def test_an_integer_design_is_refused():
@@ -238,7 +237,7 @@ def test_an_integer_design_is_refused():
         return normal("y", xi * normal("theta"))
 
     with pytest.raises((ValueError, RuntimeError), match=r"xi|[Ff]loat"):
-        resolve(model, "y")
+        Experiment(model, "y")
 
 
 # --- what must be refused -------------------------------------------------------------------------------------------
@@ -267,29 +266,6 @@ def improper():
     return normal("y", theta)
 
 
-def masked_latent():
-    with poutine.mask(mask=torch.tensor(False)):
-        theta = normal("theta")
-    return normal("y", theta)
-
-
-def masked_latent_distribution():
-    theta = pyro.sample("theta", dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1))
-    return normal("y", theta.sum(-1))
-
-
-def masked_everywhere():
-    theta = normal("theta")
-    return pyro.sample("y", dist.Normal(theta, 1.0).mask(False))
-
-
-def masked_at_random():
-    theta = normal("theta")
-    return pyro.sample(
-        "y", dist.Normal(theta.unsqueeze(-1).expand(*theta.shape, 2), 1.0).mask(theta.unsqueeze(-1) > 0).to_event(1)
-    )
-
-
 def delta_target():
     theta = pyro.sample("theta", dist.Delta(torch.tensor(1.0)))
     return normal("y", theta + normal("z"))
@@ -300,51 +276,13 @@ def on_the_sphere():
     return normal("y", direction.sum(-1))
 
 
-def nuisance_support():
-    width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
-    theta = pyro.sample("theta", dist.Uniform(0.0, width))
-    return normal("y", theta)
-
-
-def changing_sites():
-    theta = normal("theta")
-    if torch.rand(()) < 0.5 or changing_sites.calls % 2:
-        normal("sometimes")
-    changing_sites.calls += 1
-    return normal("y", theta)
-
-
-changing_sites.calls = 0
-
-
-def changing_shape():
-    changing_shape.calls += 1
-    theta = pyro.sample("theta", dist.Normal(torch.zeros(2 + changing_shape.calls % 2), 1.0).to_event(1))
-    return normal("y", theta.sum(-1))
-
-
-changing_shape.calls = 0
-
-
 REFUSED = {
     "factor": (factor, {}, ValueError, ["evidence", "factor", "sample site"]),
     "scale": (scaled, {}, ValueError, ["'theta'", "poutine.scale", "Remove"]),
     "subsampling": (subsampled, {}, ValueError, ["'data'", "subsamples 3 of 10", "without subsampling"]),
     "improper prior": (improper, {}, ValueError, ["'theta'", "improper", "proper distribution"]),
-    "mask on a latent": (masked_latent, {}, ValueError, ["'theta'", "mask", "remove"]),
-    "mask in a latent's distribution": (masked_latent_distribution, {}, ValueError, ["'theta'", "mask", "remove"]),
-    "mask everywhere": (masked_everywhere, {}, ValueError, ["'y'", "masked everywhere"]),
-    "mask at random": (masked_at_random, {}, ValueError, ["'y'", "mask"]),
     "Delta target": (delta_target, {}, ValueError, ["'theta'", "Delta", "Leave it out"]),
     "unsupported support": (on_the_sphere, {}, NotImplementedError, ["'direction'", "Reparametrise"]),
-    "support from a nuisance": (
-        nuisance_support,
-        {"target_labels": "theta"},
-        NotImplementedError,
-        ["'theta'", "'width'", "Add 'width' to the targets"],
-    ),
-    "sites that change": (changing_sites, {"vectorize": False}, ValueError, ["sometimes", "every run"]),
-    "shape that changes": (changing_shape, {"vectorize": False}, ValueError, ["'theta'", "shape", "Pad"]),
 }
 
 
@@ -352,7 +290,7 @@ REFUSED = {
 def test_what_is_refused_is_named_with_its_remedy(name):
     model, options, error, words = REFUSED[name]
     with pytest.raises(error) as caught:
-        resolve(model, "y", **options)
+        Experiment(model, "y", **options)
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} missing from: {caught.value}"
 
@@ -360,225 +298,7 @@ def test_what_is_refused_is_named_with_its_remedy(name):
 @pytest.mark.parametrize("model", [factor, scaled, subsampled])
 def test_refusals_do_not_depend_on_vectorisation(model):
     with pytest.raises(ValueError, match=r"."):
-        resolve(model, "y", vectorize=False)
-
-
-def test_the_remedy_for_a_nuisance_support_works():
-    experiment = resolve(nuisance_support, "y", ["width", "theta"])
-    assert experiment.targets[1].dependent_support
-
-
-# --- vectorisation --------------------------------------------------------------------------------------------------
-
-
-def vector_theta(size=2):
-    return pyro.sample("theta", dist.Normal(torch.ones(size), 0.3).to_event(1))
-
-
-def normalised_over_everything():
-    theta = vector_theta()
-    return pyro.sample("y", dist.Normal(theta / theta.sum(), 1.0).to_event(1))
-
-
-def softmax_over_the_first():
-    theta = vector_theta()
-    return pyro.sample("y", dist.Normal(torch.softmax(theta, 0), 1.0).to_event(1))
-
-
-def mean_inside_a_plate():
-    with pyro.plate("groups", 4):
-        theta = normal("theta")
-        return normal("y", theta.mean())
-
-
-def mean_over_a_plate():
-    with pyro.plate("groups", 4):
-        theta = normal("theta")
-    return normal("y", theta.mean())
-
-
-def stacked_latents():
-    a, b = normal("a"), normal("b")
-    return pyro.sample("y", dist.Normal(torch.stack([a, b]), 1.0).to_event(1))
-
-
-def matrix_product():
-    theta = vector_theta()
-    return pyro.sample("y", dist.Normal(torch.arange(8.0).reshape(4, 2) @ theta, 1.0).to_event(1))
-
-
-def python_if():
-    theta = normal("theta")
-    return normal("y", theta if theta > 0 else -theta)
-
-
-def index_from_the_left():
-    theta = vector_theta()
-    return pyro.sample("y", dist.Normal(theta[0] * torch.ones(2), 1.0).to_event(1))
-
-
-def index_of_a_square():
-    theta = pyro.sample("theta", dist.Normal(torch.zeros(3, 3), 1.0).to_event(2))
-    return pyro.sample("y", dist.Normal(theta[0], 1.0).to_event(1))
-
-
-def item_of_a_latent():
-    theta = normal("theta")
-    return normal("y", float(theta.sum()))
-
-
-def mixing_deterministic():
-    theta = normal("theta")
-    centred = pyro.deterministic("centred", theta - theta.mean())
-    return normal("y", theta + 0.0 * centred)
-
-
-def linear_layer_of_samples():
-    net = PyroModule[nn.Linear](2, 1)
-    net.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
-    net.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
-
-    def model():
-        return pyro.sample("y", dist.Normal(net(torch.ones(3, 2)).squeeze(-1), 1.0).to_event(1))
-
-    return model
-
-
-MIXING = {
-    "normalised over everything": (normalised_over_everything, "'y'"),
-    "softmax over the first": (softmax_over_the_first, "'y'"),
-    "mean inside a plate": (mean_inside_a_plate, "'y'"),
-    "mean over a plate": (mean_over_a_plate, "'y'"),
-    "stacked latents": (stacked_latents, "vectorisation failed"),
-    "matrix product": (matrix_product, "vectorisation failed"),
-    "python if": (python_if, "vectorisation failed"),
-    "index from the left": (index_from_the_left, "'y'"),
-    "index of a square": (index_of_a_square, "vectorisation"),
-    "item of a latent": (item_of_a_latent, "'y'"),
-    "mixing deterministic": (mixing_deterministic, "'centred'"),
-    "linear layer of samples": (linear_layer_of_samples(), "vectorisation failed"),
-}
-
-
-@pytest.mark.parametrize("name", MIXING)
-def test_wrong_vectorisation_is_detected_and_single_runs_work(name):
-    model, words = MIXING[name]
-    with pytest.raises(ValueError, match="vectoris") as caught:
-        resolve(model, "y")
-    assert words in str(caught.value)
-    assert "vectorize=False" in str(caught.value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some of these do not use all of theta
-        experiment = resolve(model, "y", vectorize=False)
-    assert not experiment.program.vectorised
-    sample = sample_joint(experiment, 3)
-    assert sample.theta.shape == (3, experiment.theta_dim)
-    assert torch.isfinite(sample.theta).all()
-    assert torch.isfinite(sample.log_prior).all()
-
-
-@pytest.mark.parametrize("size", [3, 5])
-def test_a_wrong_model_is_detected_also_when_its_size_is_that_of_a_probe(size):
-    def model():
-        theta = vector_theta(size)
-        return pyro.sample("y", dist.Normal(torch.softmax(theta, 0), 1.0).to_event(1))
-
-    with pytest.raises(ValueError, match="vectoris"):
-        resolve(model, "y")
-
-
-def linear_net():
-    net = nn.Linear(2, 3)
-
-    def model():
-        with torch.no_grad():
-            mean = net(pyro.sample("theta", dist.Normal(torch.zeros(2), 1.0).to_event(1)))
-        return pyro.sample("y", dist.Normal(mean, 1.0).to_event(1))
-
-    return model
-
-
-def inner_plate():
-    with pyro.plate("groups", 3):
-        theta = normal("theta")
-        return normal("y", theta)
-
-
-def nested_plates():
-    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.1))
-    with pyro.plate("columns", 4, dim=-1):
-        column = normal("column")
-        with pyro.plate("rows", 2, dim=-2):
-            cell = normal("cell", column, scale)
-            pyro.sample(
-                "y",
-                dist.Normal(cell.unsqueeze(-1), 1.0).expand([2, 4, 5]).to_event(1)
-                if cell.dim() == 2
-                else dist.Normal(cell.unsqueeze(-1), 1.0).expand([*cell.shape, 5]).to_event(1),
-            )
-
-
-def side_by_side_plates():
-    with pyro.plate("first", 3):
-        a = normal("a")
-    with pyro.plate("second", 3):
-        b = normal("b")
-    return (
-        normal("y", a.sum(-1, keepdim=False) * 0 + 1.0)
-        if False
-        else pyro.sample("y", dist.Normal((a + b).unsqueeze(-1), 1.0).expand([*(a + b).shape, 1]).to_event(2))
-    )
-
-
-def sequential_plate():
-    theta = normal("theta")
-    for i in pyro.plate("steps", 3):
-        normal(f"y_{i}", theta * (i + 1))
-
-
-def undeclared_batch():
-    theta = pyro.sample("theta", dist.Normal(torch.zeros(3), 1.0))
-    return pyro.sample("y", dist.Normal(theta, torch.tensor([0.5, 1.0, 2.0])))
-
-
-def several_of_any_shape():
-    scalar = pyro.sample("scalar", dist.Gamma(2.0, 1.0))
-    vector = pyro.sample("vector", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    matrix = pyro.sample("matrix", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
-    simplex = pyro.sample("simplex", dist.Dirichlet(torch.ones(3)))
-    mean = scalar + vector.sum(-1) + matrix.sum((-2, -1)) + simplex[..., 0]
-    pyro.sample("y", dist.Normal(mean, 1.0))
-    pyro.sample("count", dist.Poisson(scalar.unsqueeze(-1) * simplex).to_event(1))
-    pyro.sample("square", dist.LogNormal(matrix, 1.0).to_event(2))
-
-
-VECTORISES = {
-    # name: (model, outcomes, theta_dim, y_dim)
-    "linear layer": (linear_net(), "y", 2, 3),
-    "inner plate": (inner_plate, "y", 3, 3),
-    "nested plates": (nested_plates, "y", 1 + 4 + 8, 40),
-    "sequential plate": (sequential_plate, ["y_0", "y_1", "y_2"], 1, 3),
-    "undeclared batch": (undeclared_batch, "y", 3, 3),
-    "several of any shape": (several_of_any_shape, ["y", "count", "square"], 1 + 2 + 6 + 2, 1 + 3 + 6),
-}
-
-
-@pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize("name", VECTORISES)
-def test_shapes_of_every_kind_of_model(name, vectorize):
-    model, outcomes, theta_dim, y_dim = VECTORISES[name]
-    experiment = resolve(model, outcomes, vectorize=vectorize)
-    assert experiment.program.vectorised is vectorize
-    assert (experiment.theta_dim, experiment.y_dim) == (theta_dim, y_dim)
-    sample = sample_joint(experiment, 7, likelihood=True)
-    assert sample.theta.shape == (7, theta_dim)
-    assert sample.y.shape == (7, y_dim)
-    assert sample.log_prior.shape == sample.log_likelihood.shape == (7,)
-    for site in (*experiment.targets, *experiment.observations):
-        assert sample.values[site.name].shape == (7, *site.shape)
-        # Rows are draws of their own: no value is shared between experiments.
-        flat = sample.values[site.name].reshape(7, -1).double()
-        assert site.is_discrete or (flat @ torch.randn(flat.shape[1]).double()).unique().numel() == 7
+        Experiment(model, "y", vectorize=False)
 
 
 # --- supports -------------------------------------------------------------------------------------------------------
@@ -649,7 +369,7 @@ def test_packed_targets_come_back_as_they_were(name, vectorize):
     model, outcomes, dims = SUPPORTS[name]
     torch.set_default_dtype(torch.float64)
     try:
-        experiment = resolve(model, outcomes, vectorize=vectorize)
+        experiment = Experiment(model, outcomes, vectorize=vectorize)
         assert {site.name: site.packed_dim for site in experiment.targets} == dims
         sample = sample_joint(experiment, 6)
         assert torch.isfinite(sample.theta).all()
@@ -667,12 +387,12 @@ def test_packed_targets_come_back_as_they_were(name, vectorize):
 
 
 def test_dependent_supports_are_found_where_they_are():
-    dependent = {site.name: site.dependent_support for site in resolve(uniform_chain, "y").targets}
+    dependent = {site.name: site.dependent_support for site in Experiment(uniform_chain, "y").targets}
     assert dependent == {"a": False, "b": True, "c": True}
 
 
 def test_one_packed_point_without_batch_is_unpacked():
-    experiment = resolve(positive_vector, "y")
+    experiment = Experiment(positive_vector, "y")
     torch.testing.assert_close(unpack_targets(experiment, torch.zeros(2))["rate"], torch.ones(2))
 
 
@@ -708,105 +428,12 @@ MASKED = [
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("model", MASKED, ids=lambda model: model.__name__)
 def test_masked_outcome_entries_are_dropped(model, vectorize):
-    experiment = resolve(model, "y", vectorize=vectorize)
+    experiment = Experiment(model, "y", vectorize=vectorize)
     assert experiment.y_dim == 2
     sample = sample_joint(experiment, 5, likelihood=True)
     torch.testing.assert_close(sample.y, sample.values["y"][:, MEASURED])
     expected = dist.Normal(sample.theta, 1.0).log_prob(sample.y).sum(-1)
     torch.testing.assert_close(sample.log_likelihood, expected)
-
-
-# --- dependence -----------------------------------------------------------------------------------------------------
-
-
-def test_a_leaking_nuisance_is_found():
-    def model():
-        u = normal("u")
-        v = normal("v")
-        theta = normal("theta", u)
-        other = normal("other")
-        return normal("y", theta + u + v + other)
-
-    experiment = resolve(model, "y", ["theta", "other"])
-    assert experiment.leaking_nuisance == {"theta": "u"}
-    assert not experiment.has_log_prior
-    assert sample_joint(experiment, 4).log_prior is None
-    assert resolve(model, "y", ["theta", "other", "u"]).leaking_nuisance == {}
-
-
-def test_a_nuisance_that_reaches_a_target_through_a_nuisance_is_found():
-    def model():
-        u = normal("u")
-        w = normal("w", u)
-        return normal("y", normal("theta", w))
-
-    assert not resolve(model, "y", "theta").has_log_prior
-
-
-def test_a_target_whose_child_is_a_nuisance_does_not_leak():
-    def model():
-        theta = normal("theta")
-        return normal("y", normal("child", theta))
-
-    assert resolve(model, "y", "theta").has_log_prior
-
-
-def prior_moved_by_design():
-    xi = pyro.param("xi", torch.tensor(0.5))
-    theta = normal("theta", xi)
-    return normal("y", theta + normal("phi"))
-
-
-def test_a_prior_that_depends_on_a_design_is_found():
-    assert resolve(prior_moved_by_design, "y").design_dependent_targets == ("theta",)
-
-
-def test_a_prior_that_depends_on_a_design_is_warned_of():
-    with pytest.warns(UserWarning, match="theta.*design"):
-        eig_flow(prior_moved_by_design, "y", num_steps=1, num_samples=10)
-
-
-def test_linked_outcomes_are_found():
-    def model():
-        theta = normal("theta")
-        first = normal("first", theta)
-        normal("second", theta + first)
-
-    assert resolve(model, ["first", "second"]).linked_outcomes
-    assert not resolve(sequential_plate, ["y_0", "y_1", "y_2"]).linked_outcomes
-
-
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_a_target_that_never_reaches_the_outcome_is_warned_of(vectorize):
-    def model():
-        theta = normal("theta")
-        normal("idle")
-        return normal("y", theta)
-
-    with pytest.warns(UserWarning, match="target.*idle.*never reaches"):
-        resolve(model, "y", vectorize=vectorize)
-
-
-def test_the_element_that_never_reaches_the_outcome_is_named():
-    def model():
-        theta = pyro.sample("theta", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
-        return normal("y", theta[..., 0, :].sum(-1) + theta[..., 1, 1])
-
-    with pytest.warns(UserWarning, match=r"theta\[1,0\] never reaches"):
-        resolve(model, "y")
-
-
-def prediction():
-    cause = normal("cause")
-    normal("theta", cause)
-    return normal("y", cause)
-
-
-@pytest.mark.parametrize("model", [implicit, with_data, inner_plate, prediction], ids=lambda model: model.__name__)
-def test_targets_that_the_outcome_tells_of_are_not_warned_of(model):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        resolve(model, "y", "theta")
 
 
 # --- arguments, implicit outcomes -----------------------------------------------------------------------------------
@@ -817,7 +444,7 @@ def test_model_arguments_pass_through():
         theta = normal("theta")
         return pyro.sample("y", dist.Normal(design * theta.unsqueeze(-1), scale).to_event(1))
 
-    experiment = resolve(model, "y", model_args=(torch.ones(4),), model_kwargs={"scale": 1e-4})
+    experiment = Experiment(model, "y", model_args=(torch.ones(4),), model_kwargs={"scale": 1e-4})
     sample = sample_joint(experiment, 9)
     assert sample.y.shape == (9, 4)
     assert (sample.y - sample.theta).abs().max() < 1e-3
@@ -856,7 +483,7 @@ class OnlySamplesReals(OnlySamples):
     ],
 )
 def test_an_outcome_that_only_samples_is_implicit(kind):
-    experiment = resolve(lambda: pyro.sample("y", kind(normal("theta"))), "y")
+    experiment = Experiment(lambda: pyro.sample("y", kind(normal("theta"))), "y")
     assert not experiment.is_explicit
     assert experiment.unchecked == ("y",)
     assert sample_joint(experiment, 5).y.shape == (5, 1)
@@ -917,7 +544,7 @@ def test_a_prior_guide_replaces_simulation_and_log_prior(name, vectorize):
     make, expected = PRIORS[name]
     guide = make()
     store = list(pyro.get_param_store().keys())
-    experiment = resolve(two_latents, "y", prior=guide, vectorize=vectorize)
+    experiment = Experiment(two_latents, "y", prior=guide, vectorize=vectorize)
     sample = sample_joint(experiment, 400 if vectorize else 100, likelihood=True)
     torch.testing.assert_close(sample.log_prior, expected(sample.theta, guide).detach(), rtol=1e-4, atol=1e-4)
     # If the draws come from that density, exp(log r - log p) has mean one for any density r (here: a narrower one).
@@ -936,7 +563,7 @@ def test_a_prior_guide_replaces_simulation_and_log_prior(name, vectorize):
 @pytest.mark.parametrize("name", ["AutoNormal", "AutoMultivariateNormal"])
 def test_the_log_prior_of_a_target_subset_is_marginal_or_not_stated(name):
     guide = PRIORS[name][0]()
-    experiment = resolve(two_latents, "y", "theta", prior=guide)
+    experiment = Experiment(two_latents, "y", "theta", prior=guide)
     log_prior = sample_joint(experiment, 50).log_prior
     if log_prior is None:
         return  # not stated is honest
@@ -954,7 +581,7 @@ def test_an_independent_prior_guide_states_the_prior_of_a_target_subset():
         normal("theta", 2.0, 0.5)
         pyro.sample("rate", dist.LogNormal(torch.zeros(2), 0.3).to_event(1))
 
-    sample = sample_joint(resolve(two_latents, "y", "theta", prior=guide), 20)
+    sample = sample_joint(Experiment(two_latents, "y", "theta", prior=guide), 20)
     torch.testing.assert_close(sample.log_prior, dist.Normal(2.0, 0.5).log_prob(sample.theta[:, 0]))
 
 
@@ -965,7 +592,7 @@ def test_a_prior_guide_over_a_plate():
 
     guide = AutoNormal(poutine.condition(model, data={"y": torch.zeros(3)}))
     guide()
-    experiment = resolve(model, "y", prior=guide)
+    experiment = Experiment(model, "y", prior=guide)
     sample = sample_joint(experiment, 30)
     expected = dist.Normal(guide.locs.theta, guide.scales.theta).log_prob(sample.theta).sum(-1)
     torch.testing.assert_close(sample.log_prior, expected.detach(), rtol=1e-4, atol=1e-4)
@@ -980,7 +607,7 @@ def test_a_prior_guide_with_a_deterministic_target():
     def guide():
         normal("theta", 5.0, 0.01)
 
-    sample = sample_joint(resolve(model, "y", "square", prior=guide), 20)
+    sample = sample_joint(Experiment(model, "y", "square", prior=guide), 20)
     assert (sample.theta - 25.0).abs().max() < 1.0
 
 
@@ -996,7 +623,7 @@ def test_a_prior_guide_of_deltas_with_dependent_bounds_is_right_or_refused():
         pyro.sample("b", dist.Delta(a * b, log_density=-a.log()))
 
     try:
-        experiment = resolve(model, "y", prior=guide)
+        experiment = Experiment(model, "y", prior=guide)
     except NotImplementedError:
         return
     sample = sample_joint(experiment, 100)
@@ -1007,14 +634,14 @@ def test_a_prior_guide_of_deltas_with_dependent_bounds_is_right_or_refused():
 
 def test_a_prior_guide_that_misses_a_latent_is_refused():
     with pytest.raises(ValueError, match=r"prior.*\['rate'\]"):
-        resolve(two_latents, "y", prior=lambda: normal("theta"))
+        Experiment(two_latents, "y", prior=lambda: normal("theta"))
 
 
 def test_resolve_leaves_store_and_streams_alone():
     plain()
     leaf = pyro.get_param_store()._params["xi"]
     before, value = torch.get_rng_state(), copy.deepcopy(leaf.detach())
-    resolve(plain, "y", seed=1)
+    Experiment(plain, "y", seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert pyro.get_param_store()._params["xi"] is leaf
     assert torch.equal(leaf.detach(), value)
