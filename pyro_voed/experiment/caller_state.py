@@ -12,11 +12,16 @@ an error, the caller finds
   handlers, and of torch's distributions) as they were.
 
 Messages do not reach handlers around the call (`poutine.block`), so a caller's own trace does not record our runs.
+
+All of this is one for the whole process, Pyro's stack of handlers too, which two threads cannot share. So calls from
+several threads wait for each other. A thread that runs Pyro itself, a guide made by `flow_guide` say, must not do so
+during a call in another thread.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +29,13 @@ import numpy
 import pyro
 import torch
 from pyro import poutine
+
+from pyro_voed.checks import warn
+
+PATIENCE = 30.0
+"""Seconds before a thread that waits for another says so."""
+
+_one_thread = threading.RLock()
 
 
 @contextmanager
@@ -44,33 +56,43 @@ def isolated(seed: int | None) -> Iterator[int]:
         >>> bool(first == second)
         True
     """
-    if seed is None:
-        seed = int(torch.randint(2**31 - 1, ()).item())
-    elif isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
         raise ValueError(f"seed: expected None or an integer in [0, 2**32), got {seed!r}.")
-    with (
-        param_store_kept(),
-        _random_streams_kept(),
-        modes_kept(),
-        poutine.block(),
-    ):
-        pyro.set_rng_seed(seed)
-        yield seed
+    with param_store_kept():
+        if seed is None:
+            seed = int(torch.randint(2**31 - 1, ()).item())
+        with _random_streams_kept(), modes_kept(), poutine.block():
+            pyro.set_rng_seed(seed)
+            yield seed
 
 
 @contextmanager
 def param_store_kept() -> Iterator[None]:
-    """Put the parameter store back as it was: the same leaves under the same names."""
-    store = pyro.get_param_store()
-    # The store's own get_state() strips attributes off the live tensors, so its three dictionaries are copied as they
-    # are; put back, they hold the very leaves that a caller's optimiser holds.
-    kept = [dict(table) for table in (store._params, store._param_to_name, store._constraints)]
-    try:
-        yield
-    finally:
-        for table, before in zip((store._params, store._param_to_name, store._constraints), kept, strict=True):
-            table.clear()
-            table.update(before)
+    """Put the parameter store back as it was, the same leaves under the same names; meanwhile other threads wait."""
+    _tell_of_waiting()
+    with _one_thread:
+        store = pyro.get_param_store()
+        # The store's own get_state() strips attributes off the live tensors, so its three dictionaries are copied as
+        # they are; put back, they hold the very leaves that a caller's optimiser holds.
+        tables = store._params, store._param_to_name, store._constraints
+        kept = [dict(table) for table in tables]
+        try:
+            yield
+        finally:
+            for table, before in zip(tables, kept, strict=True):
+                table.clear()
+                table.update(before)
+
+
+def _tell_of_waiting() -> None:
+    if _one_thread.acquire(timeout=PATIENCE):
+        _one_thread.release()
+    else:
+        warn(
+            f"{threading.current_thread().name} waits for a call in another thread to end: Pyro has one stack of "
+            "handlers for all threads. If that call in turn waits for this one, neither ends. Use processes to "
+            "estimate in parallel."
+        )
 
 
 @contextmanager
