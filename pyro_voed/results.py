@@ -95,7 +95,8 @@ class Certificate:
     def __str__(self) -> str:
         word = "certified" if self.certified else "uncertified"
         low, high = self.interval
-        ends = f"[{low.item():.4f}, {high.item():.4f}]" if low.numel() == 1 else f"{shortened(low)} to {shortened(high)}"
+        one = low.numel() == 1
+        ends = f"[{low.item():.4f}, {high.item():.4f}]" if one else f"{shortened(low)} to {shortened(high)}"
         return f"{word} {self.confidence:.0%} interval {ends} nats"
 
 
@@ -255,7 +256,8 @@ class EIGResult:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = [("design", _where(self).removeprefix(" at ") or "none"), *(_estimate_row(e) for e in (self, *self.references))]
+        rows = [("design", _where(self).removeprefix(" at ") or "none")]
+        rows += [_estimate_row(estimate) for estimate in (self, *self.references)]
         if self.certificate is not None:
             rows.append(("interval", str(self.certificate)))
         rows.append(("about", _about(self)))

@@ -6,9 +6,9 @@ With :math:`S_i = \sum_j p(y_i \mid \theta_{ij})` over M inner draws that are in
     \text{NMC: } \log p(y_i \mid \theta_i) - \log \frac{S_i}{M}, \qquad
     \text{PCE: } \log p(y_i \mid \theta_i) - \log \frac{S_i + p(y_i \mid \theta_i)}{M + 1}.
 
-A logarithm of an average of independent draws errs downwards (Jensen), so NMC errs upwards. With the draw that made the
-outcome counted among M + 1 it errs upwards, because that draw is one from the posterior (Foster et al. 2020, theorem 1),
-so PCE is a lower bound; it cannot exceed log(M + 1).
+A logarithm of an average of independent draws errs downwards (Jensen), so NMC errs upwards. With the draw that made
+the outcome counted among M + 1 it errs upwards, because that draw is one from the posterior (Foster et al. 2020,
+theorem 1), so PCE is a lower bound; it cannot exceed log(M + 1).
 
 References:
     Ryan (2003), "Estimating expected information gains for experimental designs with application to the random

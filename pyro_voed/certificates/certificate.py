@@ -110,7 +110,8 @@ def certify(
     Example:
         >>> from pyro_voed.estimators.flow import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = certify(eig_flow(linear_gaussian(), "y", "theta", num_steps=300, seed=0), seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> result = certify(eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=300), seed=0), seed=0)
         >>> low, high = result.interval.tolist()
         >>> low < 1.1989 < high, high - low < 0.06  # the exact value
         (True, True)
@@ -385,31 +386,3 @@ def _flow_terms(
     if bad:
         raise ArithmeticError(f"a certificate: {bad} of {num_samples} terms of the flow are not finite.")
     return joined
-
-
-def max_regret(result: EIGResult) -> tuple[Tensor, int]:
-    """Return a bound on what choosing the best certified design may cost, and which design that is.
-
-    Args:
-        result: A certified result over a one-dimensional batch of candidate designs.
-
-    Returns:
-        `max over designs of upper - lower of the chosen`, nats, which holds with the certificate's confidence, and the
-        index of the chosen design, the one with the largest lower end.
-
-    Raises:
-        ValueError: If the result has no interval.
-
-    Example:
-        >>> import dataclasses
-        >>> result = EIGResult(torch.tensor([1.0, 2.0]), torch.zeros(2), "lower", "eig_flow", 0, 0, 0.0, {}, (), ())
-        >>> interval = torch.tensor([[0.9, 1.9], [1.1, 2.1]])
-        >>> regret, chosen = max_regret(dataclasses.replace(result, interval=interval))
-        >>> round(regret.item(), 4), chosen
-        (0.2, 1)
-    """
-    if result.interval is None:
-        raise ValueError("result: it has no certified interval. Call certify first.")
-    lower, upper = result.interval[0].reshape(-1), result.interval[1].reshape(-1)
-    chosen = int(lower.argmax())
-    return upper.max() - lower[chosen], chosen

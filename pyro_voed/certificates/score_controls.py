@@ -69,7 +69,7 @@ def score_controls(
         >>> from pyro_voed.experiment.sampling import sample_joint
         >>> experiment = Experiment(regression(), "y")
         >>> sample = sample_joint(experiment, 10_000)
-        >>> controls = score_controls(experiment, experiment.design_values)(sample.theta)  # two for each of 21 coordinates
+        >>> controls = score_controls(experiment, experiment.design_values)(sample.theta)  # 2 for each
         >>> controls.shape, bool((controls.mean(0).abs() < 5 * controls.std(0) / 100).all())
         (torch.Size([10000, 42]), True)
     """

@@ -47,7 +47,7 @@ from pyro_voed.experiment.sites import DesignSite, given_designs
 from pyro_voed.results import EIGResult, FitHistory, Learned
 from pyro_voed.training.settings import Fresh, check_training
 
-PILOT_SIZE = 2_000
+BATCH_SIZE, MAX_STEPS = 1_024, 20_000
 EVALUATION_ROWS = 100_000
 FEWEST_ROWS, MOST_ROWS = 100, 20_000
 AT_THE_ENDS = 0.08
@@ -117,7 +117,7 @@ class AmortisedEIG:
             learned = replace(self.learned, attains=True, outcome_range=found.outcome_range)
             return Terms(found.terms.reshape(size, *batch), learned)
 
-        return estimate(self.experiment, None, None, designs, terms, name="amortise_eig", bound="lower", seed=seed)
+        return estimate((self.experiment, None, None, designs, seed), terms, name="amortise_eig", bound="lower")
 
     def __str__(self) -> str:
         lines = [f"expected information gain amortised over {', '.join(self.experiment.design_labels)}"]
@@ -152,8 +152,8 @@ def amortise_eig(
         density: A factory `(theta_dim, context_dim) -> density`, a density, or that of an earlier amortised result to
             go on from. Default: a spline coupling flow.
         summary: As in `eig_flow`.
-        training: `Fresh(...)`, as in `eig_flow`; default 1,024 experiments a step, each at a design of its own where the
-            model allows, and at most 20,000 steps.
+        training: `Fresh(...)`, as in `eig_flow`; default 1,024 experiments a step, each at a design of its own where
+            the model allows, and at most 20,000 steps.
         seed: Seed; None draws one from the global generator.
         progress: Show a progress bar; None shows it on a terminal only.
 
@@ -175,7 +175,8 @@ def amortise_eig(
         ...     xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
         ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0))
-        >>> curve = amortise_eig(model, "y", training=Fresh(num_steps=300), seed=0).at({"xi": torch.tensor([0.0, 1.0, 2.0])}, seed=0)
+        >>> amortised = amortise_eig(model, "y", training=Fresh(num_steps=300), seed=0)
+        >>> curve = amortised.at({"xi": torch.tensor([0.0, 1.0, 2.0])}, seed=0)
         >>> [round(value, 1) for value in curve.eig.tolist()]  # exact: log(1 + xi^2) / 2
         [-0.0, 0.3, 0.8]
     """

@@ -62,19 +62,14 @@ def eig_ba(
 
     Args:
         model: A Pyro program of one experiment, or an `Experiment`.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
         guide: Called as `guide(observations, *model_args, **model_kwargs)`, where `observations` holds the outcome's
             values by site: under the library's outer plate a row dimension, a singleton for each plate dimension the
             site does not use, then the site's own shape. It samples every target under the model's name, nothing
             else, and may read designs by `pyro.param`. Explicit parameters are fitted in a private copy; a guide that
             is a `torch.nn.Module` is copied; networks inside a guide function are trained in place, as `SVI` would.
             The density of an earlier result is trained further (or used as it is, with `Fresh(num_steps=0)`).
-        designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with one guide; it should read them.
-        training: `Fresh(...)` or `Pool(...)`, as in `eig_flow`.
         num_samples: Fresh experiments at each design behind the reported number.
-        seed: Seed; None draws one from the global generator.
-        progress: Show progress bars; None shows them on a terminal only.
+        observation_labels, target_labels, designs, training, seed, progress: As in `eig_flow`.
 
     Returns:
         The lower bound in nats with its standard error. Its `density.condition_on(observations)` is the posterior of
@@ -113,9 +108,8 @@ def eig_ba(
         return Terms(found.terms, learned)
 
     needed = [needs.stated_prior]
-    return estimate(
-        model, observation_labels, target_labels, designs, terms, name="eig_ba", bound="lower", needs=needed, seed=seed
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_ba", bound="lower", needs=needed)
 
 
 def _objective(sample: JointSample, density: GuideDensity) -> Float[Tensor, "num_samples *design_batch"]:

@@ -83,7 +83,7 @@ def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCriti
         >>> from pyro_voed.densities import Standardise
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> critic = StandardisedCritic(SeparableCritic(2, 3), Standardise(2), Standardise(3))
-        >>> critic_objective(info_nce)(sample_joint(resolve(linear_gaussian(), "y", "theta"), 64), critic).shape
+        >>> critic_objective(info_nce)(sample_joint(Experiment(linear_gaussian(), "y", "theta"), 64), critic).shape
         torch.Size([64])
     """
 
@@ -159,7 +159,8 @@ def eig_critic(
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> from pyro_voed.training import Fresh
-        >>> result = eig_critic(linear_gaussian(), "y", "theta", training=Fresh(num_steps=200), num_samples=4000, seed=0)
+        >>> brief = Fresh(num_steps=200)
+        >>> result = eig_critic(linear_gaussian(), "y", "theta", training=brief, num_samples=4000, seed=0)
         >>> result.bound, bool(0.9 < result.eig < 1.25)  # exact: 1.199
         ('lower', True)
     """
@@ -192,16 +193,8 @@ def eig_critic(
             num_samples=size * values.shape[0],
         )
 
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        found,
-        name="eig_critic",
-        bound=getattr(terms, "bound", "neither"),
-        seed=seed,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, found, name="eig_critic", bound=getattr(terms, "bound", "neither"))
 
 
 def _weight_check(terms: CriticTerms, effective: float) -> WeightCheck:

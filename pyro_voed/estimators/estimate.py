@@ -45,36 +45,33 @@ class Terms:
     bound: Bound | None = None
 
 
+Question = tuple[Callable[..., object] | Experiment, Labels, Labels, Mapping[str, object] | None, int | None]
+"""What every estimator is asked: model, outcome sites, targets, candidate designs, seed."""
+
+
 def estimate(
-    model: Callable[..., object] | Experiment,
-    observation_labels: Labels,
-    target_labels: Labels,
-    designs: Mapping[str, object] | None,
+    question: Question,
     terms: Callable[[Experiment, dict[str, Tensor]], Terms],
     *,
     name: str,
     bound: Bound,
     needs: Sequence[Need] = (),
-    seed: int | None = None,
     then: Callable[[EIGResult], EIGResult] = lambda result: result,
 ) -> EIGResult:
     """Estimate the expected information gain by the mean of an estimator's terms.
 
     Args:
-        model: A Pyro program of one experiment, or an `Experiment`.
-        observation_labels: Outcome sites.
-        target_labels: Sites to learn about.
-        designs: Candidate designs, `(*design_batch, *shape)` by label.
+        question: Model, observation labels, target labels, designs and seed, as the user gave them.
         terms: Gives the terms from the experiment and its designs, all of them.
         name: Name of the estimator.
         bound: Which way the mean of the terms errs.
         needs: What the call needs of the experiment, all its parts together.
-        seed: Seed; None draws one from the global generator.
         then: What is added to the result within the same call, and paid by it.
 
     Raises:
         ArithmeticError: If a term is not finite.
     """
+    model, observation_labels, target_labels, designs, seed = question
     with isolated(seed):
         started = time.perf_counter()
         spent = model.num_calls if isinstance(model, Experiment) else 0

@@ -189,7 +189,7 @@ class Fit:
         terms: Terms,
         pool: JointSample | None = None,
         *,
-        begin: Callable[[nn.Module, JointSample], None] = lambda density, training: None,
+        begin: Callable[[Any, JointSample], None] = lambda density, training: None,
     ) -> tuple[Any, FitHistory | None, Tensor | None]:
         """Train a density with every learning rate in turn; return the best, its history and its rate.
 

@@ -130,15 +130,5 @@ def eig_flow(
         result = replace(result, references=others)
         return certified(result) if certify else result
 
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        terms,
-        name="eig_flow",
-        bound="lower",
-        needs=needed,
-        seed=seed,
-        then=further,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_flow", bound="lower", needs=needed, then=further)

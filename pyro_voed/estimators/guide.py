@@ -171,8 +171,8 @@ class GuideDensity(torch.nn.Module):
         for name, value in given.items():
             if value.shape != self.experiment.shapes[name]:
                 raise ValueError(
-                    f"observations['{name}']: expected one experiment's shape {tuple(self.experiment.shapes[name])}, got "
-                    f"{tuple(value.shape)}. For several outcomes call once for each."
+                    f"observations['{name}']: expected one experiment's shape {tuple(self.experiment.shapes[name])}, "
+                    f"got {tuple(value.shape)}. For several outcomes call once for each."
                 )
         given = {site.name: _seen(site, given[site.name]) for site in self.experiment.observations}
         own = {**self.designs, **{name: value for name, value in (designs or {}).items() if name in self.designs}}

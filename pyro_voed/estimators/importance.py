@@ -101,17 +101,11 @@ def eig_ace(
     Args:
         model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`; targets must be
             all its latents.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, continuous; default: all other latent sites.
-        designs: Candidate designs, `(*design_batch, *shape)` each.
         density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result. Or one
             used as it is: `laplace_proposal()`, or the guide density of an `eig_ba` result.
-        summary: As in `eig_flow`.
         num_inner_samples: Proposal draws L for each outer draw.
-        training: As in `eig_flow`; `Fresh(num_steps=0)` uses `density` as it is.
         num_samples: Outer draws at each design.
-        seed: Seed; None draws one from the global generator.
-        progress: Show progress bars; None shows them on a terminal only.
+        observation_labels, target_labels, designs, summary, training, seed, progress: As in `eig_flow`.
 
     Returns:
         The lower bound in nats with its standard error, the tail index of its terms and the trained proposal.
@@ -133,9 +127,8 @@ def eig_ace(
     """
     terms = _terms("eig_ace", density, summary, training, num_inner_samples, num_samples, progress, upper=False)
     needed = [needs.likelihood_anywhere]
-    return estimate(
-        model, observation_labels, target_labels, designs, terms, name="eig_ace", bound="lower", needs=needed, seed=seed
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_ace", bound="lower", needs=needed)
 
 
 @needs.needing(needs.likelihood_anywhere)
@@ -177,17 +170,8 @@ def eig_vnmc(
     """
     terms = _terms("eig_vnmc", density, summary, training, num_inner_samples, num_samples, progress, upper=True)
     needed = [needs.likelihood_anywhere]
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        terms,
-        name="eig_vnmc",
-        bound="upper",
-        needs=needed,
-        seed=seed,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_vnmc", bound="upper", needs=needed)
 
 
 def _terms(

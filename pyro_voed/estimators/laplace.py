@@ -72,13 +72,10 @@ def eig_laplace(
     Args:
         model: A Pyro program of one experiment, differentiable in its targets, whose outcome sites have densities;
             targets must be all its latents and continuous.
-        observation_labels: Outcome sites, discrete ones included; default: the sites given with `obs=`.
-        target_labels: Sites to learn about; default: all other latent sites.
-        designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
         num_newton_steps: Most Newton steps from the generating draw to the mode; 0 expands around the draw itself.
         num_samples: Experiments behind the number; default 5,000 at each design, 200 where experiments are run one by
             one.
-        seed: Seed; None draws one from the global generator.
+        observation_labels, target_labels, designs, seed: As in `eig_flow`.
 
     Returns:
         An estimate in nats that may err to either side, with its Monte Carlo standard error, which knows nothing of
@@ -115,17 +112,8 @@ def eig_laplace(
         value, error = (torch.stack(part).reshape(batch) for part in zip(*found, strict=True))
         return Terms(value.unsqueeze(0), standard_error=error, num_samples=size)
 
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        terms,
-        name="eig_laplace",
-        bound="neither",
-        needs=[needs.laplace],
-        seed=seed,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_laplace", bound="neither", needs=[needs.laplace])
 
 
 def _member_terms(experiment: Experiment, designs: Mapping[str, Tensor], num_samples: int, num_steps: int) -> Tensor:

@@ -85,15 +85,12 @@ def eig_lbkld(
 
     Args:
         model: A Pyro program of one experiment, explicit or implicit.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
         num_samples: Draws of the targets at each design; three experiments are simulated at each of them.
         num_clusters: Most clusters of outcomes; fewer where one would hold less than a twentieth of the outcomes.
         num_neighbours: Neighbours that the entropies look at; Ao and Li use 1, more give less variance and more bias.
         dequantise: Add uniform noise on (-1/2, 1/2) to whole-numbered outcomes: None to those of discrete
             distributions, True to those of deterministic sites too, False to none.
-        seed: Seed; None draws one from the global generator.
+        observation_labels, target_labels, designs, seed: As in `eig_flow`.
 
     Returns:
         The lower bound in nats (up to the bias of nearest-neighbour entropies) with its standard error.
@@ -135,17 +132,8 @@ def eig_lbkld(
         return Terms(value.unsqueeze(0), standard_error=error, num_samples=num_samples)
 
     needed = [_repeatable]
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        terms,
-        name="eig_lbkld",
-        bound="lower",
-        needs=needed,
-        seed=seed,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_lbkld", bound="lower", needs=needed)
 
 
 def _repeatable(experiment: Experiment, name: str) -> None:

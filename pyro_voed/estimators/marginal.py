@@ -73,20 +73,15 @@ def eig_marginal(
     """Estimate the expected information gain from above with a learned outcome density.
 
     Args:
-        model: A Pyro program of one experiment whose outcome sites have densities; or an `Experiment`; targets must
+        model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`; targets must
             be all its latents.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with one density given the design.
         density: A factory `(y_dim, context_dim) -> density`, a density, or the density of an earlier result.
             Default: a spline coupling flow. The context is the design where there are several, else empty.
         guide: Instead of a density: a Pyro guide that samples the outcome sites, with parameters of its own, called
             with the model's arguments. Its parameters are fitted in a copy; the store is left alone.
         dequantise: Spread discrete outcomes by uniform noise even where they are few.
-        training: `Fresh(...)` or `Pool(...)`, as in `eig_flow`.
         num_samples: Fresh experiments at each design behind the reported number.
-        seed: Seed; None draws one from the global generator.
-        progress: Show progress bars; None shows them on a terminal only.
+        observation_labels, target_labels, designs, training, seed, progress: As in `eig_flow`.
 
     Returns:
         The upper bound in nats with its standard error; the history holds the bound too, which falls.
@@ -125,17 +120,8 @@ def eig_marginal(
             fit = replace(fit, prepare=dequantiser(experiment))
         return _learned_terms(fit, density, guide, num_samples)
 
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        terms,
-        name="eig_marginal",
-        bound="upper",
-        needs=[needs.likelihood],
-        seed=seed,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_marginal", bound="upper", needs=[needs.likelihood])
 
 
 def _learned_terms(fit: Fit, density: Any, guide: Callable[..., Any] | None, num_samples: int | None) -> Terms:

@@ -127,16 +127,8 @@ def eig_marginal_likelihood(
         learned = Learned(densities, history=history, outcome_range=found.outcome_range, learning_rate=rate)
         return Terms(found.terms, learned)
 
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        terms,
-        name="eig_marginal_likelihood",
-        bound="neither",
-        seed=seed,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_marginal_likelihood", bound="neither")
 
 
 def _objective(sample: JointSample, densities: OutcomeDensities) -> Tensor:

@@ -68,9 +68,6 @@ def eig_nmc(
 
     Args:
         model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
         proposal: What the inner draws come from, instead of the prior, once mixed with a tenth of that:
             `laplace_proposal()`, the density of an earlier result (`eig_flow`, `eig_ba`, ...), or a Pyro guide that is
             called as `guide(observations, *model_args, **model_kwargs)` and samples the targets. Used as it is.
@@ -79,7 +76,7 @@ def eig_nmc(
             the outer draws, leaving the own one out, for `N` simulations. With a proposal, its draws; default 100.
         num_nuisance_samples: Runs averaged over for each density of the targets, where there are nuisance sites.
         max_bytes: Memory for one chunk of pairs.
-        seed: Seed; None draws one from the global generator.
+        observation_labels, target_labels, designs, seed: As in `eig_flow`.
 
     Returns:
         An estimate in nats whose expectation lies above the exact value, with its standard error; with a proposal also
@@ -115,14 +112,5 @@ def eig_nmc(
         )
 
     needed = needs.inner_draws if proposal is None else needs.likelihood_anywhere
-    return estimate(
-        model,
-        observation_labels,
-        target_labels,
-        designs,
-        terms,
-        name="eig_nmc",
-        bound="upper",
-        needs=[needed],
-        seed=seed,
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_nmc", bound="upper", needs=[needed])

@@ -68,15 +68,12 @@ def eig_pce(
 
     Args:
         model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        designs: Candidate designs, `(*design_batch, *shape)` each, estimated one after the other.
         num_outer_samples: Outer draws N.
         num_inner_samples: Contrasts L for each outer draw, `N (L + 1)` simulations in all; None takes the other outer
             draws, for `N` simulations.
         num_nuisance_samples: Runs averaged over for each density of the targets, where there are nuisance sites.
         max_bytes: Memory for one chunk of pairs.
-        seed: Seed; None draws one from the global generator.
+        observation_labels, target_labels, designs, seed: As in `eig_flow`.
 
     Returns:
         The lower bound in nats with its standard error. It cannot exceed `log(num_inner_samples + 1)`.
@@ -101,6 +98,5 @@ def eig_pce(
         return Terms(terms_at_each_design(experiment, candidates, one))
 
     needed = [needs.inner_draws]
-    return estimate(
-        model, observation_labels, target_labels, designs, terms, name="eig_pce", bound="lower", needs=needed, seed=seed
-    )
+    question = (model, observation_labels, target_labels, designs, seed)
+    return estimate(question, terms, name="eig_pce", bound="lower", needs=needed)

@@ -287,6 +287,6 @@ def as_experiment(
                 )
     else:
         experiment = Experiment(model, observation_labels, target_labels, vectorize=vectorize)
-    given = given_designs(experiment.designs, designs)
-    experiment = experiment.laid_out(given)
-    return experiment, {**experiment.design_values, **given}
+    candidates = given_designs(experiment.designs, designs)
+    experiment = experiment.laid_out(candidates)
+    return experiment, {**experiment.design_values, **candidates}

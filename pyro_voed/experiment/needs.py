@@ -36,7 +36,8 @@ def outcome_density(experiment: Experiment, name: str) -> None:
     if implicit:
         raise NotImplementedError(
             f"{name} needs the density of the outcome, and {implicit} have none (deterministic, or a distribution "
-            "that only samples). Use eig_flow, or eig_critic for discrete computed targets: they need simulations alone."
+            "that only samples). Use eig_flow, or eig_critic for discrete computed targets: these need simulations "
+            "alone."
         )
 
 

@@ -233,8 +233,8 @@ def _check_guidable(experiment: Experiment) -> None:
         )
     if experiment.nuisance:
         raise NotImplementedError(
-            f"the density does not draw the nuisance sites {[site.name for site in experiment.nuisance]}, so a guide made "
-            "of it would have wrong weights. Make them targets too, or use flow_posterior for draws alone."
+            f"the density does not draw the nuisance sites {[site.name for site in experiment.nuisance]}, so a guide "
+            "made of it would have wrong weights. Make them targets too, or use flow_posterior for draws alone."
         )
     dependent = [site.name for site in experiment.targets if site.dependent_support]
     if dependent:
@@ -304,7 +304,7 @@ def _case(
     experiment, designs = trained.experiment, trained.designs
     observed = check_outcome(experiment, observations)
     y = pack_outcome(experiment, observed, designs)
-    _warn_outside(experiment, y, estimate.learned.outcome_range)
+    _warn_outside(experiment, y, None if estimate.learned is None else estimate.learned.outcome_range)
     return _Case(trained.density, experiment, trained.context(y), observed, designs)
 
 
@@ -316,9 +316,7 @@ def _check_density(estimate: EIGResult) -> None:
         )
 
 
-def _member(
-    experiment: Experiment, designs: Mapping[str, Tensor], index: DesignIndex
-) -> dict[str, Tensor]:
+def _member(experiment: Experiment, designs: Mapping[str, Tensor], index: DesignIndex) -> dict[str, Tensor]:
     """Return the design in question."""
     batch = design_batch_shape(experiment, designs)
     if not batch:
