@@ -142,19 +142,19 @@ def _repeatable(experiment: Experiment, name: str) -> None:
     if fixed:
         raise NotImplementedError(
             f"{name} repeats experiments at the same targets, and targets {fixed} are deterministic: they cannot be "
-            "held. Name the sites they are computed from, or use eig_flow."
+            "held. Name the sites they are computed from, or use eig_critic."
         )
     if experiment.leaking_nuisance:
         leaks = ", ".join(f"'{name}' is drawn given '{parent}'" for name, parent in experiment.leaking_nuisance.items())
         raise NotImplementedError(
             f"{name} repeats experiments at the same targets, and {leaks}: the nuisance would have to be drawn from "
-            "its conditional distribution given the targets. Make it a target too, or use eig_flow."
+            "its conditional distribution given the targets. Make it a target too, or use eig_critic."
         )
     joint = [site.name for site in experiment.others if site.role == "auxiliary" and not site.is_deterministic]
     if joint and experiment.nuisance:
         raise NotImplementedError(
             f"{name} repeats experiments at the same targets, and the prior draws targets and nuisance jointly "
-            f"through {joint}. Use a prior of separate sites, or eig_flow."
+            f"through {joint}. Use a prior of separate sites, or eig_critic."
         )
 
 

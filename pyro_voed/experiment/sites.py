@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 
+from pyro_voed.checks import check_known
 from pyro_voed.experiment.programs import (
     base_distribution,
     has_discrete_support,
     is_deterministic,
     support_transform,
 )
+from pyro_voed.results import shortened
 
 Role = Literal["target", "observation", "nuisance", "auxiliary", "history"]
 
@@ -140,33 +142,71 @@ def check_designs(sites: tuple[DesignSite, ...], designs: Mapping[str, Tensor]) 
     """Return the batch shape of designs, `()` for one design.
 
     Raises:
-        ValueError: If a label is unknown, a shape does not end in the design's own, batch shapes differ, or a value
-            violates the constraint.
+        ValueError: If a label is unknown, a shape does not end in the design's own, batch shapes differ, or a value is
+            not finite or violates the constraint.
     """
     own = {site.name: site for site in sites}
-    unknown = sorted(set(designs) - set(own))
-    if unknown:
-        raise ValueError(f"designs: the model has no design called {unknown}. It has {list(own)}.")
+    check_known(designs, own, "designs", "design")
     batches = {}
     for name, value in designs.items():
         shape = own[name].value.shape
         leading = value.dim() - len(shape)
         if leading < 0 or value.shape[leading:] != shape:
-            expected = ", ".join(["*batch", *map(str, shape)])
-            raise ValueError(f"designs['{name}']: expected shape ({expected}), got {tuple(value.shape)}.")
+            raise ValueError(f"designs['{name}']: expected shape {_shape_of(own[name])}, got {tuple(value.shape)}.")
         batches[name] = value.shape[:leading]
-        if not own[name].constraint.check(value.detach()).all():
-            raise ValueError(f"designs['{name}'] violates its constraint {own[name].constraint}. Stay inside it.")
+        _check_values(own[name], value.detach())
     shapes = set(batches.values()) - {torch.Size()}
     if len(shapes) > 1:
-        raise ValueError(f"designs: expected one batch shape for all labels, got {dict(batches)}.")
+        got = {name: tuple(batch) for name, batch in batches.items()}
+        raise ValueError(
+            f"designs: expected one batch shape for all labels, got {got}. Give each label as many values as the "
+            "others, or one for all."
+        )
     return shapes.pop() if shapes else torch.Size()
 
 
-def given_designs(sites: tuple[DesignSite, ...], designs: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    """Return the designs a user gave as tensors of the designs' own type, detached and checked."""
-    own = {site.name: site.value for site in sites}
-    given = {name: torch.as_tensor(value).detach() for name, value in (designs or {}).items()}
-    given = {name: value.to(own[name]) if name in own else value for name, value in given.items()}
+def _check_values(site: DesignSite, value: Tensor) -> None:
+    broken = ~torch.isfinite(value)
+    if broken.any():
+        raise ValueError(
+            f"designs['{site.name}']: expected finite numbers, got {value[broken][0].item()} in {int(broken.sum())} of "
+            f"{value.numel()} places. Look where the values are computed."
+        )
+    outside = ~site.constraint.check(value)
+    if outside.any():
+        raise ValueError(
+            f"designs['{site.name}'] violates its constraint {site.constraint} in {int(outside.sum())} of "
+            f"{outside.numel()} places: {shortened(value[outside][0])}. Stay inside it, or widen it in the model."
+        )
+
+
+def _shape_of(site: DesignSite) -> str:
+    return f"({', '.join(['*batch', *map(str, site.value.shape)])})"
+
+
+def given_designs(sites: tuple[DesignSite, ...], designs: Any) -> dict[str, Tensor]:
+    """Return the designs a user gave as tensors of the designs' own type, detached and checked.
+
+    Raises:
+        TypeError: If they are no mapping from labels to numbers.
+        ValueError: As `check_designs` does.
+    """
+    own = {site.name: site for site in sites}
+    designs = {} if designs is None else designs
+    if not isinstance(designs, Mapping):
+        shown = f"a Tensor of shape {tuple(designs.shape)}" if isinstance(designs, Tensor) else repr(designs)
+        raise TypeError(
+            f"designs: expected a dict from labels to values, such as {dict.fromkeys(own, 'values')}, got {shown}."
+        )
+    check_known(designs, own, "designs", "design")
+    given = {}
+    for name, value in designs.items():
+        try:
+            given[name] = torch.as_tensor(value).detach().to(own[name].value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"designs['{name}']: expected numbers of shape {_shape_of(own[name])}, got {value!r}. Leave a design "
+                "out to have it at its stored value."
+            ) from error
     check_designs(sites, given)
     return given
