@@ -28,6 +28,7 @@ from pyro_voed.experiment.programs import is_deterministic, run_rows, sample_nod
 from pyro_voed.experiment.sites import Experiment
 
 PROBE_ROWS = 5
+NO_GRADIENT = "Search without gradients: search_spsa or, in few dimensions, search_grid, with any estimator of designs."
 
 
 def score_terms(
@@ -81,7 +82,7 @@ def score_sites(experiment: Experiment) -> tuple[str, ...]:
     if idle:
         raise ValueError(
             f"no gradient flows from design {idle} to the outcome: the model does not use it there, or uses it outside "
-            "torch (NumPy, rounding, detach). Search over candidate designs with eig_flow(designs=...) instead."
+            f"torch (NumPy, rounding, detach). {NO_GRADIENT}"
         )
     return tuple(scored)
 
@@ -97,7 +98,7 @@ def _check_moves_alone(experiment: Experiment, name: str, kind: str) -> None:
     if not torch.equal(*values):
         raise NotImplementedError(
             f"site '{name}' ({kind}) depends on a design, and has neither reparametrised draws nor a density, so no "
-            "gradient tells how. Search over candidate designs with eig_flow(designs=...) instead."
+            f"gradient tells how. {NO_GRADIENT}"
         )
 
 
