@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from pyro_voed.bounds.outcome_density import marginal_likelihood_terms
 from pyro_voed.checks import Labels
+from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.estimate import Terms, estimate
 from pyro_voed.estimators.fit import fit_of
@@ -44,6 +45,7 @@ from pyro_voed.training.settings import Training, check_training
 RATE = 2e-3
 
 
+@rebuildable
 class OutcomeDensities(nn.Module):
     """The outcome's density given the targets, and without them.
 

@@ -71,6 +71,13 @@ class Assign(Messenger):
                 msg["value"], msg["done"] = right.sample(), True
 
 
+@dataclass
+class Meter:
+    """Counts experiments simulated, the currency in which simulators are paid; shared by all that run one program."""
+
+    num_calls: int = 0
+
+
 @dataclass(frozen=True)
 class Program:
     """A released Pyro program of one experiment and how it is run for many.
@@ -82,7 +89,7 @@ class Program:
         design_singletons: For each design, the singleton dimensions put between row and value when every row has
             its own design; None where no such layout is right, so designs are looped over.
         constants: Values of the parameters that are no designs, held as they were when the model was resolved.
-        calls: Runs of the program so far, in experiments; the currency in which simulators are paid.
+        meter: Counts the runs of the program.
     """
 
     call: Callable[[], Any]
@@ -90,12 +97,12 @@ class Program:
     vectorised: bool = False
     design_singletons: Mapping[str, int] | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
-    calls: list[int] = field(default_factory=lambda: [0], compare=False)
+    meter: Meter = field(default_factory=Meter, compare=False)
 
     @property
     def num_calls(self) -> int:
         """Number of experiments simulated so far."""
-        return self.calls[0]
+        return self.meter.num_calls
 
 
 def run_rows(
@@ -122,16 +129,41 @@ def run_rows(
     """
     designs, row_designs = designs or {}, row_designs or {}
     row_values, row_coordinates = row_values or {}, row_coordinates or {}
-    program.calls[0] += num_rows
-    if program.vectorised:
-        laid_out = {name: _lay_out_design(program, name, value) for name, value in row_designs.items()}
-        trace = trace_program(program, {**designs, **laid_out}, _assignments(row_values, row_coordinates), num_rows)
-        return ProgramRun((trace,), num_rows, shapes)
+    program.meter.num_calls += num_rows
+    run = _together if program.vectorised else _one_by_one
+    return run(program, num_rows, shapes, designs, row_designs, row_values, row_coordinates)
+
+
+def _together(
+    program: Program,
+    num_rows: int,
+    shapes: Mapping[str, torch.Size],
+    designs: Mapping[str, Tensor],
+    row_designs: Mapping[str, Tensor],
+    row_values: Mapping[str, Tensor],
+    row_coordinates: Mapping[str, Tensor],
+) -> ProgramRun:
+    laid_out = {name: _lay_out_design(program, name, value) for name, value in row_designs.items()}
+    trace = trace_program(program, {**designs, **laid_out}, _assignments(row_values, row_coordinates), num_rows)
+    return ProgramRun((trace,), num_rows, shapes)
+
+
+def _one_by_one(
+    program: Program,
+    num_rows: int,
+    shapes: Mapping[str, torch.Size],
+    designs: Mapping[str, Tensor],
+    row_designs: Mapping[str, Tensor],
+    row_values: Mapping[str, Tensor],
+    row_coordinates: Mapping[str, Tensor],
+) -> ProgramRun:
+    def of_row(rows: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+        return {name: value[row] for name, value in rows.items()}
+
     traces = []
     for row in range(num_rows):
-        pick = lambda rows, row=row: {name: value[row] for name, value in rows.items()}  # noqa: E731
-        assignments = _assignments(pick(row_values), pick(row_coordinates))
-        traces.append(trace_program(program, {**designs, **pick(row_designs)}, assignments, None))
+        assignments = _assignments(of_row(row_values, row), of_row(row_coordinates, row))
+        traces.append(trace_program(program, {**designs, **of_row(row_designs, row)}, assignments, None))
     return ProgramRun(tuple(traces), 1, shapes)
 
 

@@ -21,6 +21,7 @@ from pyro_voed.checks import check_known
 from pyro_voed.experiment.parameters import naming_sites
 from pyro_voed.experiment.probes import probe
 from pyro_voed.experiment.programs import (
+    Meter,
     Program,
     Release,
     base_distribution,
@@ -59,7 +60,7 @@ def read(
         released,
         _max_plate_nesting(prototype),
         constants=_constants(own, designs),
-        calls=[1 if prior is None else 3],
+        meter=Meter(1 if prior is None else 3),
     )
     every = {name: roles.get(name, "auxiliary") for name in sample_nodes(prototype)}
     return probe(program, prototype, own, every, designs, vectorize=vectorize)

@@ -88,7 +88,7 @@ def draw_joint(
     batch = batch_shape(experiment, designs)
     if pairs:
         run = run_rows(experiment.program, num_samples, experiment.shapes, designs=designs)
-        sample = pack_run(experiment, run, torch.Size([num_samples]), likelihood, score=score)
+        sample = pack_run(experiment, run, torch.Size([num_samples]), likelihood, score=score, controls=controls)
         outcomes = {site.name: sample.values[site.name] for site in experiment.observations}
         return replace(sample, pairs=partial(log_likelihood_of_pairs, experiment, designs, outcomes, run, num_samples))
     pack = partial(pack_run, experiment, likelihood=likelihood, score=score, controls=controls, redraw=redraw)

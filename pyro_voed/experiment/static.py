@@ -47,7 +47,7 @@ def check_static(
     """
     for _ in range(2):
         trace = naming_sites(lambda: trace_program(program, {}, {}, None))
-        program.calls[0] += 1
+        program.meter.num_calls += 1
         _check_same_sites(sample_nodes(trace), shapes, roles, measured)
     first = ProgramRun((trace,), 1, shapes)
     nodes = sample_nodes(trace)

@@ -149,7 +149,7 @@ def flow_guide(
         case = _case(result, observations, design_index)
         _check_guidable(case.experiment)
         trace = trace_program(case.experiment.program, case.designs, {}, None)
-        case.experiment.program.calls[0] += 1
+        case.experiment.program.meter.num_calls += 1
         nodes = sample_nodes(trace)
         density = copy.deepcopy(case.density).eval()
         parts = tuple(_part(site, nodes[site.name]) for site in case.experiment.targets)
