@@ -14,26 +14,22 @@ from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import nn
 
-from pyro_voed import eig_ace, eig_flow, eig_vnmc, resolve
+from pyro_voed import Experiment, Fresh, eig_ace, eig_flow, eig_vnmc
+from pyro_voed.bounds import ace_terms, vnmc_terms
 from pyro_voed.densities import SplineCouplingFlow
-from pyro_voed.estimators.importance_terms import ace_terms, importance_terms, vnmc_terms
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
+from tests.estimators.weights import three_terms
 
 SIDE = 4.0
+FUNCTIONS = [eig_ace, eig_vnmc]
 
 
 def small_flow(dim, context_dim):
     return SplineCouplingFlow(dim, context_dim, num_transforms=1, hidden_dim=32)
 
 
-QUICK = {
-    "density": small_flow,
-    "num_steps": 150,
-    "learning_rate": 1e-2,
-    "num_samples": 2_000,
-    "seed": 0,
-    "progress": False,
-}
+TRAINING, NONE = Fresh(num_steps=150, learning_rate=1e-2), Fresh(num_steps=0)
+QUICK = {"density": small_flow, "training": TRAINING, "num_samples": 2_000, "seed": 0, "progress": False}
 
 
 class GaussianProposal(nn.Module):
@@ -62,33 +58,20 @@ def test_terms_in_closed_form():
     average = (own.exp() + inner.exp().sum(-1)) / 4
     torch.testing.assert_close(ace_terms(log_likelihood, own, inner), log_likelihood - average.log())
     torch.testing.assert_close(vnmc_terms(log_likelihood, inner), log_likelihood - inner.exp().mean(-1).log())
-
-
-def test_equal_weights_are_the_outcome_density():
-    log_likelihood, evidence = torch.randn(6), torch.randn(6)
-    for num_inner in (1, 5):
-        inner = evidence[:, None].expand(6, num_inner)
-        torch.testing.assert_close(ace_terms(log_likelihood, evidence, inner), log_likelihood - evidence)
-        torch.testing.assert_close(vnmc_terms(log_likelihood, inner), log_likelihood - evidence)
-
-
-def test_weights_of_zero_leave_the_own_draw_alone():
-    nothing = torch.full((2, 9), -torch.inf)
-    terms = ace_terms(torch.tensor([0.5, -0.5]), torch.tensor([1.0, 2.0]), nothing)
-    torch.testing.assert_close(terms, torch.tensor([0.5 - 1.0, -0.5 - 2.0]) + math.log(10))
-    assert (vnmc_terms(torch.zeros(2), nothing) == torch.inf).all()
+    nothing = torch.full((6, 9), -torch.inf).double()
+    alone = log_likelihood - own + math.log(10)
+    torch.testing.assert_close(ace_terms(log_likelihood, own, nothing), alone)
+    assert (vnmc_terms(log_likelihood, nothing) == torch.inf).all()
 
 
 @pytest.fixture(scope="module")
 def experiment():
-    return resolve(linear_gaussian.linear_gaussian(), "y")
+    return Experiment(linear_gaussian.linear_gaussian(), "y")
 
 
 @pytest.mark.parametrize("num_inner", [1, 4, 16])
 def test_the_posterior_itself_makes_every_term_exact(experiment, num_inner):
-    lower, upper, flow = importance_terms(
-        experiment, experiment.design_values, GaussianProposal(), 500, num_inner, defensive=0.0
-    )
+    lower, upper, flow = three_terms(experiment, GaussianProposal(), 500, num_inner, defensive=0.0)
     # By Bayes's rule log q - log p(theta) is log p(y | theta) - log p(y).
     torch.testing.assert_close(lower, flow, rtol=0, atol=1e-4)
     torch.testing.assert_close(upper, flow, rtol=0, atol=1e-4)
@@ -106,9 +89,7 @@ PROPOSALS = {
 @pytest.mark.parametrize("defensive", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("name", PROPOSALS)
 def test_any_proposal_gives_both_sides(experiment, name, defensive):
-    lower, upper, flow = importance_terms(
-        experiment, experiment.design_values, PROPOSALS[name], 4_000, 8, defensive=defensive
-    )
+    lower, upper, flow = three_terms(experiment, PROPOSALS[name], 4_000, 8, defensive=defensive)
     exact = linear_gaussian.DEFAULT_EIG
     assert lower.mean() <= exact + SIDE * lower.std() / math.sqrt(4_000)
     assert upper.mean() >= exact - SIDE * upper.std() / math.sqrt(4_000)
@@ -121,9 +102,7 @@ def test_any_proposal_gives_both_sides(experiment, name, defensive):
 def test_the_sides_close_in_as_inner_draws_grow(experiment):
     gaps = []
     for num_inner in (2, 16, 128):
-        lower, upper, _ = importance_terms(
-            experiment, experiment.design_values, PROPOSALS["off its place"], 2_000, num_inner
-        )
+        lower, upper, _ = three_terms(experiment, PROPOSALS["off its place"], 2_000, num_inner)
         gaps.append((upper - lower).mean().item())
     assert gaps[0] > gaps[1] > gaps[2] > 0
     # The gap falls at least like 1 / L.
@@ -133,16 +112,14 @@ def test_the_sides_close_in_as_inner_draws_grow(experiment):
 def test_the_prior_bounds_the_weights(experiment):
     # With a share of 0.1 no weight exceeds ten times the likelihood, so no inner average is lost to a narrow proposal.
     proposal = GaussianProposal(shift=3.0, stretch=0.2)
-    _, upper, _ = importance_terms(experiment, experiment.design_values, proposal, 2_000, 64, defensive=0.1)
-    _, worse, _ = importance_terms(experiment, experiment.design_values, proposal, 2_000, 64, defensive=0.0)
+    _, upper, _ = three_terms(experiment, proposal, 2_000, 64, defensive=0.1)
+    _, worse, _ = three_terms(experiment, proposal, 2_000, 64, defensive=0.0)
     assert upper.mean() < worse.mean()
     assert upper.mean() < linear_gaussian.DEFAULT_EIG + 1.5
 
 
 def test_chunks_do_not_change_the_law(experiment):
-    lower, upper, _ = importance_terms(
-        experiment, experiment.design_values, GaussianProposal(), 1_001, 8, max_bytes=20_000
-    )
+    lower, upper, _ = three_terms(experiment, GaussianProposal(), 1_001, 8, max_bytes=20_000)
     assert lower.shape == upper.shape == (1_001,)
     for terms in (lower, upper):
         assert abs(terms.mean() - linear_gaussian.DEFAULT_EIG) <= 0.05 + SIDE * terms.std() / math.sqrt(1_001)
@@ -155,6 +132,12 @@ def scalar():
     xi = pyro.param("xi", torch.tensor(1.5), constraint=constraints.positive)
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(xi * theta, 1.0))
+
+
+def both(model, **options):
+    """ACE with a proposal that it trains, VNMC with the same."""
+    lower = eig_ace(model, "y", **{**QUICK, **options})
+    return lower, eig_vnmc(model, "y", **{**QUICK, **options, "density": lower.density, "training": NONE})
 
 
 def dependent_support():
@@ -182,98 +165,75 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_both_sides_hold_the_exact_value(name):
     model, exact = CASES[name]
-    lower = eig_ace(model, "y", **QUICK)
-    upper = eig_vnmc(model, "y", **{**QUICK, "density": lower.density, "num_steps": 0})
-    assert (lower.bound, upper.bound) == ("lower", "upper")
+    lower, upper = both(model)
     assert exact - 0.05 - SIDE * lower.standard_error <= lower.eig <= exact + SIDE * lower.standard_error
     assert exact - SIDE * upper.standard_error <= upper.eig <= exact + 0.05 + SIDE * upper.standard_error
-    assert lower.pareto_k.shape == ()
-    assert lower.certified is upper.certified is True
+    assert (lower.bound, upper.bound) == ("lower", "upper")
     assert (lower.estimator, upper.estimator) == ("eig_ace", "eig_vnmc")
+    assert lower.weights.passed is upper.weights.passed is True
+    assert lower.weights.pareto_k.shape == ()
     assert upper.history is None
 
 
 @pytest.mark.parametrize("name", ["linear_gaussian", "michaelis_menten"])
 def test_an_untrained_proposal_still_gives_both_sides(name):
     model, exact = CASES[name]
-    untrained = {**QUICK, "num_steps": 0, "num_inner_samples": 64}
-    lower, upper = eig_ace(model, "y", **untrained), eig_vnmc(model, "y", **untrained)
+    untrained = {**QUICK, "training": NONE}
+    lower, upper = (function(model, "y", num_inner_samples=64, **untrained) for function in FUNCTIONS)
     assert lower.eig <= exact + SIDE * lower.standard_error
     assert upper.eig >= exact - SIDE * upper.standard_error
-    flow = eig_flow(model, "y", **{**QUICK, "num_steps": 0})
-    assert flow.eig < lower.eig < upper.eig
+    assert eig_flow(model, "y", **untrained).eig < lower.eig < upper.eig
 
 
 def test_supports_that_depend_on_other_targets():
-    lower = eig_ace(dependent_support, "y", **QUICK)
-    upper = eig_vnmc(dependent_support, "y", **{**QUICK, "density": lower.density, "num_steps": 0})
+    lower, upper = both(dependent_support)
     joint = math.hypot(lower.standard_error, upper.standard_error)
     assert -SIDE * joint <= upper.eig - lower.eig <= 0.05 + SIDE * joint
 
 
 def test_discrete_targets_have_a_classifier_as_proposal():
-    lower = eig_ace(finite.finite(), "y", **{**QUICK, "density": None})
-    upper = eig_vnmc(finite.finite(), "y", **{**QUICK, "density": lower.density, "num_steps": 0})
-    for result in (lower, upper):
+    for result in both(finite.finite(), density=None):
         assert abs(result.eig - finite.DEFAULT_EIG) <= 0.01 + SIDE * result.standard_error
 
 
 def test_one_proposal_serves_a_batch_of_designs():
     designs = torch.tensor([[0.3, 1.0, 3.0], [2.0, 0.5, 1.5]])
     exact = 0.5 * torch.log1p(designs**2)
-    lower = eig_ace(scalar, "y", designs={"xi": designs}, **QUICK)
-    upper = eig_vnmc(scalar, "y", designs={"xi": designs}, **{**QUICK, "density": lower.density, "num_steps": 0})
-    for result, side in ((lower, 1), (upper, -1)):
-        assert result.eig.shape == result.standard_error.shape == result.pareto_k.shape == (2, 3)
+    for result, side in zip(both(scalar, designs={"xi": designs}), (1, -1), strict=True):
+        assert result.eig.shape == result.standard_error.shape == result.weights.pareto_k.shape == (2, 3)
         assert (side * (result.eig - exact) <= SIDE * result.standard_error).all()
         assert ((result.eig - exact).abs() <= 0.07 + SIDE * result.standard_error).all()
 
 
 def test_simulations_are_counted_inner_draws_included():
-    trained = eig_flow(linear_gaussian.linear_gaussian(), "y", **QUICK)
-    reused = {**QUICK, "density": trained.density, "num_steps": 0, "num_samples": 500}
-    few = eig_ace(linear_gaussian.linear_gaussian(), "y", num_inner_samples=4, **reused)
-    many = eig_ace(linear_gaussian.linear_gaussian(), "y", num_inner_samples=24, **reused)
+    model = linear_gaussian.linear_gaussian()
+    reused = {**QUICK, "density": eig_flow(model, "y", **QUICK).density, "training": NONE, "num_samples": 500}
+    few, many = (eig_ace(model, "y", num_inner_samples=number, **reused).num_simulations for number in (4, 24))
     # Each inner draw is scored once; a tenth are also drawn from the prior.
-    assert 500 * 20 <= many.num_simulations - few.num_simulations <= 500 * 20 * 1.2
+    assert 500 * 20 <= many - few <= 500 * 20 * 1.2
 
 
-@pytest.mark.parametrize("function", [eig_ace, eig_vnmc])
-def test_the_fewest_samples_allowed_are_enough(function):
-    assert function(scalar, "y", **{**QUICK, "num_steps": 2, "num_samples": 2}).eig.isfinite()
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_fewest_samples_allowed_are_enough_and_the_callers_state_is_left_alone(function):
+    before = torch.get_rng_state()
+    assert function(scalar, "y", **{**QUICK, "training": Fresh(num_steps=2), "num_samples": 2}).eig.isfinite()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert list(pyro.get_param_store().keys()) == []
+    assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("function", [eig_ace, eig_vnmc])
-def test_an_automatic_guide_as_prior_cannot_score_and_is_refused(function):
-    guide = AutoDiagonalNormal(pyro.condition(scalar, data={"y": torch.tensor(0.0)}), init_scale=2.0)
-    guide()
-    with pytest.raises(NotImplementedError, match="auxiliary sites"):
-        function(scalar, "y", prior=guide, **QUICK)
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("function", [eig_ace, eig_vnmc])
-def test_models_without_the_densities_are_refused(function):
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_cannot_be_weighed_is_refused(function):
     with pytest.raises(NotImplementedError, match=r"density of the outcome.*\['y'\].*eig_flow"):
         function(implicit_toy.implicit_toy(), "y", "theta")
     with pytest.raises(NotImplementedError, match=r"\['u'\].*eig_nmc"):
         function(linear_gaussian.dependent_nuisance(), "y", "theta")
-
-
-@pytest.mark.parametrize("function", [eig_ace, eig_vnmc])
-def test_sizes_out_of_range_are_refused(function):
-    for name, value in {"num_inner_samples": 0, "num_samples": 1, "num_steps": -1, "learning_rate": 0.0}.items():
+    guide = AutoDiagonalNormal(pyro.condition(scalar, data={"y": torch.tensor(0.0)}), init_scale=2.0)
+    guide()
+    with pytest.raises(NotImplementedError, match="auxiliary sites"):
+        function(Experiment(scalar, "y", prior=guide), **QUICK)
+    for name, value in {"num_inner_samples": 0, "num_samples": 1}.items():
         with pytest.raises(ValueError, match=name):
             function(scalar, "y", **{name: value})
     with pytest.raises(TypeError, match="num_inner_samples"):
         function(scalar, "y", num_inner_samples=2.5)
-
-
-def test_the_callers_state_is_left_alone():
-    before = torch.get_rng_state()
-    eig_ace(scalar, "y", **{**QUICK, "num_steps": 2})
-    assert torch.equal(torch.get_rng_state(), before)
-    assert list(pyro.get_param_store().keys()) == []
-    assert torch.is_grad_enabled()

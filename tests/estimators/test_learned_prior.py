@@ -11,10 +11,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_voed import eig_flow, optimise_design, resolve, sample_joint
+import pyro_voed
+from pyro_voed import Experiment, Fresh, Pool, eig_flow, sample_joint
 from pyro_voed.densities import SplineCouplingFlow
-from pyro_voed.estimators.learned_prior import learn_prior_density, with_prior_density
-from pyro_voed.estimators.learning import Budget
+from pyro_voed.estimators.fit import fit_of
+from pyro_voed.estimators.learned_prior import learn_prior_density, prior_terms
 from pyro_voed.problems import linear_gaussian
 
 SIDE = 4.0
@@ -24,7 +25,8 @@ def small_flow(dim, context_dim):
     return SplineCouplingFlow(dim, context_dim, num_transforms=1, hidden_dim=32)
 
 
-QUICK = {"density": small_flow, "learning_rate": 1e-2, "num_steps": 300, "seed": 0, "progress": False}
+TRAINING = Fresh(num_steps=300, learning_rate=1e-2)
+QUICK = {"density": small_flow, "training": TRAINING, "seed": 0, "progress": False}
 
 COMPONENTS = torch.tensor([-3.0, 3.0]).double()
 NOISE = 2.0
@@ -70,17 +72,18 @@ def test_a_prior_that_depends_on_a_nuisance():
 @pytest.mark.parametrize("num_steps", [1, 400])
 def test_its_divergence_is_added(num_steps):
     # With the exact posterior nothing pulls down, and what is added is KL(p(theta) || r(theta)).
-    experiment = resolve(two_humps, "y", "theta")
-    budget = Budget(None, num_steps, num_steps, 256, 1e-2, 0)
-    density = learn_prior_density(experiment, {}, budget)
+    experiment = Experiment(two_humps, "y", "theta")
+    training = Fresh(num_steps=num_steps, batch_size=256)
+    density = learn_prior_density(fit_of(experiment, {}, training, name="prior", rate=1e-2, progress=False))
 
     def log_r(points):
         with torch.no_grad():
             return density.log_prob(points.float().unsqueeze(-1), torch.zeros(len(points), 0)).double()
 
     divergence = -HUMPS_ENTROPY - expectation(1.0, log_r)
-    sample = with_prior_density(density)(sample_joint(experiment, 40_000))
-    terms = log_posterior(sample.theta[:, 0], sample.y[:, 0]) - sample.log_prior.double()
+    sample = sample_joint(experiment, 40_000)
+    with torch.no_grad():
+        terms = log_posterior(sample.theta[:, 0], sample.y[:, 0]) - prior_terms(sample, density).double()
     error = terms.std() / math.sqrt(40_000)
     assert abs(terms.mean() - HUMPS_EIG - divergence) <= SIDE * error
     if num_steps == 1:
@@ -91,11 +94,11 @@ def test_its_divergence_is_added(num_steps):
 
 
 def test_a_poor_prior_density_lies_above():
-    given = eig_flow(two_humps, "y", "theta", prior_entropy=HUMPS_ENTROPY, **QUICK)
+    given = eig_flow(Experiment(two_humps, "y", "theta", prior_entropy=HUMPS_ENTROPY), **QUICK)
     assert given.bound == "lower"
     assert HUMPS_EIG - 0.05 <= given.eig <= HUMPS_EIG + SIDE * given.standard_error
     # The trained posterior goes on for a step that does not move it, beside a prior density that is not trained.
-    again = {**QUICK, "density": given.density, "num_steps": 1, "learning_rate": 1e-8}
+    again = {**QUICK, "density": given.density, "training": Fresh(num_steps=1, learning_rate=1e-8)}
     poor = eig_flow(two_humps, "y", "theta", learn_prior=True, **again)
     assert poor.bound == "neither"
     assert poor.eig > HUMPS_EIG + 0.1 + SIDE * poor.standard_error
@@ -108,8 +111,8 @@ def test_a_computed_target_on_a_fixed_pool():
         total = pyro.deterministic("total", first + second)
         pyro.sample("y", dist.Normal(total, 1.0))
 
-    sizes = {**QUICK, "num_steps": None, "num_simulations": 4_000}
-    result = eig_flow(model, "y", "total", learn_prior=True, **sizes)
+    pool = Pool(4_000, learning_rate=1e-2)
+    result = eig_flow(model, "y", "total", learn_prior=True, **{**QUICK, "training": pool})
     assert abs(result.eig - 0.5 * math.log(3.0)) <= 0.05 + SIDE * result.standard_error
     assert result.bound == "neither"
     # One pool serves both densities.
@@ -144,25 +147,24 @@ def test_a_discrete_target():
     assert result.bound == "neither"
 
 
-def test_a_stated_density_keeps_its_side():
-    plain = eig_flow(linear_gaussian.linear_gaussian(), "y", **{**QUICK, "num_steps": 5})
-    asked = eig_flow(linear_gaussian.linear_gaussian(), "y", learn_prior=True, **{**QUICK, "num_steps": 5})
-    assert asked.bound == "lower"
-    assert asked.eig == plain.eig
+def test_a_stated_density_or_entropy_keeps_its_side():
+    short = {**QUICK, "training": Fresh(num_steps=5)}
+    given = Experiment(two_humps, "y", "theta", prior_entropy=HUMPS_ENTROPY)
+    for experiment in (Experiment(linear_gaussian.linear_gaussian(), "y"), given):
+        plain, asked = (eig_flow(experiment, learn_prior=flag, **short) for flag in (False, True))
+        assert asked.bound == "lower"
+        assert asked.eig == plain.eig
 
 
 def test_what_is_missing_is_named():
-    model = linear_gaussian.dependent_nuisance()
-    for function in (eig_flow, optimise_design):
-        with pytest.raises(NotImplementedError, match=r"prior_entropy=, or let eig_flow .*learn_prior=True"):
-            function(two_humps_with_design, "y", "theta", num_steps=2, progress=False)
-    for also in ({"prior_entropy": 1.0}, {"num_steps": 0}):
-        with pytest.raises(ValueError, match="learn_prior"):
-            eig_flow(model, "y", "theta", learn_prior=True, **{**QUICK, **also})
+    def with_design():
+        xi = pyro.param("xi", torch.tensor(1.0))
+        coin = pyro.sample("coin", dist.Bernoulli(0.5))
+        theta = pyro.sample("theta", dist.Normal(6.0 * coin - 3.0, 1.0))
+        pyro.sample("y", dist.Normal(xi * theta, NOISE))
 
-
-def two_humps_with_design():
-    xi = pyro.param("xi", torch.tensor(1.0))
-    coin = pyro.sample("coin", dist.Bernoulli(0.5))
-    theta = pyro.sample("theta", dist.Normal(6.0 * coin - 3.0, 1.0))
-    pyro.sample("y", dist.Normal(xi * theta, NOISE))
+    for function in (eig_flow, pyro_voed.optimise_design):
+        with pytest.raises(NotImplementedError, match=r"prior_entropy=\).*learn_prior=True"):
+            function(with_design, "y", "theta", training=Fresh(num_steps=2), progress=False)
+    with pytest.raises(ValueError, match="learn_prior"):
+        eig_flow(two_humps, "y", "theta", learn_prior=True, **{**QUICK, "training": Fresh(num_steps=0)})

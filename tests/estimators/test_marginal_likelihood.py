@@ -9,15 +9,13 @@ import functools
 import pytest
 import torch
 
+from pyro_voed import Fresh
+from pyro_voed.bounds import marginal_likelihood_terms
 from pyro_voed.densities import AffineCouplingFlow
 from pyro_voed.estimators.building import build_density
-from pyro_voed.estimators.marginal_likelihood import (
-    OutcomeDensities,
-    eig_marginal_likelihood,
-    marginal_likelihood_terms,
-)
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import sample_joint
+from pyro_voed.estimators.marginal_likelihood import OutcomeDensities, eig_marginal_likelihood
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.problems.finite import DEFAULT_EIG as FINITE_EIG
 from pyro_voed.problems.finite import finite
 from pyro_voed.problems.implicit_toy import DEFAULT_EIG as IMPLICIT_EIG
@@ -36,8 +34,7 @@ SMALL = functools.partial(AffineCouplingFlow, num_transforms=1, hidden_dim=16, n
 QUICK = {
     "likelihood_density": SMALL,
     "marginal_density": SMALL,
-    "num_steps": 100,
-    "learning_rate": 1e-2,
+    "training": Fresh(num_steps=100, learning_rate=1e-2),
     "num_samples": 4_000,
     "seed": 0,
 }
@@ -66,15 +63,13 @@ def test_quick_fits_are_near(name):
     assert result.estimator == "eig_marginal_likelihood"
 
 
-def test_an_implicit_model_with_nuisance():
-    result = eig_marginal_likelihood(implicit_toy(), "y", "theta", num_steps=60, learning_rate=1e-2, seed=0)
-    check_near(result, IMPLICIT_EIG, 0.15)
-    assert result.nuisance_labels == ("e",)
-
-
-def test_discrete_outcomes_are_made_continuous():
-    result = eig_marginal_likelihood(finite(), "y", "theta", num_steps=60, learning_rate=1e-2, seed=0)
-    check_near(result, FINITE_EIG, 0.08)
+@pytest.mark.parametrize(("name", "gap", "nuisance"), [("implicit_toy", 0.15, ("e",)), ("finite", 0.08, ())])
+def test_implicit_models_with_nuisance_and_discrete_outcomes(name, gap, nuisance):
+    make, target, exact = CASES[name]
+    training = Fresh(num_steps=60, learning_rate=1e-2)
+    result = eig_marginal_likelihood(make(), "y", target, training=training, seed=0)
+    check_near(result, exact, gap)
+    assert result.nuisance_labels == nuisance
 
 
 def test_terms_of_the_exact_densities_average_to_the_exact_value():
@@ -90,39 +85,28 @@ def test_terms_of_the_exact_densities_average_to_the_exact_value():
             covariance = torch.eye(3) + design @ torch.diag(torch.tensor([1.0, 2.25])) @ design.mT
             return torch.distributions.MultivariateNormal(torch.zeros(3), covariance).log_prob(y)
 
-    sample = sample_joint(resolve(linear_gaussian(), "y"), 20_000)
+    sample = sample_joint(Experiment(linear_gaussian(), "y"), 20_000)
     terms = marginal_likelihood_terms(*OutcomeDensities(Exact(True), Exact(False)).log_probs(sample))
     assert abs(terms.mean() - DEFAULT_EIG) < THRESHOLD * terms.std() / 20_000**0.5
 
 
 def test_a_batch_of_designs_and_training_further():
-    designs = {"xi": torch.tensor([0.5, 1.5])}
-    first = eig_marginal_likelihood(
-        implicit_toy(), "y", "theta", designs=designs, num_steps=30, num_samples=500, seed=0
-    )
+    common = {"designs": {"xi": torch.tensor([0.5, 1.5])}, "num_samples": 500, "seed": 0}
+    first = eig_marginal_likelihood(implicit_toy(), "y", "theta", training=Fresh(num_steps=30), **common)
+    densities = first.density
+    common |= {"likelihood_density": densities.given_targets, "marginal_density": densities.marginal}
+    again = eig_marginal_likelihood(implicit_toy(), "y", "theta", training=Fresh(num_steps=0), **common)
     assert first.eig.shape == (2,)
-    again = eig_marginal_likelihood(
-        implicit_toy(),
-        "y",
-        "theta",
-        designs=designs,
-        num_steps=0,
-        num_samples=500,
-        seed=0,
-        likelihood_density=first.density.given_targets,
-        marginal_density=first.density.marginal,
-    )
     noise = torch.hypot(first.standard_error, again.standard_error)
     assert ((again.eig - first.eig).abs() < THRESHOLD * noise).all()
     assert again.history is None
     assert first.history.num_steps == 30
     # A design between two ends is seen as its place and its angle there.
-    assert first.density.marginal.context_dim == 2
-    assert first.density.given_targets.context_dim == 3
+    assert (densities.marginal.context_dim, densities.given_targets.context_dim) == (2, 3)
 
 
 def test_equal_seeds_give_equal_results():
-    quick = {**QUICK, "num_steps": 5, "num_samples": 100}
+    quick = {**QUICK, "training": Fresh(num_steps=5), "num_samples": 100}
     first, second = (eig_marginal_likelihood(implicit_toy(), "y", "theta", **quick) for _ in range(2))
     assert torch.equal(first.eig, second.eig)
 
@@ -131,7 +115,7 @@ def test_a_density_of_other_dimensions_is_refused():
     values = torch.randn(10, 2)
     wrong = build_density(SMALL, values, values, num_designs=0, summary=None)
     with pytest.raises(ValueError, match="trained for another model"):
-        eig_marginal_likelihood(implicit_toy(), "y", "theta", marginal_density=wrong, num_steps=1, seed=0)
+        eig_marginal_likelihood(implicit_toy(), "y", "theta", **{**QUICK, "marginal_density": wrong})
 
 
 @pytest.mark.slow
