@@ -14,22 +14,20 @@ that is not finite stops the loop with the step and the count; the weights are t
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import FitHistory, StopReason
 from pyro_voed.training.ascent import Ascent
+from pyro_voed.training.plans import Best, Plan, PoolPlan
 
 VALIDATION_COPIES = 8
 """Sets of outcomes for the forward runs of the validation part, where outcomes can be drawn anew."""
@@ -91,7 +89,7 @@ def fit_fresh(
     started = time.perf_counter()
     total = max_steps if num_steps is None else num_steps
     cooldown_steps = min(cooldown_steps, total // 2)
-    plan = _Plan(total, cooldown_steps, window, fixed=num_steps is not None)
+    plan = Plan(total, cooldown_steps, window, fixed=num_steps is not None)
     bounds: list[float] = []
     factors: list[float] = []
     reason: StopReason = "not trained"
@@ -172,12 +170,12 @@ def fit_pool(
     training, validation = _split(pool, validation_fraction)
     begin(training)
     copies = [validation] if refresh is None else [refresh(validation) for _ in range(VALIDATION_COPIES)]
-    best = _Best([parameter for group in ascent.optimiser.param_groups for parameter in group["params"]])
+    best = Best([parameter for group in ascent.optimiser.param_groups for parameter in group["params"]])
     bounds: list[float] = []
     factors: list[float] = []
     scores: list[float] = []
     reason: StopReason = "budget"
-    plan = _PoolPlan(patience)
+    plan = PoolPlan(patience)
     with _interruptible() as interrupted, tqdm(total=max_epochs, desc=description, disable=_hidden(progress)) as bar:
         for _ in range(max_epochs):
             ascent.scale_rates(plan.factor)
@@ -207,108 +205,6 @@ def fit_pool(
     )
 
 
-@dataclass
-class _Plan:
-    """When the rate is constant, when it cools down, and why."""
-
-    total: int
-    cooldown: int
-    window: int
-    fixed: bool
-    start: int | None = None
-    reason: StopReason = "budget"
-
-    @property
-    def end(self) -> int:
-        return self.total if self.start is None else self.start + self.cooldown
-
-    def starts_cooling(self, step: int, bounds: Sequence[float]) -> bool:
-        if self.start is not None:
-            return False
-        plateau = step % self.window == 0 and step >= 2 * self.window and not self._rises(bounds)
-        if step < self.total - self.cooldown and (self.fixed or not plateau):
-            return False
-        self.start = step
-        # With a fixed number of steps only the look at the last windows tells whether it was enough.
-        self.reason = "converged" if plateau or (step >= 2 * self.window and not self._rises(bounds)) else "budget"
-        return True
-
-    def _rises(self, bounds: Sequence[float]) -> bool:
-        recent = torch.tensor(bounds[-2 * self.window :], dtype=torch.float64)
-        before, now = recent[: self.window], recent[self.window :]
-        (mean_before, error_before), (mean_now, error_now) = map(mean_and_standard_error, (before, now))
-        return bool(mean_now - mean_before > torch.hypot(error_before, error_now))
-
-    def factor(self, step: int) -> float:
-        if self.start is None:
-            return 1.0
-        return _half_cosine(step - self.start, self.cooldown)
-
-
-@dataclass
-class _PoolPlan:
-    """The rate on a pool: constant, then cooling down, then low where cooling down was too slow for a small pool."""
-
-    patience: int
-    phase: Literal["constant", "cooling", "low"] = "constant"
-    length: int = 0
-    epochs: int = 0
-    stale: int = 0
-    improved: bool = False
-
-    def count(self, *, better: bool) -> None:
-        self.epochs += 1
-        self.stale = 0 if better else self.stale + 1
-        self.improved = self.improved or better
-
-    @property
-    def is_stalled(self) -> bool:
-        if self.phase == "cooling":
-            return self.epochs >= self.length or self.stale >= max(self.patience, self.length // 2)
-        return self.stale >= self.patience
-
-    def goes_on(self) -> bool:
-        """Enter the next phase; return whether there is one."""
-        if self.phase == "constant":
-            self.phase, self.length = "cooling", max(self.patience, self.epochs)
-        elif self.phase == "cooling" and not self.improved:
-            self.phase = "low"
-        else:
-            return False
-        self.epochs, self.stale, self.improved = 0, 0, False
-        return True
-
-    @property
-    def factor(self) -> float:
-        if self.phase == "cooling":
-            return _half_cosine(self.epochs, self.length)
-        return 1.0 if self.phase == "constant" else 0.1
-
-
-def _half_cosine(step: int, length: int) -> float:
-    """Return the rate's factor in a step of cooling down, which falls from 1 to 0 without reaching either."""
-    return 0.5 * (1.0 + math.cos(math.pi * (step + 1) / (length + 1)))
-
-
-class _Best:
-    """The best weights so far and how to put them back."""
-
-    def __init__(self, parameters: Sequence[Tensor]):
-        self.parameters, self.score = parameters, -math.inf
-        self.weights: list[Tensor] = []
-
-    def offer(self, score: float) -> bool:
-        if score <= self.score:
-            return False
-        self.score, self.weights = score, [parameter.detach().clone() for parameter in self.parameters]
-        return True
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for parameter, weight in zip(self.parameters, self.weights, strict=True):
-            parameter.copy_(weight)
-
-
 class TrainingStopped(RuntimeError):
     """An error ended training; what was learned until then is not lost, so that training can go on from it.
 
@@ -317,9 +213,7 @@ class TrainingStopped(RuntimeError):
         designs: The designs as last reached, where they were searched for.
     """
 
-    def __init__(
-        self, message: str, density: Any = None, designs: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, message: str, density: Any = None, designs: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(message)
         self.density, self.designs = density, designs
 
