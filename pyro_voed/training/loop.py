@@ -14,6 +14,7 @@ that is not finite stops the loop with the step and the count; the weights are t
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -182,7 +183,7 @@ def fit_pool(
             if refresh is not None:
                 training = refresh(training)
             # Pieces of nearly equal size: a short one at the end would be a noisy step.
-            for rows in torch.randperm(training.num_samples).tensor_split(max(1, training.num_samples // batch_size)):
+            for rows in torch.randperm(training.num_samples).tensor_split(math.ceil(training.num_samples / batch_size)):
                 bounds.append(_one_step(training[rows], terms, ascent, explain, len(bounds)))
                 factors.append(plan.factor)
             with torch.no_grad():
