@@ -272,23 +272,29 @@ class DesignResult:
 
     Attributes:
         final: The estimate at the best design, on simulations that took no part in the search.
-        path: Designs during the search of the winning start, `(num_records, *shape)` each.
-        path_steps: Number of steps taken when each entry of the path was recorded, zero at the start.
-        history: Training record of the winning start.
-        start_eigs: Selection estimate of every start in nats, `(num_starts,)`.
         num_simulations: Experiments simulated in all.
         seconds: Wall time.
-        initial: The estimate at the starting design, where it was asked for.
+        path: Designs during the search of the winning start, `(num_records, *shape)` each; None where candidates were
+            compared and nothing climbed.
+        path_steps: Number of steps taken when each entry of the path was recorded, zero at the start.
+        history: Training record of the winning start; None where nothing climbed.
+        start_eigs: Selection estimate of every start in nats, `(num_starts,)`; None where nothing climbed.
+        candidates: The estimates that candidates were compared by, one entry a candidate, which `plot_eig_surface` and
+            its relatives draw. The largest of them errs upwards. None where designs climbed.
+        initial: The estimate at the starting design, where it was asked for or made on the way.
+        interrupted: The search was ended by Ctrl-C; the best of what was complete by then is given.
     """
 
     final: EIGResult
-    path: Mapping[str, Tensor] = field(repr=False)
-    path_steps: Tensor = field(repr=False)
-    history: FitHistory
-    start_eigs: Tensor
     num_simulations: int
     seconds: float
+    path: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    path_steps: Tensor | None = field(default=None, repr=False)
+    history: FitHistory | None = None
+    start_eigs: Tensor | None = None
+    candidates: EIGResult | None = field(default=None, repr=False)
     initial: EIGResult | None = None
+    interrupted: bool = False
 
     @property
     def designs(self) -> Mapping[str, Tensor]:
@@ -329,14 +335,23 @@ class DesignResult:
             lines.append("at the start:  " + _estimate_line(self.initial))
         lines.append("at the best:   " + _estimate_line(self.final))
         lines += [f"  {name} = {shortened(value)}" for name, value in self.designs.items()]
-        lines += [str(self.history).removeprefix("training: ") + "; " + _cost(self)]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"{self._search()}; {_cost(self)}"])
 
     def _repr_html_(self) -> str:
         rows = [] if self.initial is None else [("at the start", _estimate_row(self.initial)[1])]
         rows.append(("at the best", _estimate_row(self.final)[1]))
         rows += [(name, shortened(value)) for name, value in self.designs.items()]
-        return html_table([*rows, ("search", str(self.history).removeprefix("training: ")), ("cost", _cost(self))])
+        return html_table([*rows, ("search", self._search()), ("cost", _cost(self))])
+
+    def _search(self) -> str:
+        words = [] if self.history is None else [str(self.history).removeprefix("training: ")]
+        if self.candidates is not None:
+            values, errors = self.candidates.eig, self.candidates.standard_error
+            best = int(values.argmax())
+            words.append(f"best of {len(values)} candidates, where it had {values[best]:.4f} +- {errors[best]:.4f}")
+        if self.interrupted and (self.history is None or self.history.stop_reason != "interrupted"):
+            words.append("interrupted")
+        return "; ".join(words)
 
 
 @dataclass(frozen=True)

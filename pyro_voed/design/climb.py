@@ -1,39 +1,41 @@
-"""One ascent from one start: designs and density climb together, with everything that goes on around the steps."""
+"""The ascent: designs and density climb together, from one start or from several side by side.
+
+Starts that climb side by side are stacked: their designs are a batch, so one run of the model serves all, and their
+densities are one `StackedDensity`. They share the clock and nothing else: each climbs its own bound with its own
+clipping. One start is a stack of one, which needs no batch dimension.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.checks import check_known, warn
+from pyro_voed.densities import StackedDensity
 from pyro_voed.design.gradients import score_terms
-from pyro_voed.estimators.learning import (
-    EVALUATION_CHUNK,
-    check_pilot,
-    evaluate_terms,
-    explain_terms,
-)
+from pyro_voed.design.position import Position
+from pyro_voed.design.projection import Projection
+from pyro_voed.estimators.ensemble import at_member
+from pyro_voed.estimators.fit import EVALUATION_CHUNK, MAX_STEPS, Evaluation, Fit, explain_terms, weights_group
 from pyro_voed.estimators.objective import Objective, batched_means
-from pyro_voed.estimators.posterior_bound import stated_prior
 from pyro_voed.estimators.summarising import Summary
+from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.pilot import check_pilot
+from pyro_voed.experiment.sampling import draw_joint
 from pyro_voed.experiment.scoring import log_joint
-from pyro_voed.experiment.simulate import JointSample, draw_joint, sample_joint
-from pyro_voed.experiment.sites import DesignSite, Experiment
-from pyro_voed.monte_carlo import mean_and_standard_error
-from pyro_voed.results import FitHistory, element_names
+from pyro_voed.results import FitHistory
 from pyro_voed.training.ascent import Ascent
-from pyro_voed.training.loop import fit_fresh, kept_on_error
+from pyro_voed.training.loop import fit_fresh, keeping
+from pyro_voed.training.settings import Fresh
 
 RESCALE_EVERY = 50
 RESCALE_SIZE = 500
 RECORD_EVERY = 10
-MAX_UNCONSTRAINED = 6.0
-"""A design whose sigmoid-like map is this far out hardly moves any more: it is nudged back inside."""
 
 
 @dataclass(frozen=True)
@@ -56,185 +58,152 @@ class Climb:
 
 
 @dataclass(frozen=True)
-class Search:
-    """One search's settings, shared by its starts; the fields are the arguments of `optimise_design`."""
+class Climber:
+    """What a search by gradient climbs, and how.
 
-    experiment: Experiment
+    Attributes:
+        fit: The experiment at its starting design, and how to train.
+        objective: What is climbed.
+        scored: Sites whose draws carry no gradient though they move with a design.
+        density: As the user gave it.
+        summary: As the user gave it.
+        projection: The user's projection, if any.
+        design_rate: Learning rate of the designs.
+    """
+
+    fit: Fit
     objective: Objective
     scored: tuple[str, ...]
-    prior_entropy: float | None
     density: Any
     summary: Summary
-    projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None
-    num_steps: int | None
-    max_steps: int
-    batch_size: int
-    learning_rate: float
-    design_learning_rate: float
-    progress: bool | None
+    projection: Projection | None
+    design_rate: float
 
-    def climb(self, start: Mapping[str, Tensor]) -> Climb:
-        """Ascend from one start."""
-        experiment, objective = self.experiment, self.objective
-        leaves = {site.name: nudged(site, start[site.name]).requires_grad_() for site in experiment.designs}
-        with torch.no_grad():
-            self.project(leaves)
-            pilot = self.draw(self.designs_of(leaves), 2 * RESCALE_SIZE)
-        check_pilot(experiment, pilot)
-        density = objective.build(self.density, pilot, experiment, self.summary)
-        ascent = Ascent(self._groups(density, leaves))
-        path: dict[str, list[Tensor]] = {name: [] for name in leaves}
-        path_steps: list[int] = []
-        steps: list[int] = []
+    def climb_all(self, starts: Sequence[Mapping[str, Tensor]]) -> list[Climb]:
+        """Ascend from all starts: side by side where model and objective allow it, else one after the other."""
+        if self.fit.experiment.takes_design_rows and self.objective.attains:
+            return self.climb(starts)
+        climbs: list[Climb] = []
+        for start in starts:
+            climbs += self.climb([start])
+            if climbs[-1].history.stop_reason == "interrupted":
+                break
+        return climbs
+
+    def climb(self, starts: Sequence[Mapping[str, Tensor]]) -> list[Climb]:
+        """Ascend from starts side by side; several need a model and an objective that allow it."""
+        position = Position.at(self.fit.experiment.designs, starts, self.projection)
+        position.project_()
+        density = self._density_at(position)
+        trained = [] if density is None else [weights_group(density, self.fit.rates)]
+        moved = {"params": list(position.leaves.values()), "lr": self.design_rate, "members": len(starts)}
+        training = self.fit.training
+        assert isinstance(training, Fresh)  # a search takes no other
+        bounds: list[Tensor] = []
         cooling: list[bool] = []
 
         def draw() -> JointSample:
             # At a saddle point the design stands still while the density follows it.
-            still = len(steps) % (objective.inner_steps + 1) != objective.inner_steps
-            designs = self.designs_of(leaves)
-            return self.draw({n: v.detach() for n, v in designs.items()} if still else designs, self.batch_size)
+            inner = self.objective.inner_steps
+            designs = position.designs()
+            still = len(bounds) % (inner + 1) != inner
+            return self.draw({n: v.detach() for n, v in designs.items()} if still else designs, self.fit.batch_size)
 
         def terms(sample: JointSample) -> Tensor:
-            plain = objective(sample, density)
+            plain = self.objective(sample, density)
+            bounds.append(plain.detach().mean(0))
             return plain if sample.score is None else score_terms(plain, sample.score)
-
-        def record(step: int) -> None:
-            path_steps.append(step)
-            for name, value in self._detached(leaves).items():
-                path[name].append(value)
 
         @torch.no_grad()
         def after_step(step: int) -> None:
-            steps.append(step)
-            self.project(leaves)
+            position.project_()
             if (step + 1) % RECORD_EVERY == 0:
-                record(step + 1)
-            if not cooling and step % RESCALE_EVERY == 0:
-                objective.rescale(density, sample_joint(experiment, RESCALE_SIZE, self.designs_of(leaves)))
+                position.record(step + 1)
+            if density is not None and not cooling and step % RESCALE_EVERY == 0:
+                self.objective.rescale(density, self._plain(position.designs(), RESCALE_SIZE))
 
-        record(0)
-
-        def learnt() -> dict[str, Any]:
-            return {"density": density, "designs": self._detached(leaves)}
-
-        with kept_on_error(learnt), pyro.validation_enabled(False):
+        position.record(0)
+        learned = lambda: {"density": density, "designs": position.present()}  # noqa: E731
+        with keeping(learned), pyro.validation_enabled(False):
             history = fit_fresh(
                 draw,
                 terms,
-                ascent,
-                num_steps=self.num_steps,
-                max_steps=self.max_steps,
+                Ascent([moved, *trained]),
+                num_steps=training.num_steps,
+                max_steps=training.max_steps or MAX_STEPS,
                 explain=explain_terms,
                 after_step=after_step,
                 before_cooldown=lambda: cooling.append(True),
-                progress=self.progress,
-                description="optimise_design",
+                progress=self.fit.progress,
+                description=self.fit.name,
             )
-        if path_steps[-1] != history.num_steps:
-            record(history.num_steps)
-        return Climb(
-            self._detached(leaves),
-            density if density is None else density.eval(),
-            history,
-            {name: torch.stack(values) for name, values in path.items()},
-            torch.tensor(path_steps),
-        )
+        position.record(history.num_steps)
+        return [self._ended(position, density, history, bounds, index) for index in range(len(starts))]
 
-    def score(self, climb: Climb, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return estimate, standard error and outcome range on fresh simulations."""
+    def stay(self, designs: Mapping[str, Tensor]) -> tuple[Any, FitHistory | None]:
+        """Train a density at designs that do not move; it is None where the objective learns nothing."""
+        fit = replace(self.fit, designs=designs, draw=partial(self.draw, designs))
+        density = self.objective.build(self.density, fit.pilot(None), fit.experiment, self.summary)
+        return density, None if density is None else fit.train(density, self.objective)
+
+    def evaluate(self, designs: Mapping[str, Tensor], density: Any, num_samples: int) -> Evaluation:
+        """Return independent terms at a design on fresh simulations."""
         size = self.objective.evaluation_size
-        terms, outcome_range = evaluate_terms(
-            self.experiment,
-            lambda sample: self.objective(self._prepared(sample, climb.designs), climb.density),
+        fit = replace(self.fit, designs=designs, prepare=partial(self._completed, designs=designs))
+        found = fit.evaluate(
+            lambda sample: self.objective(sample, density),
             num_samples if size is None else max(2 * size, num_samples // size * size),
-            climb.designs,
-            likelihood=self.objective.needs_likelihood,
-            estimator="optimise_design",
             chunk=EVALUATION_CHUNK if size is None else size,
         )
-        return *mean_and_standard_error(terms if size is None else batched_means(terms, size)), outcome_range
+        return found if size is None else found._replace(terms=batched_means(found.terms, size))
 
     def draw(self, designs: Mapping[str, Tensor], num_samples: int) -> JointSample:
-        """Simulate experiments with what the objective needs."""
+        """Simulate experiments with what the objective needs; the gradient's needs too where designs have one."""
         scored = self.scored if any(value.requires_grad for value in designs.values()) else ()
-        sample = draw_joint(
-            self.experiment, num_samples, designs, likelihood=self.objective.needs_likelihood, score=scored
-        )
-        return self._prepared(sample, designs)
+        return self._completed(self._plain(designs, num_samples, scored), designs)
 
-    def _prepared(self, sample: JointSample, designs: Mapping[str, Tensor]) -> JointSample:
-        sample = stated_prior(self.prior_entropy)(sample)
-        if not self.objective.needs_log_joint:
+    def _plain(self, designs: Mapping[str, Tensor], num_samples: int, scored: tuple[str, ...] = ()) -> JointSample:
+        fit = self.fit
+        sample = draw_joint(
+            fit.experiment, num_samples, designs, likelihood=fit.likelihood, pairs=fit.pairs, score=scored
+        )
+        # Each start's density is of its own design, so the design is no context.
+        return replace(sample, designs=None)
+
+    def _completed(self, sample: JointSample, designs: Mapping[str, Tensor]) -> JointSample:
+        if not self.objective.log_joint:
             return sample
 
         def rescore(theta: Tensor) -> tuple[Tensor, Tensor]:
             num, inner = theta.shape[:2]
             repeated = {name: value.repeat_interleave(inner, 0) for name, value in sample.values.items()}
-            log_prior, log_likelihood = log_joint(self.experiment, theta.flatten(0, 1), repeated, designs)
+            log_prior, log_likelihood = log_joint(self.fit.experiment, theta.flatten(0, 1), repeated, designs)
             return log_prior.reshape(num, inner), log_likelihood.reshape(num, inner)
 
         return replace(sample, log_joint=rescore)
 
-    def _groups(self, density: Any, leaves: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-        groups = [{"params": list(leaves.values()), "lr": self.design_learning_rate}]
-        if density is not None:
-            weights = [parameter for parameter in density.parameters() if parameter.requires_grad]
-            groups.append({"params": weights, "lr": self.learning_rate})
-        return groups
-
-    def designs_of(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return one start's designs from its unconstrained coordinates, through the projection."""
-        values = {site.name: site.transform(leaves[site.name]) for site in self.experiment.designs}
-        if self.projection is None or not torch.is_grad_enabled():
-            return values
-        # Through the projection, so that a step is not spent on a direction that projecting back would undo.
-        projected = {**values, **self.projection(dict(values))}
-        return {
-            name: projected[name] if projected[name].requires_grad else value + (projected[name] - value).detach()
-            for name, value in values.items()
-        }
-
     @torch.no_grad()
-    def _detached(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # A design on the real line is its leaf, which later steps would change, so it is copied.
-        return {name: value.detach().clone() for name, value in self.designs_of(leaves).items()}
+    def _density_at(self, position: Position) -> Any:
+        """Return what is learned, its scales taken from simulations at the starts: one density, or one a start."""
+        experiment, batch = self.fit.experiment, position.batch
+        pilot = self.draw(position.designs(), 2 * RESCALE_SIZE)
+        check_pilot(experiment, pilot)
+        parts = [at_member(pilot, index, batch) for index in range(batch.numel())] if batch else [pilot]
+        built = [self.objective.build(self.density, part, experiment, self.summary) for part in parts]
+        density = StackedDensity(built) if batch else built[0]
+        return density if density is None else density.train()
 
-    def project(self, leaves: Mapping[str, Tensor]) -> None:
-        """Move one start's coordinates to where the projection puts its designs."""
-        if self.projection is None:
-            return
-        sites = {site.name: site for site in self.sites.designs}
-        values = self.designs_of(leaves)  # as they are: gradients are off between steps
-        projected = self.projection(dict(values))
-        check_known(projected, sites, "projection", "design")
-        for name, value in projected.items():
-            if value.shape != values[name].shape:
-                raise ValueError(
-                    f"projection: expected '{name}' of shape {tuple(values[name].shape)}, got {tuple(value.shape)}."
-                )
-            leaves[name].copy_(sites[name].transform.inv(value))
-
-
-def unconstrained(site: DesignSite, value: Tensor) -> Tensor:
-    """Return a design's unconstrained coordinates, detached."""
-    return site.transform.inv(value).detach().clone()
-
-
-def nudged(site: DesignSite, value: Tensor) -> Tensor:
-    """Return unconstrained coordinates, moved inside where the constraint's map is flat."""
-    coordinates = unconstrained(site, value)
-    probe = coordinates.clone().requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(site.transform(probe).sum(), probe)
-    # Near a bound the map is flat (a sigmoid's slope is below 0.0025 beyond 6) and no gradient gets through; a real
-    # line or a positive value has slopes of its own size, however far out.
-    flat = (coordinates.abs() > MAX_UNCONSTRAINED) & (slope.abs() < 1e-3 * (1 + value.detach().abs().max()))
-    if value.shape == coordinates.shape and flat.any():
-        elements = zip(element_names(site.name, value.shape), flat.flatten().tolist(), strict=True)
-        names = [name for name, is_flat in elements if is_flat]
-        coordinates = torch.where(flat, coordinates.sign() * 4.0, coordinates)
-        warn(
-            f"design {', '.join(names[:8])} starts at a bound of {site.constraint}, where no gradient moves it: nudged "
-            "inside. Start it further from the bound.",
+    def _ended(
+        self, position: Position, density: Any, history: FitHistory, bounds: Sequence[Tensor], index: int
+    ) -> Climb:
+        own: Any = index if position.batch else ...
+        bound = torch.stack([bound[own] for bound in bounds]).cpu() if bounds else history.bound
+        if position.batch:
+            density = density.member(index)
+        return Climb(
+            designs={name: value[own] for name, value in position.present().items()},
+            density=density if density is None else density.eval(),
+            history=replace(history, bound=bound),
+            path={name: torch.stack([record[own] for record in records]) for name, records in position.path.items()},
+            path_steps=torch.tensor(position.path_steps),
         )
-    return coordinates

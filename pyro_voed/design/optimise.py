@@ -18,43 +18,41 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_callable, check_count, check_known, check_positive
-from pyro_voed.design.climb import Climb, Search, unconstrained
+from pyro_voed.checks import Labels, check_callable, check_count
+from pyro_voed.design.climb import Climb, Climber
 from pyro_voed.design.gradients import score_sites
-from pyro_voed.design.together import can_climb_together, climb_together
+from pyro_voed.design.projection import Projection
+from pyro_voed.design.starts import given_starts, perturbed, store_designs
 from pyro_voed.estimators.collapse import checked_for_collapse
-from pyro_voed.estimators.learning import Budget, check_sizes
-from pyro_voed.estimators.nested import check_densities, check_no_nuisance
+from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.objective import Objective, as_objective
-from pyro_voed.estimators.posterior_bound import barber_agakov, check_flow_targets, flow_bound
+from pyro_voed.estimators.posterior import RATE, barber_agakov
 from pyro_voed.estimators.summarising import Summary
+from pyro_voed.experiment import needs
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.sites import Experiment
-from pyro_voed.results import DesignResult, EIGResult
+from pyro_voed.experiment.experiment import Experiment, as_experiment
+from pyro_voed.monte_carlo import mean_and_standard_error
+from pyro_voed.results import DesignResult, EIGResult, FitHistory, Learned
+from pyro_voed.training.loop import keeping
+from pyro_voed.training.settings import Fresh, check_training
 
+NAME = "optimise_design"
+DESIGN_RATE = 3e-2
 SELECTION_SIZE = 5_000
 
 
 def optimise_design(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | Experiment,
     observation_labels: Labels = None,
     target_labels: Labels = None,
     *,
-    design_labels: Labels = None,
-    model_args: Sequence[Any] = (),
-    model_kwargs: Mapping[str, Any] | None = None,
-    prior: Callable[..., Any] | None = None,
-    prior_entropy: float | None = None,
     objective: Any = barber_agakov,
     density: Any = None,
     summary: Summary = None,
@@ -62,13 +60,8 @@ def optimise_design(
     starts: Mapping[str, Any] | None = None,
     projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
     initial_eig: bool = False,
-    num_steps: int | None = None,
-    max_steps: int = 10_000,
-    batch_size: int = 256,
-    learning_rate: float = 2e-3,
-    design_learning_rate: float = 3e-2,
+    training: Fresh | None = None,
     num_samples: int = 20_000,
-    vectorize: bool = True,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> DesignResult:
@@ -78,14 +71,9 @@ def optimise_design(
     Pyro users expect; nothing else of the caller's has changed.
 
     Args:
-        model: A Pyro program of one experiment with at least one design.
+        model: A Pyro program of one experiment with at least one design, or an `Experiment`, which takes what is rarer.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
         target_labels: Sites to learn about; default: all other latent sites.
-        design_labels: Designs to optimise; default: the explicit `pyro.param` / `PyroParam` sites.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
-        prior: A Pyro guide over the latent sites that replaces the model's prior.
-        prior_entropy: Differential entropy of the targets in nats, where the model states no density of them.
         objective: An `Objective`, or terms of a bound from a joint sample and a density with an attribute `bound`:
             `barber_agakov`, `prior_contrastive`, `adaptive_contrastive`, `critic_objective(info_nce)`. An upper bound
             is no objective to ascend, but `marginal_saddle()` searches its saddle point.
@@ -96,18 +84,16 @@ def optimise_design(
             from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         num_starts: Number of starts. The first is the stored value, else the model's initial one; further ones add
             N(0, 1) in unconstrained coordinates.
-        starts: Further starts of your own, `(num_further_starts, *shape)` for each design.
+        starts: In place of `num_starts`: further starts, `(num_further_starts, *shape)` for each design.
         projection: Maps the designs (a dict, as in the model) to the nearest admissible ones, in torch; designs stay
-            admissible at every step, and where it is differentiable the gradient is taken through it.
-        initial_eig: Also estimate the expected information gain at the start (field `initial`).
-        num_steps: Take exactly this many steps. Default: until the bound no longer rises by more than its noise,
-            then cool down.
-        max_steps: Most steps for a start.
-        batch_size: Experiments a step.
-        learning_rate: Peak learning rate of the density.
-        design_learning_rate: Peak learning rate of the designs, in unconstrained coordinates.
+            admissible at every step, and where it is differentiable the gradient is taken through it. What it returns
+            must satisfy the constraints of `pyro.param` too.
+        initial_eig: Also estimate the expected information gain at the stored or initial design by the same objective
+            (field `initial`); what it learns is trained there for itself.
+        training: `Fresh(...)`. Default: until the bound no longer rises by more than its noise, then cool down, 10,000
+            steps at most for a start; 256 experiments a step; peak rates of 2e-3 for the density and 3e-2 for the
+            designs, in unconstrained coordinates.
         num_samples: Fresh experiments behind the reported number.
-        vectorize: Run experiments together; False runs any model one by one.
         seed: Seed; None draws one from the global generator.
         progress: Show progress bars; None shows them on a terminal only.
 
@@ -115,11 +101,14 @@ def optimise_design(
         The best design, its estimate on fresh simulations, the path there and the density trained along with it.
 
     Raises:
-        ValueError: If the model has no design, a design does not reach the outcome by a gradient, labels or sizes are
-            wrong, or the objective is an upper bound.
-        NotImplementedError: If a site that depends on a design has neither reparametrised draws nor a density.
-        ArithmeticError: If a term is not finite. This error, like any that ends a run, carries the designs and the
-            density as last trained (`error.designs`, `error.density`), with which the search can go on.
+        TypeError: If the objective is none, or a projection returns no dict of tensors.
+        ValueError: If the model has no design, a design does not reach the outcome by a gradient, labels, sizes or
+            starts are wrong, a projection leaves a design's constraint, or the objective is an upper bound.
+        NotImplementedError: If the model lacks what the objective needs, or a site that depends on a design has neither
+            reparametrised draws nor a density.
+        TrainingStopped: If an error ends the run, such as a term that is not finite (then it is an `ArithmeticError`
+            too). It carries the designs and the density as last trained (`error.designs`, with a row for each start
+            that climbed, and `error.density`), with which the search can go on.
 
     References:
         Foster et al. (2020); Dong et al. (2025), section 3.4.
@@ -128,170 +117,151 @@ def optimise_design(
         >>> import pyro, torch
         >>> from pyro import distributions as dist
         >>> from torch.distributions import constraints
+        >>> from pyro_voed.training import Fresh
         >>> def model():
         ...     xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
         ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0), obs=torch.tensor(0.0))
-        >>> best = optimise_design(model, num_steps=300, seed=0)
+        >>> best = optimise_design(model, training=Fresh(num_steps=300), seed=0)
         >>> bool(best.designs["xi"] > 1.5), bool(pyro.param("xi") == best.designs["xi"])
         (True, True)
     """
-    check_sizes(None, num_steps, max_steps, batch_size, learning_rate, num_samples)
-    check_positive(design_learning_rate, "design_learning_rate")
+    check_training(training, kinds=(Fresh,), searches=True)
     check_count(num_starts, "num_starts")
+    check_count(num_samples, "num_samples", 2)
+    if starts is not None and num_starts > 1:
+        raise ValueError("give num_starts or starts, not both: the starts given come after the stored one.")
     objective = as_objective(objective)
     if projection is not None:
         check_callable(projection, "projection")
     with isolated(seed):
         started = time.perf_counter()
-        resolved = partial(
-            resolve,
-            model,
-            observation_labels,
-            target_labels,
-            design_labels=design_labels,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            prior=prior,
-            vectorize=vectorize,
+        spent = model.num_calls if isinstance(model, Experiment) else 0
+        experiment, stored = as_experiment(model, observation_labels, target_labels)
+        for need in (needs.designs, *objective.needs):
+            need(experiment, NAME)
+        started_at = [stored, *_further_starts(experiment, num_starts, starts)]
+        if len(started_at) > 1 and objective.attains:
+            experiment = experiment.laid_out({name: torch.stack([s[name] for s in started_at]) for name in stored})
+        climber = _climber(experiment, objective, training or Fresh(), density, summary, projection, progress)
+        if climber.projection is not None:
+            for start in started_at:
+                climber.projection(start)
+        climbs = climber.climb_all(started_at)
+        best, selection = _best(climber, climbs)
+        interrupted = any(climb.history.stop_reason == "interrupted" for climb in climbs)
+        with keeping(lambda: {"designs": best.designs, "density": best.density}):
+            final = _estimate(climber, best.designs, best.density, best.history, num_samples)
+            final = _paid(final, experiment, spent, started)
+            initial = _initial(climber, stored, num_samples) if initial_eig and not interrupted else None
+        result = DesignResult(
+            final=final,
+            path=best.path,
+            path_steps=best.path_steps,
+            history=best.history,
+            start_eigs=final.eig.reshape(1) if selection is None else selection,
+            num_simulations=experiment.num_calls - spent,
+            seconds=time.perf_counter() - started,
+            initial=initial,
+            interrupted=interrupted,
         )
-        experiment = resolved()
-        if not experiment.designs:
-            raise ValueError("the model has no design: mark what the experimenter sets with pyro.param.")
-        _check_needs(experiment, objective, prior_entropy)
-        started_at = _starts(experiment, num_starts, starts)
-        if len(started_at) > 1 and objective.stackable:
-            # Again with several designs, so that their layout is probed.
-            experiment = resolved(
-                designs={name: torch.stack([s[name] for s in started_at]) for name in experiment.design_labels}
-            )
-        search = Search(
-            experiment=experiment,
-            objective=objective,
-            scored=score_sites(experiment),
-            prior_entropy=prior_entropy,
-            density=density,
-            summary=summary,
-            projection=projection,
-            num_steps=num_steps,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            design_learning_rate=design_learning_rate,
-            progress=progress,
-        )
-        initial = None
-        budget = Budget(None, num_steps, max_steps, batch_size, learning_rate, num_samples)
-        if initial_eig:
-            initial = flow_bound(
-                experiment,
-                experiment.design_values,
-                budget,
-                density,
-                summary,
-                prior_entropy,
-                progress,
-                time.perf_counter(),
-            )
-        if len(started_at) > 1 and can_climb_together(search):
-            climbs = climb_together(search, started_at)
-        else:
-            climbs = [search.climb(start) for start in started_at]
-        # Which start wins is decided on other draws than the ones reported.
-        selection = None
-        best = climbs[0]
-        if len(climbs) > 1:
-            selection = torch.stack([search.score(climb, SELECTION_SIZE)[0] for climb in climbs])
-            best = climbs[int(selection.argmax())]
-        result = _report(search, best, selection, num_samples, initial, started)
     store_designs(experiment, result.designs)
     return result
 
 
-def _report(
-    search: Search, best: Climb, selection: Tensor | None, num_samples: int, initial: EIGResult | None, started: float
-) -> DesignResult:
-    eig, standard_error, outcome_range = search.score(best, num_samples)
-    experiment, seconds = search.experiment, time.perf_counter() - started
-    final = EIGResult(
+def _further_starts(
+    experiment: Experiment, num_starts: int, starts: Mapping[str, Any] | None
+) -> list[dict[str, Tensor]]:
+    if starts is None:
+        return [perturbed(experiment.designs) for _ in range(num_starts - 1)]
+    given = given_starts(experiment.designs, starts)
+    count = len(next(iter(given.values())))
+    return [{name: value[row] for name, value in given.items()} for row in range(count)]
+
+
+def _climber(
+    experiment: Experiment,
+    objective: Objective,
+    training: Fresh,
+    density: Any,
+    summary: Summary,
+    projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None,
+    progress: bool | None,
+) -> Climber:
+    fit = fit_of(
+        experiment,
+        experiment.design_values,
+        training,
+        name=NAME,
+        rate=RATE,
+        likelihood=objective.likelihood,
+        pairs=objective.pairs,
+        progress=progress,
+    )
+    if len(fit.rates) > 1:
+        raise ValueError(f"learning_rate: a search takes one for the density, got {fit.rates}.")
+    return Climber(
+        fit=fit,
+        objective=objective,
+        scored=score_sites(experiment),
+        density=density,
+        summary=summary,
+        projection=None if projection is None else Projection(projection, experiment.designs),
+        design_rate=training.design_learning_rate or DESIGN_RATE,
+    )
+
+
+def _best(climber: Climber, climbs: list[Climb]) -> tuple[Climb, Tensor | None]:
+    """Return the climb that ended highest, and the estimates it was chosen by: other draws than the ones reported."""
+    if len(climbs) == 1:
+        return climbs[0], None
+    found = [climber.evaluate(climb.designs, climb.density, SELECTION_SIZE).terms.mean(0) for climb in climbs]
+    selection = torch.stack(found)
+    return climbs[int(selection.argmax())], selection
+
+
+def _initial(climber: Climber, designs: Mapping[str, Tensor], num_samples: int) -> EIGResult | None:
+    """Return the estimate at the start by the search's objective; None where its training was interrupted."""
+    started, experiment, spent = time.perf_counter(), climber.fit.experiment, climber.fit.experiment.num_calls
+    density, history = climber.stay(designs)
+    if history is not None and history.stop_reason == "interrupted":
+        return None
+    return _paid(_estimate(climber, designs, density, history, num_samples), experiment, spent, started)
+
+
+def _estimate(
+    climber: Climber, designs: Mapping[str, Tensor], density: Any, history: FitHistory | None, num_samples: int
+) -> EIGResult:
+    """Estimate at a design by what was trained for it, on simulations that took no part in the search."""
+    experiment, objective = climber.fit.experiment, climber.objective
+    found = climber.evaluate(designs, density, num_samples)
+    eig, standard_error = mean_and_standard_error(found.terms)
+    learned = None
+    if density is not None:
+        learned = Learned(
+            density,
+            of_targets=objective.of_targets,
+            attains=objective.attains,
+            history=history,
+            outcome_range=found.outcome_range,
+            collapse=checked_for_collapse(experiment, density, found.sample) if objective.of_targets else None,
+        )
+    return EIGResult(
         eig=eig,
         standard_error=standard_error,
-        bound=search.objective.bound,
-        estimator="optimise_design",
-        num_simulations=experiment.program.num_calls,
-        num_samples=num_samples,
-        seconds=seconds,
-        designs=best.designs,
+        bound=objective.bound,
+        estimator=NAME,
+        num_simulations=0,
+        num_samples=found.terms.shape[0] * (objective.evaluation_size or 1),
+        seconds=0.0,
+        designs=designs,
         target_labels=experiment.target_labels,
         observation_labels=experiment.observation_labels,
         nuisance_labels=tuple(site.name for site in experiment.nuisance),
-        history=best.history,
-        density=best.density,
-        experiment=replace(
-            experiment, designs=tuple(replace(site, value=best.designs[site.name]) for site in experiment.designs)
-        ),
-        observation_range=outcome_range,
-        collapse=checked_for_collapse(experiment, best.designs, best.density),
-    )
-    return DesignResult(
-        designs=best.designs,
-        eig=eig,
-        standard_error=standard_error,
-        bound=search.objective.bound,
-        final=final,
-        path=best.path,
-        path_steps=best.path_steps,
-        history=best.history,
-        start_eigs=eig.reshape(1) if selection is None else selection,
-        num_simulations=experiment.program.num_calls,
-        seconds=seconds,
-        initial=initial,
+        experiment=experiment.at_designs(designs),
+        learned=learned,
     )
 
 
-def _starts(experiment: Experiment, num_starts: int, starts: Mapping[str, Any] | None) -> list[dict[str, Tensor]]:
-    stored = experiment.design_values
-    if starts is None:
-        return [stored, *(_perturbed(experiment) for _ in range(num_starts - 1))]
-    check_known(starts, stored, "starts", "design")
-    given = {name: torch.as_tensor(value).to(stored[name]) for name, value in starts.items()}
-    counts = {name: value.shape[0] if value.dim() else 0 for name, value in given.items()}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"starts: expected equally many for each design, got {counts}.")
-    for site in experiment.designs:
-        value = given.get(site.name)
-        if value is not None and (value.shape[1:] != site.value.shape or not site.constraint.check(value).all()):
-            raise ValueError(
-                f"starts['{site.name}']: expected shape (num_starts, {', '.join(map(str, site.value.shape))}) inside "
-                f"{site.constraint}, got {tuple(value.shape)}."
-            )
-    count = next(iter(counts.values()))
-    return [stored, *({**stored, **{name: value[row] for name, value in given.items()}} for row in range(count))]
-
-
-def _perturbed(experiment: Experiment) -> dict[str, Tensor]:
-    moved = {}
-    for site in experiment.designs:
-        coordinates = unconstrained(site, site.value)
-        moved[site.name] = site.transform(coordinates + torch.randn_like(coordinates))
-    return moved
-
-
-def _check_needs(experiment: Experiment, objective: Objective, prior_entropy: float | None) -> None:
-    if objective.needs_log_prior:
-        check_flow_targets(experiment, prior_entropy)
-    if objective.needs_likelihood or objective.needs_log_joint:
-        check_densities(experiment, "this objective")
-        check_no_nuisance(experiment, "this objective")
-
-
-def store_designs(experiment: Experiment, designs: Mapping[str, Tensor]) -> None:
-    """Leave the best design where Pyro users look for it: in the parameter store, or in the module that owns it."""
-    store = pyro.get_param_store()
-    with torch.no_grad():
-        for site in experiment.designs:
-            if site.leaf is not None:
-                # In place, so that a module or an optimiser that holds the leaf sees the new value.
-                site.leaf.copy_(site.transform.inv(designs[site.name]))
-            if site.in_store and site.name not in store:
-                store.setdefault(site.name, designs[site.name].clone(), site.constraint)
+def _paid(result: EIGResult, experiment: Experiment, spent: int, started: float) -> EIGResult:
+    return replace(result, num_simulations=experiment.num_calls - spent, seconds=time.perf_counter() - started)

@@ -2,7 +2,7 @@ r"""Design search by comparison: candidates on a grid, or drawn at random.
 
 .. math:: \xi^* = \arg\max_{\xi \in \{\xi_1, \dots, \xi_n\}} \widehat{\mathrm{EIG}}(\xi)
 
-asks of the information only that it can be estimated, by any estimator whatever. In one or two dimensions a grid shows
+asks of the information only that it can be estimated, by any estimator. In one or two dimensions a grid shows
 the whole surface; in more, random candidates at least cost no more with the dimension (Bergstra and Bengio), and
 `spsa` climbs. The largest of n noisy estimates is biased upwards: of n candidates that are equally good, each with
 standard error s, it exceeds the truth by up to :math:`s \sqrt{2 \log n}` on average. So the number reported is a fresh
@@ -17,77 +17,19 @@ References:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from pyro_voed.checks import check_callable, check_count
-from pyro_voed.design.evaluator import (
-    Estimator,
-    Evaluator,
-    at_best,
-    draw_seed,
-    from_coordinates,
-    own_generator,
-    scattered,
-    store_best,
-    to_coordinates,
-)
-from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.results import Bound, EIGResult
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The best of a list of candidate designs.
-
-    It has no path and no training record, as a `DesignResult` does, but a table of candidates.
-
-    Attributes:
-        designs: Best design, one entry a design label, as in the parameter store.
-        eig: Estimate in nats at the best design, on draws that took no part in the choice.
-        standard_error: Its Monte Carlo standard error in nats.
-        bound: Which way the estimate errs.
-        final: The full estimate behind `eig`.
-        candidates: The estimates the choice was made by, one entry a candidate, with their standard errors and designs;
-            `plot_eig_surface` and its relatives draw it. The largest of them errs upwards.
-        chosen: Index of the best among them.
-        num_simulations: Experiments simulated in all.
-        seconds: Wall time.
-    """
-
-    designs: Mapping[str, Tensor]
-    eig: Tensor
-    standard_error: Tensor
-    bound: Bound
-    final: EIGResult = field(repr=False)
-    candidates: EIGResult = field(repr=False)
-    chosen: int
-    num_simulations: int
-    seconds: float
-
-    @property
-    def experiment(self) -> Any:
-        """What was resolved from the model."""
-        return self.final.experiment
-
-    def __str__(self) -> str:
-        lines = [str(self.final).splitlines()[0]]
-        lines += [
-            f"  {name} = {[round(x, 4) for x in value.flatten().tolist()]}" for name, value in self.designs.items()
-        ]
-        among = self.candidates
-        lines.append(
-            f"best of {len(among.eig)} candidates, where it had {among.eig[self.chosen].item():.4f} +- "
-            f"{among.standard_error[self.chosen].item():.4f}"
-        )
-        lines.append(f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s")
-        return "\n".join(lines)
+from pyro_voed.design.coordinates import from_coordinates, scattered, to_coordinates
+from pyro_voed.design.evaluator import ALONE, Estimator, Evaluator, run_search
+from pyro_voed.design.starts import equally_many, rows_of_designs
+from pyro_voed.experiment.caller_state import common_stream
+from pyro_voed.results import DesignResult, EIGResult
 
 
 def search_grid(
@@ -97,7 +39,7 @@ def search_grid(
     product: bool = True,
     together: bool = True,
     seed: int | None = None,
-) -> SearchResult:
+) -> DesignResult:
     """Find the best of all combinations of given design values, or of a given list.
 
     Afterwards the best design is in the parameter store under its own name; nothing else of the caller's has changed.
@@ -109,18 +51,19 @@ def search_grid(
         product: Combine every value of each label with every value of the others; False takes the rows of all
             labels, which are then equally many, as the candidates.
         together: Estimate all candidates in one call. False makes one call each, all with the same random numbers:
-            their errors then go together and cancel from the comparison as far as the simulator allows, at the price
-            of resolving the model anew each time.
+            their errors then go together and cancel from the comparison as far as the simulator allows.
         seed: Seed; None draws one from the global generator.
 
     Returns:
-        The best candidate, a fresh estimate there, and the table of all.
+        The best candidate with a fresh estimate there; `candidates` is the table of all. Ctrl-C gives the best of the
+        complete estimates (`interrupted`).
 
     Raises:
-        TypeError: If the estimator returns no `EIGResult`.
+        TypeError: If the estimator returns no `EIGResult`, or values are no dict of numbers.
         ValueError: If values are missing, misshapen or outside their constraints, or the estimator uses other designs
             than it is given, or the same random numbers in each call.
         ArithmeticError: If an estimate is not finite.
+        KeyboardInterrupt: If Ctrl-C comes before the first estimate is complete.
 
     Example:
         >>> import pyro, torch
@@ -132,15 +75,11 @@ def search_grid(
         >>> best.designs["xi"], best.candidates.eig.shape, pyro.param("xi")
         (tensor(1.8000), torch.Size([5]), tensor(1.8000, grad_fn=<AddBackward0>))
     """
-    check_callable(estimator, "estimator")
-    given = _given_values(values)
-    candidates = _all_combinations(given) if product else given
-    _equally_many(candidates, "values")
-    with isolated(seed) as used:
-        started = time.perf_counter()
-        result = _best_of(Evaluator(estimator), candidates, together, own_generator(used), started)
-    store_best(result)
-    return result
+    rows = rows_of_designs(values, "values")
+    if product:
+        rows = _all_combinations(rows)
+    equally_many(rows, "values")
+    return run_search(_Comparison(lambda evaluator: rows, together), estimator, seed)
 
 
 def search_random(
@@ -150,7 +89,7 @@ def search_random(
     proposal: Callable[[int], Mapping[str, Tensor]] | None = None,
     together: bool = True,
     seed: int | None = None,
-) -> SearchResult:
+) -> DesignResult:
     """Find the best of randomly drawn designs.
 
     Afterwards the best design is in the parameter store under its own name; nothing else of the caller's has changed.
@@ -165,13 +104,14 @@ def search_random(
         seed: Seed; None draws one from the global generator.
 
     Returns:
-        The best candidate, a fresh estimate there, and the table of all.
+        The best candidate with a fresh estimate there, as from `search_grid`.
 
     Raises:
-        TypeError: If the estimator returns no `EIGResult`.
+        TypeError: If the estimator returns no `EIGResult`, or the proposal no dict of numbers.
         ValueError: If the proposal's designs are missing, misshapen or outside their constraints, or the estimator uses
             other designs than it is given, or the same random numbers in each call.
         ArithmeticError: If an estimate is not finite.
+        KeyboardInterrupt: If Ctrl-C comes before the first estimate is complete.
 
     References:
         Bergstra and Bengio (2012).
@@ -185,102 +125,67 @@ def search_random(
         >>> bool(best.designs["xi"] > 1.0)
         True
     """
-    check_callable(estimator, "estimator")
     check_count(num_candidates, "num_candidates")
     if proposal is not None:
         check_callable(proposal, "proposal")
-    with isolated(seed) as used:
-        started = time.perf_counter()
-        generator = own_generator(used)
-        evaluator = Evaluator(estimator)
+
+    def draw(evaluator: Evaluator) -> dict[str, Tensor]:
         if proposal is None:
-            start = evaluator.begin(draw_seed(generator))
-            centre = to_coordinates(evaluator.experiment, start.designs)
-            drawn = scattered(evaluator.experiment, centre, num_candidates, generator)
-            candidates = from_coordinates(evaluator.experiment, drawn)
+            start = evaluator.begin()
+            centre = to_coordinates(evaluator.sites, start.designs)
+            drawn = scattered(evaluator.sites, centre, num_candidates, evaluator.generator)
+            return from_coordinates(evaluator.sites, drawn)
+        with common_stream(evaluator.draw_seed()):
+            rows = rows_of_designs(proposal(num_candidates), "proposal")
+        if equally_many(rows, "proposal") != num_candidates:
+            raise ValueError(f"proposal: expected {num_candidates} values of each design, as it was asked for.")
+        return rows
+
+    return run_search(_Comparison(draw, together), estimator, seed)
+
+
+@dataclass
+class _Comparison:
+    """Compare candidates: all in one call, or each in a call on the same random numbers."""
+
+    draw: Callable[[Evaluator], dict[str, Tensor]]
+    together: bool
+    labels: frozenset[str] = frozenset()
+    found: list[EIGResult] = field(default_factory=list)
+
+    def find(self, evaluator: Evaluator) -> dict[str, Tensor]:
+        candidates = self.draw(evaluator)
+        self.labels = frozenset(candidates)
+        num, seed = len(next(iter(candidates.values()))), evaluator.draw_seed()
+        if self.together:
+            self.found.append(evaluator.in_one_call(candidates, num, seed, "together=False"))
         else:
-            pyro.set_rng_seed(draw_seed(generator))
-            candidates = _given_values(proposal(num_candidates))
-            if _equally_many(candidates, "proposal") != num_candidates:
-                raise ValueError(f"proposal: expected {num_candidates} values of each design, as it was asked for.")
-        result = _best_of(evaluator, candidates, together, generator, started)
-    store_best(result)
-    return result
+            for row in range(num):
+                self.found.append(evaluator({name: value[row] for name, value in candidates.items()}, seed))
+        chosen = int(torch.cat([result.eig.reshape(-1) for result in self.found]).argmax())
+        return {name: value[chosen] for name, value in candidates.items()}
+
+    def record(self, final: EIGResult) -> dict[str, Any]:
+        if not self.found or self.together:
+            return {"candidates": self.found[0] if self.found else None}
+        return {"candidates": _table(self.found, self.labels)}
 
 
-def _best_of(
-    evaluator: Evaluator, candidates: dict[str, Tensor], together: bool, generator: torch.Generator, started: float
-) -> SearchResult:
-    seed = draw_seed(generator)
-    num = len(next(iter(candidates.values())))
-    if together:
-        table = evaluator(candidates, seed)
-        if table.eig.shape != (num,):
-            raise ValueError(
-                f"estimator: expected {num} estimates for {num} candidates, got shape {tuple(table.eig.shape)}. "
-                "Where it takes one design at a time, search with together=False."
-            )
-    else:
-        # A row at a time and the same seed for each: common random numbers.
-        rows = [{name: value[row] for name, value in candidates.items()} for row in range(num)]
-        table = _table([evaluator(row, seed) for row in rows], candidates)
-    chosen = int(table.eig.argmax())
-    # As the estimator had them: in the designs' own type, those not searched over at their value.
+def _table(results: list[EIGResult], labels: frozenset[str]) -> EIGResult:
+    """Join estimates at single designs; what was learned differs from one to the next and is left out."""
     designs = {
-        name: value[chosen].detach().clone() if name in candidates else value.detach().clone()
-        for name, value in table.designs.items()
+        name: torch.stack([result.designs[name] for result in results]) if name in labels else value
+        for name, value in results[0].designs.items()
     }
-    final = at_best(evaluator({name: designs[name] for name in candidates}, draw_seed(generator)), designs)
-    return SearchResult(
-        designs=designs,
-        eig=final.eig,
-        standard_error=final.standard_error,
-        bound=final.bound,
-        final=final,
-        candidates=table,
-        chosen=chosen,
-        num_simulations=evaluator.num_simulations,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _table(results: list[EIGResult], candidates: Mapping[str, Tensor]) -> EIGResult:
-    """Join estimates at single designs; what is learnt differs from one to the next and is left out."""
-    first = results[0]
-    return EIGResult(
+    return replace(
+        results[0],
         eig=torch.stack([result.eig for result in results]),
         standard_error=torch.stack([result.standard_error for result in results]),
-        bound=first.bound,
-        estimator=first.estimator,
         num_simulations=sum(result.num_simulations for result in results),
-        num_samples=first.num_samples,
         seconds=sum(result.seconds for result in results),
-        designs={
-            name: torch.stack([result.designs[name] for result in results]) if name in candidates else value
-            for name, value in first.designs.items()
-        },
-        target_labels=first.target_labels,
-        observation_labels=first.observation_labels,
-        nuisance_labels=first.nuisance_labels,
-        experiment=first.experiment,
+        designs=designs,
+        **ALONE,
     )
-
-
-def _given_values(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    if not isinstance(values, Mapping) or not values:
-        raise ValueError(f"values: expected a dict from design labels to values, got {values!r}.")
-    given = {name: torch.as_tensor(value).detach() for name, value in values.items()}
-    for name, value in given.items():
-        if value.dim() == 0 or len(value) == 0:
-            raise ValueError(f"values['{name}']: expected shape (num_values, *shape of the design), got {value.shape}.")
-    return given
-
-
-def _equally_many(candidates: Mapping[str, Tensor], argument: str) -> int:
-    counts = {name: len(value) for name, value in candidates.items()}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"{argument}: expected equally many for each design, got {counts}.")
-    return next(iter(counts.values()))
 
 
 def _all_combinations(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

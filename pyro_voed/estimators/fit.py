@@ -59,6 +59,7 @@ class Fit:
         rates: Learning rates to try.
         name: Name of the estimator, for bars and errors.
         likelihood: Simulations hold the outcomes' log likelihood.
+        pairs: Simulations, at one design, score all pairs of outcomes and draws.
         prepare: What is done to simulations before they are learned from.
         draw: Gives a minibatch of a size; default: `draw_training`.
         fewest: Fewest rows of a pool.
@@ -71,6 +72,7 @@ class Fit:
     rates: tuple[float, ...]
     name: str
     likelihood: bool = False
+    pairs: bool = False
     prepare: Callable[[JointSample], JointSample] = lambda sample: sample
     draw: Callable[[int], JointSample] | None = None
     fewest: int = 4
@@ -237,7 +239,9 @@ class Fit:
         with torch.no_grad(), pyro.validation_enabled(False):
             for start in range(0, num_samples, chunk):
                 size = min(chunk, num_samples - start)
-                plain = sample_joint(experiment, size, designs, likelihood=self.likelihood, controls=True)
+                plain = draw_joint(
+                    experiment, size, designs, likelihood=self.likelihood, controls=True, pairs=self.pairs
+                )
                 sample = self.prepare(plain)
                 values = terms(sample)
                 if not torch.isfinite(values).all():

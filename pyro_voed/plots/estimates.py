@@ -179,7 +179,7 @@ def plot_design_path(result: DesignResult, design_label: str | None = None, ax: 
         and the last value in the legend.
 
     Raises:
-        ValueError: If the label is unknown, or is left out where there are several.
+        ValueError: If the label is unknown, or is left out where there are several; if the search had no path.
 
     Example:
         >>> import torch
@@ -197,10 +197,6 @@ def plot_design_path(result: DesignResult, design_label: str | None = None, ax: 
         ...     observation_labels=("y",),
         ... )
         >>> result = DesignResult(
-        ...     designs=at_best.designs,
-        ...     eig=at_best.eig,
-        ...     standard_error=at_best.standard_error,
-        ...     bound="lower",
         ...     final=at_best,
         ...     path={"xi": (steps / 100.0).unsqueeze(-1) * torch.ones(2)},
         ...     path_steps=steps,
@@ -212,6 +208,8 @@ def plot_design_path(result: DesignResult, design_label: str | None = None, ax: 
         >>> plot_design_path(result).get_ylabel()
         'design xi'
     """
+    if result.path is None or result.path_steps is None:
+        raise ValueError("result: candidates were compared, so there is no path. Plot result.candidates with plot_eig.")
     label = _only_label(result.path, design_label, "design_label")
     path = result.path[label]
     names = element_names(label, path.shape[1:])

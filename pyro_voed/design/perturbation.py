@@ -1,0 +1,161 @@
+r"""Simultaneous perturbation stochastic approximation (SPSA), on tensors.
+
+Finite differences take two values for each of d variables, SPSA two in all. With a random direction
+:math:`\Delta_k \in \{-1, 1\}^d`,
+
+.. math::
+    \hat g_k = \frac{\hat f(x_k + c_k \Delta_k) - \hat f(x_k - c_k \Delta_k)}{2 c_k}\, \Delta_k, \qquad
+    x_{k+1} = x_k + a_k\, \hat g_k, \qquad
+    a_k = \frac{a}{(A + k)^{\alpha}}, \quad c_k = \frac{c}{k^{\gamma}}, \quad k = 1, 2, \dots
+
+Since the signs of different coordinates are independent, :math:`E[\hat g_k] = \nabla f + O(c_k^2)`: the error along the
+other coordinates is noise that later steps average out. The exponents :math:`\alpha = 0.602` and :math:`\gamma = 0.101`
+are about the smallest that theory allows, and Spall's advice for finite runs; 1 and 1/6 are asymptotically optimal.
+
+*Bounds.* Bounded coordinates stay in [0, 1]. A step that would leave it is reflected at the end. The two evaluations
+stay inside too: they are made about the point of :math:`[c_k, 1 - c_k]^d` nearest to :math:`x_k` (Sadegh), whose
+difference still shows the slope at a bound; reflecting the two points would make them one.
+
+References:
+    Spall (1992), "Multivariate stochastic approximation using a simultaneous perturbation gradient approximation", IEEE
+    Transactions on Automatic Control 37; (1998), "Implementation of the simultaneous perturbation algorithm for
+    stochastic optimization", IEEE Transactions on Aerospace and Electronic Systems 34. Sadegh (1997), "Constrained
+    optimization via stochastic approximation with a simultaneous perturbation gradient approximation", Automatica 33.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Evaluate = Callable[[Tensor], Tensor]
+"""From points `(2, num_repeats, num_starts, dim)` to values at them, `(2, num_repeats, num_starts)`."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Gain sequences of SPSA.
+
+    Attributes:
+        a: Size of the steps.
+        c: Size of the perturbations.
+        stability: The constant A, in steps, that keeps early steps small.
+        alpha: Rate at which steps shrink.
+        gamma: Rate at which perturbations shrink.
+    """
+
+    a: float
+    c: float
+    stability: float
+    alpha: float = 0.602
+    gamma: float = 0.101
+
+    def step(self, k: int) -> float:
+        """Return a_k, for k = 1, 2, ..."""
+        return self.a / (self.stability + k) ** self.alpha
+
+    def perturbation(self, k: int) -> float:
+        """Return c_k, for k = 1, 2, ..."""
+        return self.c / k**self.gamma
+
+
+def spsa_gradient(
+    evaluate: Evaluate,
+    x: Float[Tensor, "num_starts dim"],
+    perturbation: float,
+    bounded: Bool[Tensor, " dim"],
+    *,
+    num_repeats: int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "num_repeats num_starts dim"], Float[Tensor, " num_starts"]]:
+    """Estimate gradients from pairs of values at simultaneously perturbed points.
+
+    Args:
+        evaluate: From points `(2, num_repeats, num_starts, dim)` to their values.
+        x: Where the gradients are wanted.
+        perturbation: How far each coordinate is moved to either side.
+        bounded: Coordinates that stay in [0, 1].
+        num_repeats: Independent directions.
+        generator: Source of the directions.
+
+    Returns:
+        A gradient for each direction, and the mean of all values.
+
+    References:
+        Spall (1992), Eq. 2.2; Sadegh (1997) for the bounds.
+
+    Example:
+        >>> slope = torch.tensor([1.0, 2.0], dtype=torch.double)
+        >>> x, free = torch.zeros(1, 2, dtype=torch.double), torch.tensor([False, False])
+        >>> pairs = {"num_repeats": 2000, "generator": torch.Generator().manual_seed(0)}
+        >>> gradients, _ = spsa_gradient(lambda points: points @ slope, x, 0.1, free, **pairs)
+        >>> [round(value, 1) for value in gradients.mean((0, 1)).tolist()]
+        [1.0, 2.0]
+    """
+    shape = (num_repeats, *x.shape)
+    directions = 2.0 * torch.randint(2, shape, generator=generator).to(x) - 1.0
+    centre = torch.where(bounded.to(x.device), x.clamp(perturbation, 1.0 - perturbation), x)
+    points = torch.stack([centre + perturbation * directions, centre - perturbation * directions])
+    values = evaluate(points)
+    slopes = (values[0] - values[1]) / (2.0 * perturbation)  # (num_repeats, num_starts)
+    return slopes.unsqueeze(-1) * directions, values.mean((0, 1))
+
+
+def spsa_ascent(
+    evaluate: Evaluate,
+    starts: Float[Tensor, "num_starts dim"],
+    bounded: Bool[Tensor, " dim"],
+    gains: Gains,
+    *,
+    num_steps: int,
+    num_repeats: int,
+    largest_step: float,
+    generator: torch.Generator,
+) -> Iterator[tuple[Float[Tensor, "num_starts dim"], Float[Tensor, " num_starts"]]]:
+    """Climb from several starts side by side, a step each time the next one is asked for.
+
+    Args:
+        evaluate: From points `(2, num_repeats, num_starts, dim)` to their values, which may be noisy.
+        starts: Where to start.
+        bounded: Coordinates that stay in [0, 1].
+        gains: Gain sequences.
+        num_steps: Steps.
+        num_repeats: Directions averaged in a step.
+        largest_step: Most that a step moves a coordinate.
+        generator: Source of the directions.
+
+    Yields:
+        The points that each step reached, and the mean value of its evaluations.
+
+    Example:
+        >>> top = torch.tensor([0.2, 0.9], dtype=torch.double)
+        >>> quadratic = lambda points: -(points - top).square().sum(-1)
+        >>> start, bounded = torch.full((1, 2), 0.5, dtype=torch.double), torch.tensor([True, True])
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> settings = {"num_steps": 200, "num_repeats": 1, "largest_step": 0.2, "generator": generator}
+        >>> *_, (end, _) = spsa_ascent(quadratic, start, bounded, Gains(1.0, 0.1, 20.0), **settings)
+        >>> end
+        tensor([[0.2000, 0.9000]], dtype=torch.float64)
+    """
+    x = starts
+    for k in range(1, num_steps + 1):
+        gradients, value = spsa_gradient(
+            evaluate, x, gains.perturbation(k), bounded, num_repeats=num_repeats, generator=generator
+        )
+        move = (gains.step(k) * gradients.mean(0)).clamp(-largest_step, largest_step)
+        x = torch.where(bounded.to(x.device), reflected(x + move), x + move)
+        yield x, value
+
+
+def reflected(x: Tensor) -> Tensor:
+    """Fold the real line onto [0, 1] by reflection at both ends.
+
+    Example:
+        >>> reflected(torch.tensor([-0.25, 0.5, 1.25]))
+        tensor([0.2500, 0.5000, 0.7500])
+    """
+    return 1.0 - (x.remainder(2.0) - 1.0).abs()
