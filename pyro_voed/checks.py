@@ -7,6 +7,7 @@ input. What is doubtful rather than wrong is said by `warn`.
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,6 +95,23 @@ def check_callable(model: Any, argument: str = "model") -> None:
             f"{argument}: expected a Pyro program (a callable of one experiment), got {type(model).__name__}. "
             "Pass the function itself, not its result."
         )
+
+
+def check_picklable(value: Any, argument: str) -> None:
+    """Raise PicklingError where a part of an object that is being pickled cannot be.
+
+    Args:
+        value: What the user gave for it.
+        argument: Its name.
+    """
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise pickle.PicklingError(
+            f"{argument}: expected what can be pickled, such as a function at the top level of a module, got "
+            f"{value!r} ({error}). Define it at the top level, or use pyro_voed.save and pyro_voed.load, which need no "
+            "pickled code."
+        ) from error
 
 
 def as_site_values(values: Tensor | Mapping[str, Any], names: Sequence[str], argument: str) -> dict[str, Tensor]:

@@ -89,9 +89,9 @@ def certify(
     """Put a certified interval around a result: by its trained flow, or by prior draws where nothing was trained.
 
     Args:
-        result: What `eig_flow`, `optimise_design`, `amortise_eig(...).at` or, without training, `eig_nmc` or `eig_pce`
-            returned, for a model whose outcome has a density and whose targets are all its latents. Prior draws do
-            where the information is modest (`nested_certificate`).
+        result: What `eig_flow`, `optimise_design`, `amortise_eig(...).at` or an estimator that learns nothing, such as
+            `eig_nmc`, returned, for a model whose outcome has a density and whose targets are all its latents. Prior
+            draws do where the information is modest (`nested_certificate`).
         width: Width asked for, nats.
         confidence: Probability with which the interval (over a batch of designs: all intervals together) holds the
             truth.
@@ -103,7 +103,7 @@ def certify(
 
     Raises:
         TypeError: If the result is of another kind.
-        ValueError: If the result is of an estimator with neither, or width, confidence or budget are out of range.
+        ValueError: If what was learned is no density of the targets, or width, confidence or budget are out of range.
         NotImplementedError: If the outcome has no density, or there are nuisance sites.
         ArithmeticError: If a term is not finite.
 
@@ -123,8 +123,8 @@ def certify(
     learned = result.learned
     if learned is not None and not (learned.of_targets and hasattr(learned.density, "condition")):
         raise ValueError(
-            "result: it holds no trained density of the targets to use as proposal. Use eig_flow's result, or that of "
-            "eig_nmc or eig_pce, for which prior draws are the proposal."
+            "result: what it learned is no density of the targets to use as proposal. Use eig_flow's result, or that "
+            "of eig_nmc or eig_pce, for which prior draws are the proposal."
         )
     check_request(width, confidence, max_simulations)
     with isolated(seed):

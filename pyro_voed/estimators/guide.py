@@ -18,10 +18,12 @@ checked against single runs when the density is made.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import pyro
@@ -31,7 +33,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_voed.checks import as_site_values, check_callable, warn
+from pyro_voed.checks import as_site_values, check_callable, check_picklable, warn
 from pyro_voed.experiment.caller_state import param_store_kept
 from pyro_voed.experiment.designs import unpack_designs
 from pyro_voed.experiment.experiment import Experiment
@@ -94,6 +96,20 @@ class GuideDensity(torch.nn.Module):
         self.program = self._program(nodes)
         own = {name: experiment.design_values[name] for name in self.designs}
         self._check_rows(sample, own)
+
+    def __getstate__(self) -> dict[str, Any]:
+        check_picklable(self.guide, "guide")
+        if isinstance(self.guide, FunctionType) and len(self.weights):
+            raise pickle.PicklingError(
+                f"guide: {self.guide.__qualname__} trains networks in place, and a pickled function is only its name. "
+                "Make the guide a PyroModule, whose weights are pickled with it, or use pyro_voed.save."
+            )
+        return dict(vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GuideDensity:
+        memo[id(self)] = other = type(self).__new__(type(self))
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     @property
     def guide(self) -> Callable[..., Any]:
@@ -249,7 +265,7 @@ class GuideDensity(torch.nn.Module):
         singletons = model.design_singletons
         if singletons is not None:
             singletons = {name: number + self.further_plates for name, number in singletons.items()}
-        return Program(lambda: None, nesting, model.vectorised, singletons)
+        return Program(_nothing, nesting, model.vectorised, singletons)
 
     def _score(
         self,
@@ -341,6 +357,10 @@ class GuideDensity(torch.nn.Module):
                 "are used but not registered, so they are not trained. Register networks by pyro.module, other "
                 "tensors by pyro.param.",
             )
+
+
+def _nothing() -> None:
+    """Stand for a guide's call until it is bound to outcomes."""
 
 
 @contextmanager

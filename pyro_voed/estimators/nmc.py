@@ -111,6 +111,11 @@ def eig_nmc(
             )
         )
 
-    needed = needs.inner_draws if proposal is None else needs.likelihood_anywhere
+    needed = needs.inner_draws if proposal is None else _weighing
     question = (model, observation_labels, target_labels, designs, seed)
     return estimate(question, terms, name="eig_nmc", bound="upper", needs=[needed])
+
+
+def _weighing(experiment: Experiment, name: str) -> None:
+    """Need what a proposal needs, whose errors must not send the user back here."""
+    needs.likelihood_anywhere(experiment, f"{name} with a proposal")

@@ -24,7 +24,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_voed.checks import Labels, as_labels, check_callable
+from pyro_voed.checks import Labels, as_labels, check_callable, check_picklable
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import Program
 from pyro_voed.experiment.reading import read
@@ -138,6 +138,20 @@ class Experiment:
         found |= {"model": model, "model_args": tuple(model_args), "model_kwargs": dict(model_kwargs or {})}
         vars(self).update(found, prior=prior, prior_entropy=prior_entropy)
 
+    def __getstate__(self) -> dict[str, Any]:
+        for name in ("model", "prior", "model_args", "model_kwargs"):
+            check_picklable(getattr(self, name), name)
+        return dict(vars(self))
+
+    def __copy__(self) -> Experiment:
+        # As without `__getstate__`: what is copied need not be fit for pickling.
+        return self._with()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Experiment:
+        memo[id(self)] = other = self._with()
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
     def __repr__(self) -> str:
         name = getattr(self.model, "__qualname__", type(self.model).__name__)
         return f"Experiment({name}, {list(self.observation_labels)}, {list(self.target_labels)})"
@@ -248,8 +262,8 @@ class Experiment:
         return self._with(program=lay_out_designs(self.program, self.shapes, self.designs, designs))
 
     def _with(self, **changes: Any) -> Experiment:
-        other = copy.copy(self)
-        vars(other).update(changes)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | changes)
         return other
 
 
@@ -274,6 +288,8 @@ def as_experiment(
     Raises:
         ValueError: If labels come with an `Experiment` and differ from its own, or designs do not fit.
     """
+    # Drawn in both cases, so that a model and its experiment are answered with equal numbers.
+    seed = int(torch.randint(2**31 - 1, ()).item())
     if isinstance(model, Experiment):
         experiment = model.at_stored_designs()
         for argument, given, own in (
@@ -286,7 +302,7 @@ def as_experiment(
                     "or make another Experiment of the model."
                 )
     else:
-        experiment = Experiment(model, observation_labels, target_labels, vectorize=vectorize)
+        experiment = Experiment(model, observation_labels, target_labels, vectorize=vectorize, seed=seed)
     candidates = given_designs(experiment.designs, designs)
     experiment = experiment.laid_out(candidates)
     return experiment, {**experiment.design_values, **candidates}

@@ -89,6 +89,11 @@ class DesignSite:
     leaf: Tensor | None
     in_store: bool
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A module's parameter goes with the module. Another process has a store of its own, and reads its leaf anew.
+        kept = self.leaf if isinstance(self.leaf, torch.nn.Parameter) else None
+        return {**vars(self), "leaf": kept}
+
     @property
     def transform(self) -> Transform:
         """Map from unconstrained coordinates to the constraint."""

@@ -188,6 +188,13 @@ class FlowGuide:
         # Two guides under one name in the store would share the weights of the first.
         self.name = f"flow_guide_{next(_guide_numbers)}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The copy's weights have no ties to the parameter store, which cannot be pickled.
+        return {"density": copy.deepcopy(self.density), "context": self.context, "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        FlowGuide.__init__(self, **state)
+
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw the targets; the model's arguments are taken and ignored, the guide being made for one outcome."""
         density = pyro.module(self.name, self.density)

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, MultivariateNormal
 
-from pyro_voed import barber_agakov, marginal_saddle, resolve, sample_joint
+from pyro_voed import Experiment, barber_agakov, marginal_saddle, sample_joint
+from pyro_voed.bounds import ba_terms, marginal_terms
 from pyro_voed.design.gradients import score_sites, score_terms
-from pyro_voed.estimators import ba_terms, marginal_terms
 from pyro_voed.problems import finite, linear_gaussian
 
 SIDE = 4.0
@@ -102,7 +102,7 @@ OUTCOMES = {
 
 @pytest.fixture(scope="module")
 def experiment():
-    return resolve(linear_gaussian.linear_gaussian(), "y")
+    return Experiment(linear_gaussian.linear_gaussian(), "y")
 
 
 def lower_terms(sample, density):
@@ -206,7 +206,7 @@ def test_the_design_gradient_of_a_discrete_outcome_at_a_fixed_density(probabilit
 
     xi = torch.tensor(0.3).double().requires_grad_()
     (exact,) = torch.autograd.grad(upper_bound(xi), xi)
-    experiment = resolve(finite.finite(0.3), "y")
+    experiment = Experiment(finite.finite(0.3), "y")
     found = []
     for _ in range(50):
         design = torch.tensor(0.3, requires_grad=True)

@@ -39,7 +39,7 @@ def test_an_interval_from_prior_draws_holds_the_exact_value(model, labels, exact
     low, high = result.interval.tolist()
     assert low < exact < high
     assert high - low < 0.15
-    assert result.certified
+    assert result.certificate.certified
     assert result.certificate.lower < result.certificate.upper
     assert result.certificate.num_flow_samples == (0,)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyro_voed.certificates.score_controls import score_controls
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import sample_joint
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.monte_carlo import controlled_terms
 from pyro_voed.problems import linear_gaussian, michaelis_menten, nonlinear, regression
 
@@ -45,7 +45,7 @@ def model_of(prior):
 
 
 def controls_of(model, num_samples=20_000):
-    experiment = resolve(model, "y")
+    experiment = Experiment(model, "y")
     sample = sample_joint(experiment, num_samples)
     return sample, score_controls(experiment, experiment.design_values)(sample.theta)
 
@@ -97,7 +97,7 @@ def test_families_of_unknown_smoothness_give_no_control():
 def test_runs_one_by_one_give_the_same():
     model = model_of(FAMILIES["several"])
     theta = torch.randn(5, 2)
-    together, single = (score_controls(resolve(model, "y", vectorize=flag), {})(theta) for flag in (True, False))
+    together, single = (score_controls(Experiment(model, "y", vectorize=flag), {})(theta) for flag in (True, False))
     torch.testing.assert_close(together, single)
 
 

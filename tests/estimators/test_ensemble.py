@@ -6,9 +6,9 @@ import pytest
 import torch
 from pyro.distributions import constraints
 
-import pyro_voed
 from pyro_voed import Fresh, Pool, amortise_eig, certify, eig_flow, flow_posterior
 from pyro_voed.densities import StackedDensity
+from pyro_voed.design import optimise_design
 from pyro_voed.problems import implicit_toy, linear_gaussian
 
 Z = 4.0
@@ -192,9 +192,7 @@ def test_a_model_without_design_is_refused():
 def test_starts_climb_together_each_to_its_own_end(projected):
     projection = (lambda designs: {"xi": designs["xi"].clamp(0.1, 1.5)}) if projected else None
     starts = {"xi": torch.tensor([0.2, 1.0])}
-    best = pyro_voed.optimise_design(
-        scaled, "y", starts=starts, projection=projection, training=Fresh(num_steps=300), **QUIET
-    )
+    best = optimise_design(scaled, "y", starts=starts, projection=projection, training=Fresh(num_steps=300), **QUIET)
     assert best.start_eigs.shape == (3,)
     assert best.history.bound.shape == (300,)
     assert best.path["xi"].shape == best.path_steps.shape

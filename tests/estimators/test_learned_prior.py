@@ -11,9 +11,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-import pyro_voed
 from pyro_voed import Experiment, Fresh, Pool, eig_flow, sample_joint
 from pyro_voed.densities import SplineCouplingFlow
+from pyro_voed.design import optimise_design
 from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.learned_prior import learn_prior_density, prior_terms
 from pyro_voed.problems import linear_gaussian
@@ -163,7 +163,7 @@ def test_what_is_missing_is_named():
         theta = pyro.sample("theta", dist.Normal(6.0 * coin - 3.0, 1.0))
         pyro.sample("y", dist.Normal(xi * theta, NOISE))
 
-    for function in (eig_flow, pyro_voed.optimise_design):
+    for function in (eig_flow, optimise_design):
         with pytest.raises(NotImplementedError, match=r"prior_entropy=\).*learn_prior=True"):
             function(with_design, "y", "theta", training=Fresh(num_steps=2), progress=False)
     with pytest.raises(ValueError, match="learn_prior"):
