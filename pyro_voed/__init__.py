@@ -15,8 +15,7 @@ The folders in the order in which data flow through them:
 
 from pyro_voed.certificates import certify, max_regret
 from pyro_voed.compare.comparison import compare_estimators
-
-#DESIGN from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
+from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
 from pyro_voed.estimators import (
     AmortisedEIG,
     Objective,
