@@ -7,31 +7,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_voed import eig_critic, eig_flow, eig_marginal, info_nce, resolve, sample_joint
+from pyro_voed import Experiment, Pool, eig_critic, eig_flow, eig_marginal, info_nce, sample_joint
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
 from pyro_voed.training.ascent import Ascent
 from pyro_voed.training.loop import VALIDATION_COPIES, fit_pool
-
-Z_MAX = 5.0
-"""Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""
+from tests.experiment.cases import Z_MAX, linked, normal
 
 
 def target_after_outcome():
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    y = pyro.sample("y", dist.Normal(theta, 1.0))
-    pyro.sample("next_state", dist.Normal(theta + y, 1.0))
-
-
-def one_outcome_after_another():
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    first = pyro.sample("first", dist.Normal(theta, 1.0))
-    pyro.sample("second", dist.Normal(theta + first, 1.0))
+    theta = normal("theta")
+    normal("next_state", theta + normal("y", theta))
 
 
 def note_of_the_outcome():
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    y = pyro.sample("y", dist.Normal(theta, 1.0))
-    pyro.deterministic("doubled", 2.0 * y)
+    pyro.deterministic("doubled", 2.0 * normal("y", normal("theta")))
 
 
 @pytest.mark.parametrize(
@@ -44,27 +33,27 @@ def note_of_the_outcome():
         (note_of_the_outcome, "y", "theta", True),
         (implicit_toy.implicit_toy(), "y", "theta", False),
         (target_after_outcome, "y", ["theta", "next_state"], False),
-        (one_outcome_after_another, ["first", "second"], "theta", False),
+        (linked, ["y", "z"], "theta", False),
     ],
 )
 def test_outcomes_are_redrawn_only_where_nothing_follows_from_them(model, outcomes, targets, redrawable):
-    assert resolve(model, outcomes, targets).redrawable is redrawable
+    assert Experiment(model, outcomes, targets).redrawable is redrawable
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_a_redraw_keeps_the_targets_and_costs_no_simulation(vectorize):
-    experiment = resolve(linear_gaussian.linear_gaussian(), "y", vectorize=vectorize)
+    experiment = Experiment(linear_gaussian.linear_gaussian(), "y", vectorize=vectorize)
     sample = sample_joint(experiment, 20, redraw=True)
-    calls = experiment.program.num_calls
+    calls = experiment.num_calls
     again = sample.redraw()
-    assert experiment.program.num_calls == calls
+    assert experiment.num_calls == calls
     assert torch.equal(again.theta, sample.theta)
     assert torch.equal(again.log_prior, sample.log_prior)
     assert not (again.y == sample.y).any()
 
 
 def test_redrawn_outcomes_have_the_law_of_the_outcome_given_the_targets():
-    experiment = resolve(linear_gaussian.linear_gaussian(), "y")
+    experiment = Experiment(linear_gaussian.linear_gaussian(), "y")
     sample = sample_joint(experiment, 5, redraw=True, likelihood=True)
     outcomes = torch.stack([sample.redraw().y for _ in range(4_000)])
     mean = sample.theta @ experiment.design_values["xi"].T
@@ -73,14 +62,14 @@ def test_redrawn_outcomes_have_the_law_of_the_outcome_given_the_targets():
 
 
 def test_log_likelihoods_follow_the_redrawn_outcomes():
-    experiment = resolve(linear_gaussian.linear_gaussian(), "y")
+    experiment = Experiment(linear_gaussian.linear_gaussian(), "y")
     again = sample_joint(experiment, 50, redraw=True, likelihood=True).redraw()
     mean = again.theta @ experiment.design_values["xi"].T
     torch.testing.assert_close(again.log_likelihood, dist.Normal(mean, 1.0).log_prob(again.y).sum(-1))
 
 
 def test_a_part_of_a_pool_redraws_its_own_rows_and_chunks_redraw_together():
-    experiment = resolve(michaelis_menten.michaelis_menten(), "y")
+    experiment = Experiment(michaelis_menten.michaelis_menten(), "y")
     pool = sample_joint(experiment, 1_000, redraw=True, max_bytes=20_000)
     rows = torch.tensor([7, 3, 900])
     part = pool[rows]
@@ -91,7 +80,7 @@ def test_a_part_of_a_pool_redraws_its_own_rows_and_chunks_redraw_together():
 
 
 def test_redraws_over_a_batch_of_designs_keep_its_shape():
-    experiment = resolve(nonlinear.nonlinear(), "y")
+    experiment = Experiment(nonlinear.nonlinear(), "y")
     sample = sample_joint(experiment, 10, {"d": torch.tensor([0.1, 0.9])}, redraw=True)
     again = sample.redraw()
     assert again.y.shape == sample.y.shape == (10, 2, 1)
@@ -102,8 +91,7 @@ def test_redraws_over_a_batch_of_designs_keep_its_shape():
     "estimate", [eig_flow, eig_marginal, lambda *args, **kwargs: eig_critic(*args, terms=info_nce, **kwargs)]
 )
 def test_estimators_on_a_pool_pay_for_its_forward_runs_alone(estimate):
-    common = {"num_simulations": 200, "num_samples": 100, "seed": 0, "progress": False}
-    result = estimate(linear_gaussian.linear_gaussian(), "y", "theta", **common)
+    result = estimate(linear_gaussian.linear_gaussian(), "y", "theta", training=Pool(200), num_samples=100, seed=0)
     # Pool, evaluation and the probes at the door.
     assert result.num_simulations < 200 + 100 + 200
 
@@ -111,15 +99,12 @@ def test_estimators_on_a_pool_pay_for_its_forward_runs_alone(estimate):
 @pytest.mark.slow
 def test_the_same_experiments_teach_more_with_new_outcomes():
     """Six pools of 300, paired by seed; t_5 above 3.4 has probability 0.01 where redrawing does nothing."""
-    common = {"num_simulations": 300, "num_samples": 5_000, "progress": False}
-    model = linear_gaussian.linear_gaussian()
-    gains = torch.stack(
-        [
-            eig_flow(model, "y", "theta", seed=seed, **common).eig
-            - eig_flow(model, "y", "theta", seed=seed, redraw_outcomes=False, **common).eig
-            for seed in range(6)
-        ]
-    )
+    experiment = Experiment(linear_gaussian.linear_gaussian(), "y", "theta")
+
+    def bound(seed, training):
+        return eig_flow(experiment, training=training, num_samples=5_000, seed=seed).eig
+
+    gains = torch.stack([bound(seed, Pool(300)) - bound(seed, Pool(300, redraw_outcomes=False)) for seed in range(6)])
     assert gains.mean() / (gains.std() / math.sqrt(6)) > 3.4
 
 

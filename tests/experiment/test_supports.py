@@ -12,13 +12,11 @@ import torch
 from pyro.distributions import constraints, transforms
 from torch.distributions import CorrCholeskyTransform
 
-from pyro_voed import eig_flow, resolve, sample_joint
-from pyro_voed.experiment.simulate import unpack_targets
+from pyro_voed import Experiment, Fresh, eig_flow, sample_joint
+from pyro_voed.experiment.packing import unpack_targets
 from pyro_voed.experiment.supports import CorrelationFactorTransform, LowerFactorTransform, bijection
 from pyro_voed.inference import flow_posterior, nuts_posterior
-
-Z_MAX = 5.0
-"""Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""
+from tests.experiment.cases import Z_MAX
 
 
 def everything(shape):
@@ -89,6 +87,7 @@ CASES = {
     "log-normal": Case(lambda: dist.LogNormal(0.0, 0.5), 1),
     "half-Cauchy": Case(lambda: dist.HalfCauchy(1.0), 1),
     "mixture": Case(gamma_mixture, 1),
+    "positive in a plate": Case(lambda: dist.Gamma(2.0, 1.0).expand([4]), 1, plate=4),
     "circle": Case(lambda: dist.VonMises(0.0, 4.0), 1),
     "simplex": Case(lambda: dist.Dirichlet(torch.tensor([2.0, 3.0, 4.0, 1.5])), 3, all_but_the_last),
     "ordered": Case(lambda: ordered(3), 3),
@@ -126,25 +125,21 @@ def case(request):
     return CASES[request.param]
 
 
-def test_there_are_as_many_coordinates_as_degrees_of_freedom(case):
-    experiment = resolve(case.model, "y")
-    sample = sample_joint(experiment, 50)
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_there_are_as_many_coordinates_as_degrees_of_freedom_and_they_say_what_the_values_say(case, vectorize):
+    experiment, num = Experiment(case.model, "y", vectorize=vectorize), 200 if vectorize else 20
+    sample = sample_joint(experiment, num)
     assert experiment.theta_dim == case.total_dim
     assert torch.isfinite(sample.theta).all()
     assert torch.isfinite(sample.log_prior).all()
-
-
-def test_coordinates_and_values_say_the_same(case):
-    experiment = resolve(case.model, "y")
-    sample = sample_joint(experiment, 200)
     value = sample.values["target"]
-    error = (unpack_targets(experiment, sample.theta)["target"] - value).abs().reshape(200, -1)
-    size = 1.0 + value.abs().reshape(200, -1).amax(-1)
+    error = (unpack_targets(experiment, sample.theta)["target"] - value).abs().reshape(num, -1)
+    size = 1.0 + value.abs().reshape(num, -1).amax(-1)
     assert (error.amax(-1) / size).max() < 20 * torch.finfo(torch.float32).eps
 
 
 def test_the_log_prior_is_that_of_the_values_times_the_jacobian(case):
-    experiment = resolve(case.model, "y")
+    experiment = Experiment(case.model, "y")
     sample = sample_joint(experiment, 5)
     (site,) = experiment.targets
     event = site.shape[1:] if case.plate else site.shape
@@ -161,8 +156,10 @@ def test_the_log_prior_is_that_of_the_values_times_the_jacobian(case):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_draws_follow_the_density_of_the_coordinates(name, double_precision):
+def test_draws_follow_the_density_of_the_coordinates_which_integrates_to_one(name, double_precision):
     experiment, points, weights = weighted_points(CASES[name])
+    assert torch.isfinite(weights).all()
+    assert abs(weights.mean() - 1.0) < Z_MAX * weights.std() / math.sqrt(len(weights)) + 2e-3
     theta = sample_joint(experiment, 50_000).theta
     for moment in (torch.tanh, lambda x: torch.tanh(x).square(), lambda x: torch.tanh(x / 3).prod(-1, keepdim=True)):
         drawn, weighted = moment(theta), weights[:, None] * moment(points)
@@ -170,16 +167,9 @@ def test_draws_follow_the_density_of_the_coordinates(name, double_precision):
         assert ((drawn.mean(0) - weighted.mean(0)).abs() < Z_MAX * error + 2e-3).all()
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_the_density_of_the_coordinates_integrates_to_one(name, double_precision):
-    _, _, weights = weighted_points(CASES[name])
-    assert torch.isfinite(weights).all()
-    assert abs(weights.mean() - 1.0) < Z_MAX * weights.std() / math.sqrt(len(weights)) + 2e-3
-
-
 def weighted_points(case):
     """Points in the coordinates' space and weights that make averages integrals against the stated density."""
-    experiment = resolve(case.model, "y")
+    experiment = Experiment(case.model, "y")
     (site,) = experiment.targets
     theta = sample_joint(experiment, 2_000).theta
     # Beyond the box lies less than 0.002 of any of these densities.
@@ -195,21 +185,13 @@ def weighted_points(case):
     return experiment, points, weights
 
 
-# Zeros and ones of a triangular matrix are constant by nature; one outcome is drawn at random, so it may be extreme.
-KNOWN = [
-    pytest.mark.filterwarnings("ignore:outcome y.*lies outside the range:UserWarning"),
-]
+# One outcome is drawn at random, so it may be extreme.
+EXTREME = "ignore:outcome y.*lies outside the range:UserWarning"
 
 
-def known_warnings(test):
-    for mark in KNOWN:
-        test = mark(test)
-    return test
-
-
-@known_warnings
+@pytest.mark.filterwarnings(EXTREME)
 def test_posterior_draws_stay_on_the_support(case):
-    result = eig_flow(case.model, "y", num_steps=30, batch_size=64, num_samples=200, seed=0)
+    result = eig_flow(case.model, "y", training=Fresh(num_steps=30, batch_size=64), num_samples=200, seed=0)
     assert math.isfinite(result.eig)
     sample = sample_joint(result.experiment, 1)
     posterior = flow_posterior(result, sample.values["y"][0], 300, seed=0)
@@ -218,10 +200,10 @@ def test_posterior_draws_stay_on_the_support(case):
     assert case.make().support.check(draws).all()
 
 
-@known_warnings
+@pytest.mark.filterwarnings(EXTREME)
 def test_correlation_matrices_have_a_unit_diagonal_and_are_positive_definite():
     case = CASES["correlation factor in a plate"]
-    result = eig_flow(case.model, "y", num_steps=30, batch_size=64, num_samples=200, seed=0)
+    result = eig_flow(case.model, "y", training=Fresh(num_steps=30, batch_size=64), num_samples=200, seed=0)
     factor = flow_posterior(result, torch.zeros(3), 300, seed=0).values["target"][0].double()
     matrix = factor @ factor.mT
     torch.testing.assert_close(matrix.diagonal(dim1=-2, dim2=-1), torch.ones(300, 3, 4).double(), rtol=0, atol=1e-6)
@@ -243,8 +225,8 @@ def test_a_distribution_that_cannot_be_expanded_is_run_one_by_one():
         pyro.sample("y", dist.Normal(matrix[..., 0, 1], 0.5))
 
     with pytest.raises(ValueError, match=r"vectorize=False"):
-        resolve(model, "y")
-    experiment = resolve(model, "y", vectorize=False)
+        Experiment(model, "y")
+    experiment = Experiment(model, "y", vectorize=False)
     sample = sample_joint(experiment, 20)
     assert sample.theta.shape == (20, 3)
     torch.testing.assert_close(unpack_targets(experiment, sample.theta)["matrix"], sample.values["matrix"])
@@ -252,19 +234,10 @@ def test_a_distribution_that_cannot_be_expanded_is_run_one_by_one():
 
 def test_a_circular_target_is_a_point_of_the_line():
     # Pyro states the real line as the support of von Mises angles, of which only one turn is ever drawn.
-    experiment = resolve(CASES["circle"].model, "y")
+    experiment = Experiment(CASES["circle"].model, "y")
     sample = sample_joint(experiment, 200)
     assert torch.equal(sample.theta[:, 0], sample.values["target"])
     assert (sample.theta.abs() <= math.pi).all()
-
-
-def test_a_support_without_a_bijection_is_refused_by_name():
-    def model():
-        direction = pyro.sample("direction", dist.ProjectedNormal(torch.ones(3)))
-        pyro.sample("y", dist.Normal(direction[..., 0], 1.0))
-
-    with pytest.raises(NotImplementedError, match=r"target 'direction': no bijection is known onto its support"):
-        resolve(model, "y")
 
 
 # --- the bijections themselves --------------------------------------------------------------------------------------
@@ -292,7 +265,12 @@ def test_coordinates_of_strong_correlations_are_accurate_in_single_precision(siz
     torch.testing.assert_close(log_det, to_factor.log_abs_det_jacobian(exact, factor.double()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("transform", [CorrelationFactorTransform(), LowerFactorTransform()], ids=["unit", "any"])
+TRIANGULAR = pytest.mark.parametrize(
+    "transform", [CorrelationFactorTransform(), LowerFactorTransform()], ids=["unit", "any"]
+)
+
+
+@TRIANGULAR
 def test_gradients_are_those_of_finite_differences(transform):
     x = torch.randn(2, 6, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(transform, x)
@@ -300,7 +278,7 @@ def test_gradients_are_those_of_finite_differences(transform):
     assert torch.autograd.gradcheck(transform.inv, transform(x).detach().requires_grad_())
 
 
-@pytest.mark.parametrize("transform", [CorrelationFactorTransform(), LowerFactorTransform()], ids=["unit", "any"])
+@TRIANGULAR
 def test_shapes_are_foretold(transform):
     value = transform(torch.randn(2, 5, 10))
     assert transform.forward_shape((2, 5, 10)) == value.shape
