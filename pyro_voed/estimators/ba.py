@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.bounds.barber_agakov import ba_terms
-from pyro_voed.checks import Labels
+from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.estimate import Terms, estimate
 from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.guide import GuideDensity
@@ -97,6 +97,8 @@ def eig_ba(
         ('lower', True)
     """
     check_training(training)
+    if num_samples is not None:
+        check_count(num_samples, "num_samples", 2)
 
     def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
         fit = fit_of(experiment, candidates, training, name="eig_ba", rate=RATE, progress=progress)

@@ -165,6 +165,8 @@ def eig_critic(
         ('lower', True)
     """
     check_training(training)
+    if num_samples is not None:
+        check_count(num_samples, "num_samples", 2)
     if not isinstance(terms, CriticTerms):
         raise TypeError(f"terms: expected info_nce, nwj, tuba, donsker_varadhan or other CriticTerms, got {terms!r}.")
 

@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_voed.certificates.certificate import CERTIFIABLE, certified
-from pyro_voed.checks import Labels
+from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.estimate import Terms, estimate
 from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.learned_prior import with_learned_prior
@@ -109,6 +109,8 @@ def eig_flow(
         ('lower', True)
     """
     check_training(training)
+    if num_samples is not None:
+        check_count(num_samples, "num_samples", 2)
     if learn_prior and isinstance(training, Fresh) and training.num_steps == 0:
         raise ValueError("learn_prior: with num_steps=0 there is no density of the targets to use as it is.")
     needed = [needs.learnable_targets, *(() if learn_prior else (needs.stated_prior,))]

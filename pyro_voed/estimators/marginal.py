@@ -39,7 +39,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_voed.bounds.outcome_density import marginal_terms
-from pyro_voed.checks import Labels
+from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.estimate import Terms, estimate
 from pyro_voed.estimators.fit import Fit, default_num_samples, fit_of
 from pyro_voed.estimators.guide import GuideDensity
@@ -102,6 +102,8 @@ def eig_marginal(
         ('upper', True)
     """
     check_training(training)
+    if num_samples is not None:
+        check_count(num_samples, "num_samples", 2)
     if guide is not None and density is not None:
         raise ValueError("give a guide or a density for the outcome, not both.")
 

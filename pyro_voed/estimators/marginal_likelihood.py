@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_voed.bounds.outcome_density import marginal_likelihood_terms
-from pyro_voed.checks import Labels
+from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.estimate import Terms, estimate
@@ -117,6 +117,8 @@ def eig_marginal_likelihood(
         ('neither', True)
     """
     check_training(training)
+    if num_samples is not None:
+        check_count(num_samples, "num_samples", 2)
 
     def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
         fit = fit_of(experiment, candidates, training, name="eig_marginal_likelihood", rate=RATE, progress=progress)
