@@ -9,7 +9,7 @@ The folders in the order in which data flow through them:
 * `design`: search for the best design, by gradients or without;
 * `inference`: posteriors of one outcome by the trained flow, and references by NUTS, SMC and ABC;
 * `diagnostics`: can a posterior be trusted? `compare`: estimators side by side at equal budgets;
-* `results`, `plots`: what comes back, and pictures of it;
+* `results`, `saving`, `plots`: what comes back, files of it, and pictures;
 * `problems`: ready models with known answers.
 """
 
@@ -45,6 +45,7 @@ from pyro_voed.experiment.packing import JointSample
 from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference import abc_posterior, flow_guide, flow_posterior, nuts_posterior, smc_posterior
 from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, Learned, PosteriorSample
+from pyro_voed.saving import load, save
 from pyro_voed.training import Fresh, Pool
 
 __version__ = "0.1.0"
@@ -84,6 +85,7 @@ __all__ = [
     "flow_posterior",
     "info_nce",
     "laplace_proposal",
+    "load",
     "marginal_saddle",
     "max_regret",
     "nuts_posterior",
@@ -91,6 +93,7 @@ __all__ = [
     "optimise_design",
     "prior_contrastive",
     "sample_joint",
+    "save",
     "search_grid",
     "search_random",
     "search_spsa",

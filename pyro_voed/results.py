@@ -405,6 +405,20 @@ class PosteriorSample:
         return [element for name, draws in self.values.items() for element in element_names(name, draws.shape[2:])]
 
 
+def experiment_of(result: Any) -> Any:
+    """Return what was read from the model of a result.
+
+    Raises:
+        ValueError: If the result was loaded without its model.
+    """
+    if result.experiment is None:
+        raise ValueError(
+            "result: it holds no experiment, which this needs. If it was saved, load it with model=, as in "
+            "load(path, model=model)."
+        )
+    return result.experiment
+
+
 def element_names(name: str, shape: torch.Size) -> list[str]:
     """Return the names of a site's elements, `theta[0]`, `theta[1]`, ..., or the bare name of a scalar."""
     indices = itertools.product(*(range(size) for size in shape))

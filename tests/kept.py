@@ -88,6 +88,12 @@ EXPERIMENTS = {
 }
 
 
+def brief_flow(designs):
+    """An estimator for searches."""
+    options = {"training": TRAINED, "num_samples": 50, "progress": False}
+    return pyro_voed.eig_flow(model, "y", designs=designs, **options)
+
+
 def learnt(estimator, argument="density", experiment="model", **options):
     """Return how a result is made, and how a kept one is asked for more: its density used as it is, on new draws."""
 

@@ -52,7 +52,7 @@ from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.experiment.weighting import DEFENSIVE_SHARE, Weights, design_context, weighted_terms
 from pyro_voed.monte_carlo import HEAVY_TAIL, controlled_terms, mean_and_standard_error, pareto_k
-from pyro_voed.results import Certificate, DesignResult, EIGResult
+from pyro_voed.results import Certificate, DesignResult, EIGResult, experiment_of
 
 PILOT_OUTER = 500
 PILOT_INNER = 16
@@ -150,7 +150,7 @@ def certified(
     max_simulations: int = MOST_SIMULATIONS,
 ) -> EIGResult:
     """Certify a result inside `isolated`."""
-    started, experiment = time.perf_counter(), result.experiment
+    started, experiment = time.perf_counter(), experiment_of(result)
     calls = experiment.num_calls
     for need in CERTIFIABLE if result.learned is not None else (needs.likelihood,):
         need(experiment, "a certificate")

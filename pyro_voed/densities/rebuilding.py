@@ -192,9 +192,10 @@ def _foreign(value: Mapping[str, Any], path: tuple[str, ...], given: Mapping[str
     where, name = ".".join(path) or "density", path[-1] if path else "density"
     found = given.get(where, given.get(name))
     if found is None:
+        argument = "factory" if name == "density" else f"{{'{where}': factory}}"
         raise ValueError(
             f"{where}: expected a {value['foreign']}, got nothing. It is not a class of this library, so how to build "
-            f"it is not saved: pass the module, or the factory that made it, to `load(..., {name}=factory)`."
+            f"it is not saved: give the module, or the factory that made it, as in load(..., density={argument})."
         )
     ready = isinstance(found, nn.Module) or (hasattr(found, "condition") and not isinstance(found, type))
     if value["dims"] is None:

@@ -44,7 +44,7 @@ from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.packing import JointSample
 from pyro_voed.experiment.sampling import draw_joint
 from pyro_voed.experiment.sites import DesignSite, given_designs
-from pyro_voed.results import EIGResult, FitHistory, Learned
+from pyro_voed.results import EIGResult, FitHistory, Learned, experiment_of
 from pyro_voed.training.settings import Fresh, check_training
 
 BATCH_SIZE, MAX_STEPS = 1_024, 20_000
@@ -63,14 +63,14 @@ class AmortisedEIG:
     """The expected information gain at any design.
 
     Attributes:
-        sites: What was resolved from the model.
+        experiment: What was read from the model; None where it was loaded without one.
         learned: The conditional density, which takes outcome and design, and its training record, whose bound is the
             mean over the proposal's designs.
         num_simulations: Experiments simulated in training.
         seconds: Wall time of training.
     """
 
-    experiment: Experiment
+    experiment: Experiment | None
     learned: Learned
     num_simulations: int
     seconds: float
@@ -101,7 +101,8 @@ class AmortisedEIG:
             The lower bound in nats with its standard error, of the shape of the design batch.
 
         Raises:
-            ValueError: If designs are unknown, misshapen or outside their constraints.
+            ValueError: If designs are unknown, misshapen or outside their constraints, or the result was loaded without
+                its model.
             ArithmeticError: If a term is not finite.
         """
         if num_samples is not None:
@@ -117,14 +118,15 @@ class AmortisedEIG:
             learned = replace(self.learned, attains=True, outcome_range=found.outcome_range)
             return Terms(found.terms.reshape(size, *batch), learned)
 
-        return estimate((self.experiment, None, None, designs, seed), terms, name="amortise_eig", bound="lower")
+        question = (experiment_of(self), None, None, designs, seed)
+        return estimate(question, terms, name="amortise_eig", bound="lower")
 
     def __str__(self) -> str:
-        lines = [f"expected information gain amortised over {', '.join(self.experiment.design_labels)}"]
-        lines.append(
-            f"targets {list(self.experiment.target_labels)}, outcomes {list(self.experiment.observation_labels)}"
-        )
-        lines.append(str(self.learned))
+        over, about = "designs", []
+        if self.experiment is not None:
+            over, own = ", ".join(self.experiment.design_labels), self.experiment
+            about = [f"targets {list(own.target_labels)}, outcomes {list(own.observation_labels)}"]
+        lines = [f"expected information gain amortised over {over}", *about, str(self.learned)]
         lines.append(f"{self.num_simulations:,} simulated experiments, {self.seconds:.1f} s")
         return "\n".join(lines)
 

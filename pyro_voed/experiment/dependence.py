@@ -102,6 +102,11 @@ class Dependence:
         after = supports_at_zero(self.exchanged([parent]) if parent else self.other, name)
         return before is not None and after is not None and not bool(same(before, after).all())
 
+    def moves_support(self, name: str) -> bool:
+        """Whether the bijection onto the site's support depends on any other site or on a design."""
+        labels = {design.name for design in self.designs}
+        return bool(self.parents.of_support.get(name, frozenset()) & labels) or self.support_moves(name)
+
     def moved_by_designs(self, sites: Iterable[Site]) -> tuple[str, ...]:
         """Return the sites whose distribution depends on a design."""
         if not self.designs:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_voed.experiment.dependence import Dependence
 from pyro_voed.experiment.programs import base_distribution, has_discrete_support, is_deterministic
-from pyro_voed.experiment.sites import Role, Site, site_transform
+from pyro_voed.experiment.sites import Role, Site, in_words, site_transform
 
 
 def describe(
@@ -58,9 +59,26 @@ def describe(
         dependent_support=dependent,
         packed_dim=dim,
         dtype=value.dtype,
+        support=_support(node, own_node, discrete=discrete, moves=dependence.moves_support(name)),
         support_values=_support_values(fn) if discrete else None,
         measured=measured,
     )
+
+
+def _support(node: Mapping[str, Any], own_node: Mapping[str, Any] | None, *, discrete: bool, moves: bool) -> str:
+    if is_deterministic(node):
+        return "what it is computed from"
+    base = base_distribution(node["fn"])
+    if isinstance(base, dist.Delta) and own_node is not None:
+        # Guides hand on their draws as Delta sites; the support is the model's.
+        base = base_distribution(own_node["fn"])
+    try:
+        support = base.support
+    except (NotImplementedError, AttributeError):
+        return "a support that is not stated"
+    kind = type(support).__name__.removeprefix("_")
+    # The values of a discrete site stand beside, where they are finitely many.
+    return kind if discrete else f"{kind} that moves" if moves else in_words(support)
 
 
 def _support_values(fn: Any) -> Tensor | None:

@@ -261,6 +261,10 @@ class Experiment:
             return self
         return self._with(program=lay_out_designs(self.program, self.shapes, self.designs, designs))
 
+    def in_layout(self, design_singletons: Mapping[str, int] | None) -> Experiment:
+        """Return the experiment in a layout of designs that was found before (`Program.design_singletons`)."""
+        return self._with(program=replace(self.program, design_singletons=design_singletons))
+
     def _with(self, **changes: Any) -> Experiment:
         other = object.__new__(type(self))
         vars(other).update(vars(self) | changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,7 @@ class Site:
         dependent_support: Its support depends on other latents, so the bijection is rebuilt for every draw.
         packed_dim: Number of its packed coordinates.
         dtype: Type of its values.
+        support: Its support in words, without the numbers where these move with other sites or designs.
         support_values: Values that each element of a discrete site can take, where they are finitely many.
         measured: For a masked outcome, which elements are measured, of the site's shape.
     """
@@ -57,6 +59,7 @@ class Site:
     dependent_support: bool
     packed_dim: int
     dtype: torch.dtype
+    support: str
     support_values: Tensor | None = None
     measured: Tensor | None = None
 
@@ -95,6 +98,11 @@ class DesignSite:
         return {**vars(self), "leaf": kept}
 
     @property
+    def support(self) -> str:
+        """The constraint in words."""
+        return in_words(self.constraint)
+
+    @property
     def transform(self) -> Transform:
         """Map from unconstrained coordinates to the constraint."""
         return transform_to(self.constraint)
@@ -109,6 +117,11 @@ class DesignSite:
             return None
         lower, upper = (torch.as_tensor(end).to(self.value) for end in (constraint.lower_bound, constraint.upper_bound))
         return (lower, upper) if bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()) else None
+
+
+def in_words(constraint: constraints.Constraint) -> str:
+    """Return a constraint as text that is the same on every device."""
+    return " ".join(re.sub(r", device='[^']*'", "", str(constraint)).split())
 
 
 def site_transform(

@@ -38,7 +38,7 @@ from pyro_voed.experiment.programs import sample_nodes, trace_program
 from pyro_voed.experiment.sites import Site
 from pyro_voed.experiment.weighting import design_context
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names, to_inference_data
-from pyro_voed.results import DesignResult, EIGResult, PosteriorSample
+from pyro_voed.results import DesignResult, EIGResult, PosteriorSample, experiment_of
 
 DesignIndex = int | tuple[int, ...] | None
 """Which member of a batch of designs; None where there is one design."""
@@ -292,8 +292,8 @@ def trained_density(result: EIGResult | DesignResult, design_index: DesignIndex 
         ValueError: If the result has no density of the targets, or `design_index` does not fit it.
     """
     estimate = result.final if isinstance(result, DesignResult) else result
-    experiment = estimate.experiment
     _check_density(estimate)
+    experiment = experiment_of(estimate)
     designs = _member(experiment, estimate.designs, design_index)
     density = estimate.density
     if isinstance(density, StackedDensity):
@@ -316,7 +316,7 @@ def _case(
 
 
 def _check_density(estimate: EIGResult) -> None:
-    if estimate.learned is None or not estimate.learned.of_targets or estimate.experiment is None:
+    if estimate.learned is None or not estimate.learned.of_targets:
         raise ValueError(
             f"result: {estimate.estimator} learned no density of the targets given the outcome. Use the result of "
             "eig_flow, or of optimise_design with a lower bound."
