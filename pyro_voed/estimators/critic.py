@@ -166,7 +166,7 @@ def eig_critic(
     """
     check_training(training)
     if num_samples is not None:
-        check_count(num_samples, "num_samples", 2)
+        check_count(num_samples, "num_samples", 4)  # two batches of two pairs
     if not isinstance(terms, CriticTerms):
         raise TypeError(f"terms: expected info_nce, nwj, tuba, donsker_varadhan or other CriticTerms, got {terms!r}.")
 

@@ -15,7 +15,6 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import nn
 
 from pyro_voed import Experiment, Fresh, eig_ace, eig_flow, eig_vnmc
-from pyro_voed.bounds import ace_terms, vnmc_terms
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
 from tests.estimators.weights import three_terms
@@ -48,20 +47,6 @@ class GaussianProposal(nn.Module):
 
     def log_prob(self, theta, context):
         return self.condition(context).log_prob(theta)
-
-
-# --- terms ----------------------------------------------------------------------------------------------------------
-
-
-def test_terms_in_closed_form():
-    log_likelihood, own, inner = torch.randn(6).double(), torch.randn(6).double(), torch.randn(6, 3).double()
-    average = (own.exp() + inner.exp().sum(-1)) / 4
-    torch.testing.assert_close(ace_terms(log_likelihood, own, inner), log_likelihood - average.log())
-    torch.testing.assert_close(vnmc_terms(log_likelihood, inner), log_likelihood - inner.exp().mean(-1).log())
-    nothing = torch.full((6, 9), -torch.inf).double()
-    alone = log_likelihood - own + math.log(10)
-    torch.testing.assert_close(ace_terms(log_likelihood, own, nothing), alone)
-    assert (vnmc_terms(log_likelihood, nothing) == torch.inf).all()
 
 
 @pytest.fixture(scope="module")

@@ -14,38 +14,10 @@ from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDiagonalNormal
 
 from pyro_voed import Experiment, eig_nmc, eig_pce
-from pyro_voed.bounds import nmc_terms, pce_terms
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian
+from tests.estimators.cases import SIDE, chain, chain_eig
 
-SIDE = 4.0
 BOTH = ["first", "y"]
-
-
-def chain(sites):
-    """A model of unit normals about sums of earlier sites, from the factor of each in each."""
-
-    def model():
-        values = {}
-        for name, factors in sites.items():
-            mean = sum((factor * values[earlier] for earlier, factor in factors.items()), torch.tensor(0.0))
-            values[name] = pyro.sample(name, dist.Normal(mean, 1.0))
-
-    return model
-
-
-def chain_eig(sites, targets, outcomes):
-    """Information between jointly Gaussian sites, whose values are the inverse of `one - factors` times noise."""
-    one = torch.eye(len(sites)).double()
-    factors = torch.tensor([[own.get(earlier, 0.0) for earlier in sites] for own in sites.values()]).double()
-    root = torch.linalg.inv(one - factors)
-    covariance, order = root @ root.mT, list(sites)
-
-    def entropy(names):
-        index = [order.index(name) for name in names]
-        return 0.5 * torch.logdet(covariance[index][:, index])
-
-    return (entropy(targets) + entropy(outcomes) - entropy([*targets, *outcomes])).item()
-
 
 # Sites, targets and outcomes; the nuisance is `u`. In "in between" the second target's site density is not its prior;
 # where outcomes are linked, the second depends on the first one's value.
@@ -210,16 +182,6 @@ def test_pce_cannot_exceed_the_logarithm_of_its_contrasts(num_inner):
 
     result = eig_pce(saturated, "y", num_outer_samples=150, num_inner_samples=num_inner, seed=0)
     assert math.log(num_inner + 1) - 0.1 <= result.eig <= math.log(num_inner + 1) + 1e-5
-
-
-def test_terms_of_both_sides_in_closed_form():
-    own, inner = torch.randn(7).double(), torch.randn(7, 4).double()
-    sums = inner.logsumexp(-1)
-    counted = (own.exp() + inner.exp().sum(-1)) / 5
-    torch.testing.assert_close(pce_terms(own, sums, 4, own), own - counted.log())
-    torch.testing.assert_close(nmc_terms(own, sums, 4), own - inner.exp().mean(-1).log())
-    nothing = torch.full((7,), -torch.inf).double()
-    torch.testing.assert_close(pce_terms(own, nothing, 4, own), torch.full((7,), math.log(5)).double())
 
 
 # --- replaced priors ------------------------------------------------------------------------------------------------
