@@ -29,10 +29,6 @@ from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.programs import is_deterministic, run_rows, sample_nodes
 
 PROBE_ROWS = 5
-WITHOUT_GRADIENTS = (
-    "Search without gradients: search_spsa climbs by estimates alone, search_grid compares candidate designs, as "
-    "eig_flow(designs=...) does in one call."
-)
 NO_GRADIENT = "Search without gradients: search_spsa or, in few dimensions, search_grid, with any estimator of designs."
 
 

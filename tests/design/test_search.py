@@ -1,4 +1,4 @@
-"""Grid and random search: the winner, the fresh estimate, what is refused and what is left behind."""
+"""Grid and random search, and what all searches of estimates share: the fresh estimate, ends and refusals."""
 
 import math
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from pyro.distributions import constraints
 
-from pyro_voed import eig_lbkld, eig_nmc, resolve
-from pyro_voed.design.evaluator import from_coordinates, in_interval, to_coordinates
-from pyro_voed.design.search import search_grid, search_random
+from pyro_voed import Experiment, eig_lbkld, eig_nmc
+from pyro_voed.design import search_grid, search_random, search_spsa
+from pyro_voed.design.coordinates import from_coordinates, in_interval, to_coordinates
 from pyro_voed.problems import implicit_toy
-from pyro_voed.results import EIGResult
+from pyro_voed.results import DesignResult, EIGResult
 
 SIDE = 4.0
 """Standard errors on the wrong side that pass: an exact estimate exceeds them with probability 3.2e-5."""
@@ -29,34 +29,13 @@ def two_labels():
     )
 
 
-def height(designs):
-    return -((designs["gain"] - 1.0) ** 2) - designs["angles"].square().sum(-1) - (designs["scale"].log() - 0.5) ** 2
+def height(gain, angles, scale):
+    return -((gain - 1.0) ** 2) - angles.square().sum(-1) - (scale.log() - 0.5) ** 2
 
 
-def noisy(noise, calls=None, model=two_labels):
-    """An estimator of one's own: `height` at the designs of `two_labels` with normal noise."""
-    experiment = resolve(model, "y", "theta")
-
-    def estimator(designs):
-        if calls is not None:
-            calls.append(designs)
-        full = {**experiment.design_values, **designs}
-        value = height(full)
-        return EIGResult(
-            eig=value + noise * torch.randn_like(value),
-            standard_error=torch.full_like(value, noise),
-            bound="neither",
-            estimator="noisy",
-            num_simulations=7 * value.numel(),
-            num_samples=7,
-            seconds=0.0,
-            designs=full,
-            target_labels=("theta",),
-            observation_labels=("y",),
-            experiment=experiment,
-        )
-
-    return estimator
+@pytest.fixture
+def noisy(own_estimator):
+    return lambda noise, **options: own_estimator(two_labels, height, noise, **options)
 
 
 def lbkld(model, **settings):
@@ -72,44 +51,38 @@ GRID = {"gain": [0.0, 0.5, 1.0, 2.0], "angles": [[0.0, 0.0], [0.5, 0.0], [0.0, 1
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_all_combinations_are_compared_and_the_best_is_found(together):
+def test_all_combinations_are_compared_and_the_best_is_found(noisy, together):
     calls = []
-    result = search_grid(noisy(0.0, calls), GRID, together=together, seed=0)
+    result = search_grid(noisy(0.0, calls=calls), GRID, together=together, seed=0)
+    drawn = result.candidates.designs
     assert result.candidates.eig.shape == (12,)
-    pairs = {
-        (gain, *angles)
-        for gain, angles in zip(
-            result.candidates.designs["gain"].tolist(), result.candidates.designs["angles"].tolist(), strict=True
-        )
-    }
-    assert len(pairs) == 12
+    assert len({(gain.item(), *angles.tolist()) for gain, angles in zip(drawn["gain"], drawn["angles"])}) == 12  # noqa: B905
     assert result.designs["gain"] == 1.0
     assert torch.equal(result.designs["angles"], torch.zeros(2))
-    assert result.chosen == int(result.candidates.eig.argmax())
     assert result.designs["scale"] == 3.0  # not searched over
     assert len(calls) == (2 if together else 13)  # all in one call or one each, and a fresh estimate of the best
+    assert isinstance(result, DesignResult)
+    assert [result.path, result.history, result.interrupted] == [None, None, False]
 
 
-def test_a_list_is_taken_row_by_row():
+def test_a_list_is_taken_row_by_row(noisy):
     values = {"gain": [0.1, 1.9, 1.0], "angles": [[0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]}
     result = search_grid(noisy(0.0), values, product=False, seed=0)
     assert result.candidates.eig.shape == (3,)
-    assert result.chosen in (0, 1)
+    assert result.designs["gain"] != 1.0
 
 
-def test_the_estimate_is_fresh_and_the_table_errs_upwards():
+def test_the_estimate_is_fresh_and_the_table_errs_upwards(noisy):
     # 300 equally good candidates: the largest of their estimates is 2.9 standard errors up, the fresh one is not.
-    values = {"gain": torch.full((300,), 1.0)}
-    truth = height({"gain": torch.tensor(1.0), "angles": torch.tensor([0.8, -0.7]), "scale": torch.tensor(3.0)})
-    result = search_grid(noisy(0.1), values, seed=0)
+    result = search_grid(noisy(0.1), {"gain": torch.full((300,), 1.0)}, seed=0)
+    truth = height(torch.tensor(1.0), torch.tensor([0.8, -0.7]), torch.tensor(3.0))
     assert result.candidates.eig.max() > truth + 0.2
     assert abs(result.eig - truth) <= SIDE * 0.1
-    assert result.eig != result.candidates.eig[result.chosen]
-    assert result.final.eig == result.eig
+    assert result.eig not in result.candidates.eig
     assert result.num_simulations == 7 * 301
 
 
-def test_separate_calls_share_their_random_numbers():
+def test_separate_calls_share_their_random_numbers(noisy):
     # Equal designs have equal estimates, so only the designs' difference is compared.
     result = search_grid(noisy(1.0), {"gain": [1.0, 1.0, 0.9]}, together=False, seed=0)
     first, second, third = result.candidates.eig.tolist()
@@ -122,10 +95,9 @@ def test_separate_calls_share_their_random_numbers():
 def test_the_toy_is_searched_with_an_estimator_of_the_library():
     values = {"xi": torch.linspace(0.1, 1.9, 7)}
     result = search_grid(lbkld(implicit_toy.implicit_toy()), values, seed=0)
-    exact = implicit_toy.exact_eig(values["xi"])
-    gap = (result.candidates.eig - exact).abs()
+    gap = (result.candidates.eig - implicit_toy.exact_eig(values["xi"])).abs()
     assert (gap <= SIDE * result.candidates.standard_error + 0.05).all()
-    assert result.chosen >= 5  # the last two differ by 0.14, some 3 standard errors
+    assert result.designs["xi"] > 1.5  # the last two differ by 0.14, some 3 standard errors
     assert result.bound == "lower"
     assert "best of 7 candidates" in str(result)
 
@@ -133,7 +105,7 @@ def test_the_toy_is_searched_with_an_estimator_of_the_library():
 # --- random candidates ----------------------------------------------------------------------------------------------
 
 
-def test_random_candidates_fill_intervals_and_surround_the_start_elsewhere():
+def test_random_candidates_fill_intervals_and_surround_the_start_elsewhere(noisy):
     result = search_random(noisy(0.0), 2_000, seed=0)
     drawn = result.candidates.designs
     place = drawn["gain"].double() / 2.0
@@ -146,52 +118,13 @@ def test_random_candidates_fill_intervals_and_surround_the_start_elsewhere():
     assert result.eig > -0.3  # the start has -2.2
 
 
-def test_a_proposal_is_used():
+def test_a_proposal_is_used(noisy):
     def proposal(num):
         return {"gain": torch.linspace(0.9, 1.1, num), "angles": 0.1 * torch.randn(num, 2)}
 
-    result = search_random(noisy(0.0), 11, proposal=proposal, seed=0)
-    assert torch.equal(result.candidates.designs["gain"], torch.linspace(0.9, 1.1, 11))
-    again = search_random(noisy(0.0), 11, proposal=proposal, seed=0)
-    assert torch.equal(result.designs["angles"], again.designs["angles"])
-
-
-def test_several_runs_of_one_seed_are_equal_and_others_differ():
-    results = []
-    for seed in (0, 0, 1):
-        pyro.clear_param_store()  # a search starts where the last one ended
-        results.append(search_random(noisy(0.1), 20, seed=seed))
-    first, second, third = results
-    assert torch.equal(first.candidates.eig, second.candidates.eig)
-    assert first.eig == second.eig
-    assert not torch.equal(first.candidates.eig, third.candidates.eig)
-
-
-# --- coordinates ----------------------------------------------------------------------------------------------------
-
-
-def test_coordinates_invert():
-    experiment = resolve(two_labels, "y", "theta").designs
-    designs = {"gain": torch.rand(5) * 2, "angles": torch.randn(5, 2), "scale": torch.rand(5) + 0.5}
-    x = to_coordinates(experiment, designs)
-    assert x.shape == (5, 4)
-    assert int(in_interval(experiment).sum()) == 1
-    back = from_coordinates(experiment, x)
-    for name, value in designs.items():
-        torch.testing.assert_close(back[name], value)
-        assert back[name].dtype == value.dtype
-
-
-def test_ends_of_intervals_are_reached_and_not_passed():
-    def model():
-        xi = pyro.param("xi", torch.full((2,), 0.5), constraint=constraints.interval(-0.1, 0.7))
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        return pyro.sample("y", dist.Normal(xi.sum(-1) * theta, 1.0))
-
-    (site,) = resolve(model, "y", "theta").designs
-    ends = from_coordinates([site], torch.tensor([[0.0, 1.0]], dtype=torch.double))["xi"]
-    assert torch.equal(ends, torch.tensor([[-0.1, 0.7]]))
-    assert site.constraint.check(ends).all()
+    first, again = (search_random(noisy(0.0), 11, proposal=proposal, seed=0) for _ in range(2))
+    assert torch.equal(first.candidates.designs["gain"], torch.linspace(0.9, 1.1, 11))
+    assert torch.equal(first.designs["angles"], again.designs["angles"])
 
 
 def test_simplex_designs_are_drawn_on_the_simplex():
@@ -207,24 +140,87 @@ def test_simplex_designs_are_drawn_on_the_simplex():
     torch.testing.assert_close(result.candidates.designs["xi"].sum(-1), torch.ones(10))
 
 
-# --- afterwards -----------------------------------------------------------------------------------------------------
+# --- coordinates ----------------------------------------------------------------------------------------------------
 
 
-def test_the_best_design_is_stored_and_the_random_streams_are_as_they_were():
-    before = torch.get_rng_state()
-    result = search_grid(lbkld(implicit_toy.implicit_toy()), {"xi": [0.2, 1.5]}, seed=0)
+def test_coordinates_invert():
+    sites = Experiment(two_labels, "y", "theta").designs
+    designs = {"gain": torch.rand(5) * 2, "angles": torch.randn(5, 2), "scale": torch.rand(5) + 0.5}
+    x = to_coordinates(sites, designs)
+    assert x.shape == (5, 4)
+    assert int(in_interval(sites).sum()) == 1
+    back = from_coordinates(sites, x)
+    for name, value in designs.items():
+        torch.testing.assert_close(back[name], value)
+        assert back[name].dtype == value.dtype
+
+
+def test_ends_of_intervals_are_reached_and_not_passed():
+    def model():
+        xi = pyro.param("xi", torch.full((2,), 0.5), constraint=constraints.interval(-0.1, 0.7))
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        return pyro.sample("y", dist.Normal(xi.sum(-1) * theta, 1.0))
+
+    (site,) = Experiment(model, "y", "theta").designs
+    ends = from_coordinates([site], torch.tensor([[0.0, 1.0]], dtype=torch.double))["xi"]
+    assert torch.equal(ends, torch.tensor([[-0.1, 0.7]]))
+    assert site.constraint.check(ends).all()
+
+
+# --- what all searches of estimates share ---------------------------------------------------------------------------
+
+SEARCHES = {
+    "grid": lambda estimator, **options: search_grid(estimator, {"gain": [0.2, 0.9, 1.5]}, together=False, **options),
+    "grid in one call": lambda estimator, **options: search_grid(estimator, {"gain": [0.2, 0.9, 1.5]}, **options),
+    "random": lambda estimator, **options: search_random(estimator, 4, together=False, **options),
+    "SPSA": lambda estimator, **options: search_spsa(estimator, num_steps=3, **options),
+    "SPSA from two starts": lambda estimator, **options: search_spsa(estimator, num_steps=3, num_starts=2, **options),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_equal_seeds_give_equal_searches_and_others_differ(noisy, name):
+    first, second, third = (SEARCHES[name](noisy(0.1), seed=seed) for seed in (0, 0, 1) if not pyro.clear_param_store())
+    assert first.eig == second.eig != third.eig
+    assert torch.equal(first.designs["gain"], second.designs["gain"])
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_best_design_is_stored_and_nothing_else_changes(noisy, name):
+    two_labels()
+    pyro.param("other", torch.tensor(1.0))
+    leaves = dict(pyro.get_param_store()._params)
+    estimator, before = noisy(0.1), torch.get_rng_state()
+    result = SEARCHES[name](estimator, seed=0)
     assert torch.equal(before, torch.get_rng_state())
-    assert list(pyro.get_param_store().keys()) == ["xi"]
-    torch.testing.assert_close(pyro.param("xi").detach(), result.designs["xi"])
-    assert result.experiment.design_values["xi"] == result.designs["xi"]
+    assert all(pyro.get_param_store()._params[name] is leaf for name, leaf in leaves.items())
+    assert sorted(pyro.get_param_store().keys()) == ["angles", "gain", "other", "scale"]
+    for label, value in result.designs.items():
+        torch.testing.assert_close(pyro.param(label).detach(), value)
+        assert torch.equal(result.experiment.design_values[label], value)
 
 
-def test_a_stored_leaf_is_kept_and_moved():
-    implicit_toy.implicit_toy()()
-    leaf = pyro.param("xi").unconstrained()
-    search_grid(lbkld(implicit_toy.implicit_toy()), {"xi": [0.2, 1.5]}, seed=0)
-    assert pyro.param("xi").unconstrained() is leaf
-    assert pyro.param("xi").item() == pytest.approx(1.5)
+@pytest.mark.parametrize("interrupted", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_ctrl_c_ends_a_search_with_the_best_of_the_complete_estimates(noisy, name, interrupted):
+    calls = []
+    estimator = noisy(0.0, calls=calls, interrupted=interrupted)
+    start = Experiment(two_labels, "y", "theta").design_values
+    if interrupted == 1:
+        with pytest.raises(KeyboardInterrupt):
+            SEARCHES[name](estimator, seed=0)
+        assert list(pyro.get_param_store().keys()) == []
+        return
+    result = SEARCHES[name](estimator, seed=0)
+    if len(calls) < interrupted:
+        assert not result.interrupted
+        return
+    assert len(calls) == interrupted
+    assert result.interrupted
+    assert "interrupted" in str(result)
+    complete = [height(**{**start, **designs}).max() for designs in calls[:-1]]
+    assert result.eig == max(complete)
+    assert pyro.param("gain").item() == pytest.approx(result.designs["gain"].item())
 
 
 def test_nothing_is_stored_after_an_error():
@@ -244,19 +240,12 @@ def test_nothing_is_stored_after_an_error():
 def test_an_estimator_without_a_model_is_searched_and_nothing_stored():
     def estimator(designs):
         xi = designs.get("xi", torch.tensor(0.0))
-        noise = 0.01 * torch.randn(xi.shape)
-        return EIGResult(
-            -((xi - 1) ** 2) + noise, torch.full_like(xi, 0.01), "neither", "own", 1, 1, 0.0, {"xi": xi}, (), ()
-        )
+        value = -((xi - 1) ** 2) + 0.01 * torch.randn(xi.shape)
+        return EIGResult(value, torch.full_like(xi, 0.01), "neither", "own", 1, 1, 0.0, {"xi": xi}, (), ())
 
     result = search_random(estimator, 50, seed=0)
     assert abs(result.designs["xi"] - 1.0) < 0.4
     assert list(pyro.get_param_store().keys()) == []
-
-
-def no_design():
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    return pyro.sample("y", dist.Normal(theta, 1.0))
 
 
 # --- at the door ----------------------------------------------------------------------------------------------------
@@ -278,44 +267,50 @@ def test_wrong_values_are_refused(values, words):
         search_grid(lbkld(implicit_toy.implicit_toy()), values, seed=0)
 
 
-def test_lists_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="values: expected equally many"):
-        search_grid(noisy(0.0), {"gain": [1.0, 0.5], "angles": [[0.0, 0.0]]}, product=False)
+def no_design():
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    return pyro.sample("y", dist.Normal(theta, 1.0))
 
 
-@pytest.mark.parametrize("search", [lambda f: search_grid(f, {"xi": [0.2, 1.0]}), lambda f: search_random(f, 3)])
+WRONG_ESTIMATORS = {
+    "no callable": (3, TypeError, "estimator"),
+    "no result": (lambda designs: 1.0, TypeError, "expected a function from designs to an EIGResult, got float"),
+    "designs ignored": (
+        lambda designs: lbkld(implicit_toy.implicit_toy())({"xi": torch.ones(3)}),
+        ValueError,
+        "other values of design 'xi'|to estimate at the designs as they stand",
+    ),
+    "fixed seed": (lbkld(implicit_toy.implicit_toy(), seed=3), ValueError, "same random numbers in each call"),
+    "no design": (lbkld(no_design), ValueError, "no design"),
+}
+
+
 @pytest.mark.parametrize(
-    ("estimator", "error", "words"),
+    "search",
     [
-        (3, TypeError, "estimator"),
-        (lambda designs: 1.0, TypeError, "expected a function from designs to an EIGResult, got float"),
-        (lambda designs: lbkld(implicit_toy.implicit_toy())({}), ValueError, "other values of design 'xi'"),
-        (lbkld(implicit_toy.implicit_toy(), seed=3), ValueError, "same random numbers in each call"),
-        (lbkld(no_design), ValueError, "no design"),
+        lambda f: search_grid(f, {"xi": [0.2, 1.0]}),
+        lambda f: search_random(f, 3),
+        lambda f: search_spsa(f, num_steps=2),
     ],
-    ids=["no callable", "no result", "designs ignored", "fixed seed", "no design"],
+    ids=["grid", "random", "SPSA"],
 )
-def test_wrong_estimators_are_refused(search, estimator, error, words):
+@pytest.mark.parametrize("name", WRONG_ESTIMATORS)
+def test_wrong_estimators_are_refused(search, name):
+    estimator, error, words = WRONG_ESTIMATORS[name]
     with pytest.raises(error, match=words):
         search(estimator)
 
 
-def test_estimates_that_are_not_finite_are_errors():
-    def estimator(designs):
-        result = noisy(0.1)(designs)
-        vars(result)["eig"][...] = math.nan
-        return result
-
-    with pytest.raises(ArithmeticError, match="noisy: estimates are not finite at the designs"):
+def test_estimates_that_are_not_finite_are_errors(own_estimator):
+    estimator = own_estimator(two_labels, lambda gain, **others: gain / 0.0 * 0.0, 0.1)
+    with pytest.raises(ArithmeticError, match="own: estimates are not finite at the designs"):
         search_grid(estimator, GRID)
 
 
-@pytest.mark.parametrize("num", [0, -3])
-def test_no_candidates_are_refused(num):
+def test_numbers_that_do_not_fit_are_refused(noisy):
+    with pytest.raises(ValueError, match="values: expected equally many"):
+        search_grid(noisy(0.0), {"gain": [1.0, 0.5], "angles": [[0.0, 0.0]]}, product=False)
     with pytest.raises(ValueError, match="num_candidates"):
-        search_random(noisy(0.0), num)
-
-
-def test_a_proposal_of_another_number_is_refused():
+        search_random(noisy(0.0), 0)
     with pytest.raises(ValueError, match="proposal: expected 4 values"):
         search_random(noisy(0.0), 4, proposal=lambda num: {"gain": torch.ones(3)})

@@ -9,13 +9,15 @@ import pytest
 import torch
 from pyro.distributions import constraints
 
-from pyro_voed import eig_lbkld, eig_pce, resolve
-from pyro_voed.design.search import search_grid
-from pyro_voed.design.spsa import Gains, reflected, search_spsa, spsa_ascent, spsa_gradient
+from pyro_voed import eig_lbkld, eig_pce
+from pyro_voed.design import search_grid, search_spsa
+from pyro_voed.design.perturbation import Gains, reflected, spsa_ascent, spsa_gradient
+from pyro_voed.design.spsa import _stop_reason
 from pyro_voed.problems import implicit_toy
 from pyro_voed.problems.aphids import aphids, leaping_counts
 from pyro_voed.problems.linear_gaussian import exact_eig, linear_gaussian
-from pyro_voed.results import DesignResult, EIGResult
+from pyro_voed.results import DesignResult
+from pyro_voed.training.loop import TrainingStopped
 
 SIDE = 4.0
 """Standard errors on the wrong side that pass: an exact estimate exceeds them with probability 3.2e-5."""
@@ -63,7 +65,7 @@ def test_slopes_of_a_quadratic_are_unbiased(noise):
     assert ((gradients.mean(0) - exact).abs() <= SIDE * error + 1e-12).all()
 
 
-def test_directions_are_signs_and_take_two_evaluations_whatever_the_dimension():
+def test_directions_are_signs_and_take_two_evaluations_in_any_dimension():
     seen = []
 
     def evaluate(points):
@@ -112,16 +114,9 @@ def ends(noise, num_steps, *, num_repeats=1, num_starts=100, shared=0.0, seed=0)
         return quadratic(points) + noise * (math.sqrt(shared) * both + math.sqrt(1 - shared) * own)
 
     starts = torch.rand(num_starts, 3, generator=generator, dtype=torch.double)
-    path, _ = spsa_ascent(
-        evaluate,
-        starts,
-        ~FREE,
-        Gains(0.5, 0.1, 20.0),
-        num_steps=num_steps,
-        num_repeats=num_repeats,
-        largest_step=0.2,
-        generator=generator,
-    )
+    settings = {"num_steps": num_steps, "num_repeats": num_repeats, "largest_step": 0.2, "generator": generator}
+    steps = spsa_ascent(evaluate, starts, ~FREE, Gains(0.5, 0.1, 20.0), **settings)
+    path = torch.stack([starts, *(x for x, _ in steps)])
     assert (path >= 0).all()
     assert (path <= 1).all()
     assert (path.diff(dim=0).abs() <= 0.2 + 1e-12).all()
@@ -159,25 +154,16 @@ def hills():
     return pyro.sample("y", dist.Normal(xi * theta, 1.0))
 
 
-def noisy_hills(noise, calls=None):
-    experiment = resolve(hills, "y", "theta")
-
-    def estimator(designs):
-        if calls is not None:
-            calls.append(designs)
-        xi = designs.get("xi", experiment.design_values["xi"])
-        value = torch.exp(-0.5 * (xi - 2.0) ** 2) + 2.0 * torch.exp(-0.5 * (xi - 8.0) ** 2)
-        noisy = value + noise * torch.randn_like(value)
-        labels = (("theta",), ("y",))
-        return EIGResult(
-            noisy, torch.full_like(value, noise), "neither", "hills", 5 * xi.numel(), 5, 0.0, {"xi": xi}, *labels,
-            experiment=experiment,
-        )  # fmt: skip
-
-    return estimator
+def hills_height(xi):
+    return torch.exp(-0.5 * (xi - 2.0) ** 2) + 2.0 * torch.exp(-0.5 * (xi - 8.0) ** 2)
 
 
-def test_one_start_finds_its_hill_and_several_find_the_higher():
+@pytest.fixture
+def noisy_hills(own_estimator):
+    return lambda noise, **options: own_estimator(hills, hills_height, noise, **options)
+
+
+def test_one_start_finds_its_hill_and_several_find_the_higher(noisy_hills):
     alone = search_spsa(noisy_hills(0.02), num_steps=60, seed=0)
     assert abs(alone.designs["xi"] - 2.0) < 0.4
     pyro.clear_param_store()
@@ -188,7 +174,7 @@ def test_one_start_finds_its_hill_and_several_find_the_higher():
     assert several.initial.eig == pytest.approx(math.exp(-0.125), abs=SIDE * 0.02)
 
 
-def test_starts_of_ones_own_follow_the_stored_one():
+def test_given_starts_follow_the_stored_one(noisy_hills):
     result = search_spsa(noisy_hills(0.02), starts={"xi": torch.tensor([7.0, 1.0])}, num_steps=60, seed=0)
     assert result.start_eigs.shape == (3,)
     assert int(result.start_eigs.argmax()) == 1
@@ -196,19 +182,19 @@ def test_starts_of_ones_own_follow_the_stored_one():
 
 
 @pytest.mark.parametrize("common", [True, False])
-def test_the_calls_are_those_promised(common):
+def test_the_calls_are_those_promised(noisy_hills, common):
     calls = []
     result = search_spsa(
-        noisy_hills(0.1, calls), num_steps=10, num_repeats=2, num_starts=3, common_random_numbers=common, seed=0
+        noisy_hills(0.1, calls=calls), num_steps=10, num_repeats=2, num_starts=3, common_random_numbers=common, seed=0
     )
     points = sum(designs["xi"].numel() if designs else 1 for designs in calls)
     # The start; five pilot differences; four estimates a step and start; each end once; the winner again.
     assert points == 1 + 2 * 5 + 10 * 4 * 3 + 3 + 1
     assert len(calls) == (points if common else 1 + 1 + 10 + 3 + 1)
-    assert result.num_simulations == 5 * points
+    assert result.num_simulations == 7 * points
 
 
-def test_the_record_tells_the_search():
+def test_the_record_tells_the_search(noisy_hills):
     result = search_spsa(noisy_hills(0.0), num_steps=40, num_starts=2, seed=0)
     assert isinstance(result, DesignResult)
     assert result.path["xi"].shape == (41,)
@@ -218,26 +204,21 @@ def test_the_record_tells_the_search():
     assert result.history.bound[-5:].mean() > result.history.bound[:5].mean()
     steps = torch.tensor([(5.0 / (4 + k)) ** 0.602 for k in range(1, 41)])
     torch.testing.assert_close(result.history.learning_rate, steps)
-    assert "40 steps, stopped by budget" in str(result)
+    assert "40 steps, stopped by " in str(result)
 
 
-def test_the_estimate_is_fresh():
+def test_a_search_says_whether_its_estimates_still_rose():
+    noise = 0.1 * torch.randn(100)
+    assert _stop_reason(noise + torch.arange(100.0)) == "budget"
+    assert _stop_reason(noise - torch.arange(100.0)) == "converged"
+    assert _stop_reason(noise[:3]) == "budget"
+
+
+def test_the_estimate_is_fresh(noisy_hills):
     # The end does not depend on the noise of the last estimates: equal seeds, equal searches, another one at the end.
     result = search_spsa(noisy_hills(0.1), num_steps=60, num_starts=4, seed=0)
-    xi = result.designs["xi"]
-    truth = torch.exp(-0.5 * (xi - 2.0) ** 2) + 2.0 * torch.exp(-0.5 * (xi - 8.0) ** 2)
-    assert abs(result.eig - truth) <= SIDE * 0.1
+    assert abs(result.eig - hills_height(result.designs["xi"])) <= SIDE * 0.1
     assert result.eig not in result.start_eigs
-
-
-def test_equal_seeds_give_equal_searches_and_others_differ():
-    results = []
-    for seed in (0, 0, 1):
-        pyro.clear_param_store()
-        results.append(search_spsa(noisy_hills(0.1), num_steps=10, num_starts=2, seed=seed))
-    assert torch.equal(results[0].path["xi"], results[1].path["xi"])
-    assert results[0].eig == results[1].eig
-    assert not torch.equal(results[0].path["xi"], results[2].path["xi"])
 
 
 def angle():
@@ -301,7 +282,7 @@ def test_the_time_to_count_aphids_is_found():
     assert result.eig > 0.75
 
 
-def test_it_agrees_with_a_grid():
+def test_it_agrees_with_a_grid(noisy_hills):
     grid = search_grid(noisy_hills(0.01), {"xi": torch.linspace(0.0, 10.0, 101)}, seed=0)
     pyro.clear_param_store()
     climbed = search_spsa(noisy_hills(0.01), num_steps=80, num_starts=5, seed=0)
@@ -311,18 +292,7 @@ def test_it_agrees_with_a_grid():
 # --- afterwards, and at the door ------------------------------------------------------------------------------------
 
 
-def test_nothing_else_changes():
-    pyro.param("other", torch.tensor(1.0))
-    leaf = pyro.param("other").unconstrained()
-    estimator = noisy_hills(0.1)
-    before = torch.get_rng_state()
-    search_spsa(estimator, num_steps=3, seed=0)
-    assert torch.equal(before, torch.get_rng_state())
-    assert sorted(pyro.get_param_store().keys()) == ["other", "xi"]
-    assert pyro.param("other").unconstrained() is leaf
-
-
-def test_an_error_carries_the_designs_reached_and_stores_nothing():
+def test_an_error_carries_the_designs_reached_and_stores_nothing(noisy_hills):
     calls = []
     inner = noisy_hills(0.0)
 
@@ -332,7 +302,7 @@ def test_an_error_carries_the_designs_reached_and_stores_nothing():
             raise RuntimeError("no more licences")
         return inner(designs)
 
-    with pytest.raises(RuntimeError, match="licences") as caught:
+    with pytest.raises(TrainingStopped, match="licences") as caught:
         search_spsa(failing, num_starts=2, seed=0)
     assert caught.value.designs["xi"].shape == (2,)
     assert list(pyro.get_param_store().keys()) == []
@@ -351,28 +321,13 @@ def test_an_error_carries_the_designs_reached_and_stores_nothing():
         ({"stability": -1.0}, ValueError, "stability"),
         ({"alpha": -1.0}, ValueError, "alpha"),
         ({"gamma": math.nan}, ValueError, "gamma"),
-        ({"starts": {"x": [1.0]}}, ValueError, "no design called"),
-        ({"starts": {"xi": [11.0]}}, ValueError, "violates its constraint"),
-        ({"starts": {"xi": 1.0}}, ValueError, "starts: expected shape"),
-        ({"starts": {}}, ValueError, "starts: expected shape"),
+        ({"starts": {"x": [1.0]}}, ValueError, "starts: .* no design called"),
+        ({"starts": {"xi": [11.0]}}, ValueError, r"starts\['xi'\]: expected values inside"),
+        ({"starts": {"xi": 1.0}}, ValueError, r"starts\['xi'\]: expected shape"),
+        ({"starts": {}}, ValueError, "starts: expected a dict"),
+        ({"starts": {"xi": [1.0]}, "num_starts": 2}, ValueError, "not both"),
     ],
 )
-def test_wrong_settings_are_refused(settings, error, words):
+def test_wrong_settings_are_refused(noisy_hills, settings, error, words):
     with pytest.raises(error, match=words):
         search_spsa(noisy_hills(0.1), **settings)
-
-
-def test_a_fixed_seed_in_the_estimator_is_refused():
-    def estimator(designs):
-        return eig_lbkld(implicit_toy.implicit_toy(), "y", "theta", designs=designs, num_samples=1_000, seed=1)
-
-    with pytest.raises(ValueError, match="same random numbers in each call"):
-        search_spsa(estimator, num_steps=2)
-
-
-def test_estimates_for_several_designs_at_the_start_are_refused():
-    def estimator(designs):
-        return noisy_hills(0.1)({"xi": torch.ones(3)})
-
-    with pytest.raises(ValueError, match="it is to estimate at the designs as they stand"):
-        search_spsa(estimator, num_steps=2)
