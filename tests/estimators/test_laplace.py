@@ -11,11 +11,12 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal
 
-from pyro_voed.estimators.laplace import curvature, eig_laplace, laplace_terms, newton_modes
+from pyro_voed import Experiment, eig_laplace
 from pyro_voed.problems.finite import finite
 from pyro_voed.problems.implicit_toy import implicit_toy
 from pyro_voed.problems.linear_gaussian import DEFAULT_DESIGN, DEFAULT_EIG, exact_eig, linear_gaussian
 from pyro_voed.problems.michaelis_menten import BEST_DESIGNS, BEST_EIG, START_EIG, michaelis_menten
+from tests.estimators.cases import NOISE, chain
 
 THRESHOLD = 4.5
 DESIGNS = torch.stack([torch.tensor(DEFAULT_DESIGN), 2.0 * torch.tensor(DEFAULT_DESIGN)])
@@ -23,37 +24,6 @@ DESIGNS = torch.stack([torch.tensor(DEFAULT_DESIGN), 2.0 * torch.tensor(DEFAULT_
 
 def check_near(result, exact, gap=0.0):
     assert (abs(result.eig - exact) < gap + THRESHOLD * result.standard_error).all(), f"{result.eig}, exact {exact}"
-
-
-def two_sites():
-    """Two targets that one outcome correlates: Hessians of each site alone would give 0.5 log 2 twice."""
-    first = pyro.sample("first", dist.Normal(0.0, 1.0))
-    second = pyro.sample("second", dist.Normal(0.0, 1.0))
-    return pyro.sample("y", dist.Normal(first + second, 1.0))
-
-
-def test_curvature_is_that_of_each_row():
-    matrices = torch.randn(4, 3, 3)
-    matrices = matrices @ matrices.mT
-    theta = torch.randn(4, 3)
-    value, gradient, precision = curvature(
-        lambda x: -0.5 * (x * (matrices @ x.unsqueeze(-1)).squeeze(-1)).sum(-1), theta
-    )
-    assert torch.allclose(precision, matrices, atol=1e-4)
-    assert torch.allclose(gradient, -(matrices @ theta.unsqueeze(-1)).squeeze(-1), atol=1e-4)
-    assert value.shape == (4,)
-
-
-def test_a_linear_log_density_has_no_curvature():
-    _, _, precision = curvature(lambda x: x.sum(-1), torch.zeros(2, 3))
-    assert torch.equal(precision, torch.zeros(2, 3, 3))
-    assert torch.isnan(laplace_terms(torch.zeros(2), precision)).all()
-
-
-def test_newton_climbs_from_where_the_curvature_is_negative():
-    # log density of a Student t with a saddle of curvature beyond its scale; undamped Newton runs away from 3.
-    modes = newton_modes(lambda x: -2.0 * torch.log1p(x.square()).sum(-1), torch.tensor([[3.0, -0.2], [-5.0, 4.0]]), 30)
-    assert modes.abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("num_newton_steps", [0, 20])
@@ -66,7 +36,8 @@ def test_exact_for_gaussian_posteriors(num_newton_steps):
 
 
 def test_sites_are_taken_together():
-    check_near(eig_laplace(two_sites, "y", num_samples=20_000, seed=0), 0.5 * math.log(3.0))
+    # Two targets that one outcome correlates: Hessians of each site alone would give 0.5 log 2 twice.
+    check_near(eig_laplace(chain(NOISE), "y", num_samples=20_000, seed=0), 0.5 * math.log(3.0))
 
 
 def test_a_batch_of_designs():
@@ -76,7 +47,7 @@ def test_a_batch_of_designs():
 
 
 def test_experiments_run_one_by_one_agree():
-    result = eig_laplace(linear_gaussian(), "y", vectorize=False, num_samples=60, seed=0)
+    result = eig_laplace(Experiment(linear_gaussian(), "y", vectorize=False), num_samples=60, seed=0)
     check_near(result, DEFAULT_EIG)
 
 
@@ -133,7 +104,7 @@ def test_refusals():
 
     guide = AutoDiagonalNormal(pyro.poutine.block(linear_gaussian(), expose=["theta"]))
     with pytest.raises(NotImplementedError, match="auxiliary sites"):
-        eig_laplace(linear_gaussian(), "y", prior=guide, seed=0)
+        eig_laplace(Experiment(linear_gaussian(), "y", prior=guide), seed=0)
 
 
 def test_mostly_indefinite_curvatures_are_an_error():
