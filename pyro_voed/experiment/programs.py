@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -157,13 +158,12 @@ def _one_by_one(
     row_values: Mapping[str, Tensor],
     row_coordinates: Mapping[str, Tensor],
 ) -> ProgramRun:
-    def of_row(rows: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
-        return {name: value[row] for name, value in rows.items()}
-
     traces = []
     for row in range(num_rows):
-        assignments = _assignments(of_row(row_values, row), of_row(row_coordinates, row))
-        traces.append(trace_program(program, {**designs, **of_row(row_designs, row)}, assignments, None))
+        own, values, coordinates = (
+            {name: value[row] for name, value in rows.items()} for rows in (row_designs, row_values, row_coordinates)
+        )
+        traces.append(trace_program(program, {**designs, **own}, _assignments(values, coordinates), None))
     return ProgramRun(tuple(traces), 1, shapes)
 
 
@@ -194,20 +194,18 @@ def _lay_out_design(program: Program, name: str, value: Tensor) -> Tensor:
 
 
 def _assignments(values: Mapping[str, Tensor], coordinates: Mapping[str, Tensor]) -> dict[str, Callable[[Any], Tensor]]:
+    assigned = {name: partial(_put_value, value) for name, value in values.items()}
+    return assigned | {name: partial(_put_coordinates, rows) for name, rows in coordinates.items()}
+
+
+def _put_value(value: Tensor, msg: Any) -> Tensor:
     # By the time a message is seen the plates have expanded its distribution, so its shape is that of the value.
-    def put_value(value: Tensor) -> Callable[[Any], Tensor]:
-        return lambda msg: value.reshape(msg["fn"].batch_shape + msg["fn"].event_shape)
+    return value.reshape(msg["fn"].batch_shape + msg["fn"].event_shape)
 
-    def put_coordinates(rows: Tensor) -> Callable[[Any], Tensor]:
-        def put(msg: Any) -> Tensor:
-            transform = support_transform(msg["fn"])
-            shape = transform.inverse_shape(msg["fn"].batch_shape + msg["fn"].event_shape)
-            return transform(rows.reshape(shape))
 
-        return put
-
-    assigned = {name: put_value(value) for name, value in values.items()}
-    return assigned | {name: put_coordinates(rows) for name, rows in coordinates.items()}
+def _put_coordinates(rows: Tensor, msg: Any) -> Tensor:
+    transform = support_transform(msg["fn"])
+    return transform(rows.reshape(transform.inverse_shape(msg["fn"].batch_shape + msg["fn"].event_shape)))
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,17 @@ into a run of one experiment at the design in question, and that run is packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
-from pyro_voed.checks import Labels, as_labels, as_site_values, check_callable
+from pyro_voed.checks import as_site_values
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import pack_outcomes
-from pyro_voed.experiment.programs import ProgramRun, is_deterministic, run_rows, sample_nodes
+from pyro_voed.experiment.programs import ProgramRun, run_rows
 from pyro_voed.experiment.sites import Site
 from pyro_voed.results import element_names
 
@@ -123,28 +122,6 @@ def like_simulated(experiment: Experiment, run: ProgramRun, values: Mapping[str,
         # A NaN there would pass the mask of the log density but not that of its gradient.
         conditioned[site.name] = value if site.measured is None else torch.where(site.measured, value, simulated)
     return conditioned
-
-
-def deterministic_outcomes(model: Callable[..., Any] | Experiment, labels: Labels) -> list[str]:
-    """Return which of the named outcomes the model computes rather than draws, seen in one run of it.
-
-    Needs no targets, without which a model that computes its outcome cannot be resolved.
-
-    Example:
-        >>> from pyro_voed.problems.implicit_toy import implicit_toy
-        >>> deterministic_outcomes(implicit_toy(), "y")
-        ['y']
-    """
-    if isinstance(model, Experiment):
-        return [site.name for site in model.observations if site.is_deterministic]
-    named = as_labels(labels, "observation_labels")
-    if named is None:
-        return []
-    check_callable(model)
-    with poutine.trace() as recorder:
-        model()
-    nodes = sample_nodes(recorder.trace)
-    return [name for name in named if name in nodes and is_deterministic(nodes[name])]
 
 
 def packed_names(experiment: Experiment) -> list[str]:

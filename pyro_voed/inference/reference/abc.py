@@ -37,7 +37,6 @@ References:
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,11 +48,10 @@ from torch import Tensor
 
 from pyro_voed.checks import Labels, check_callable, check_count, warn
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.designs import design_batch_shape
-from pyro_voed.experiment.experiment import Experiment, as_experiment
-from pyro_voed.experiment.packing import JointSample, pack_run, put_targets, unpack_targets
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import JointSample, combine, pack_run, put_targets, unpack_targets
 from pyro_voed.experiment.sampling import draw_joint
-from pyro_voed.inference.outcomes import check_outcome, pack_outcome, to_inference_data
+from pyro_voed.inference.outcomes import pack_outcome
 from pyro_voed.inference.reference.abc_terms import (
     Metric,
     adjusted,
@@ -63,10 +61,10 @@ from pyro_voed.inference.reference.abc_terms import (
     prior_metric,
     weighted_effective_size,
 )
+from pyro_voed.inference.reference.conditioned import conditioned, mixing_faults
 from pyro_voed.inference.reference.smc_terms import stratified_ancestors
 from pyro_voed.results import PosteriorSample
 
-MIN_EFFECTIVE_SAMPLE_SIZE = 100
 MAX_TOLERANCE = 0.3
 """Warned above, as a share of the median distance between two unrelated outcomes of the prior."""
 SHARE_OF_PRIOR = 0.1
@@ -94,7 +92,8 @@ def abc_posterior(
     median distance between two unrelated outcomes of the prior.
 
     Args:
-        model: A Pyro program of one experiment; it needs no densities (several populations need that of the targets).
+        model: A Pyro program of one experiment, or an `Experiment`. It needs no densities; several populations need
+            that of the targets.
         observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
         observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
         target_labels: Sites to return; default: all latent sites. With a deterministic outcome they must be named.
@@ -145,13 +144,10 @@ def abc_posterior(
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance: expected a finite number of at least 0, got {tolerance!r}.")
     with isolated(seed), torch.no_grad():
-        started = time.perf_counter()
-        experiment, values = as_experiment(model, observation_labels, target_labels, designs)
+        case = conditioned(model, observations, observation_labels, target_labels, designs)
+        experiment, values = case.experiment, case.designs
         _check_movable(experiment, num_populations, regression_adjustment)
-        if batch := design_batch_shape(experiment, values):
-            raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
-        observed = check_outcome(experiment, observations)
-        packed = pack_outcome(experiment, observed, values)
+        packed = pack_outcome(experiment, case.observed, values)
         with pyro.validation_enabled(False):
             num_rows = num_simulations // num_populations
             first = _checked(draw_joint(experiment, num_rows, values), 1)
@@ -165,16 +161,13 @@ def abc_posterior(
         draws = {name: value.unsqueeze(0) for name, value in draws.items()}
         reached = kept[-1].tolerance
         _warn_coarse(experiment, effective, reached, metric.spread)
-        return PosteriorSample(
-            values=draws,
-            observations=observed,
-            method="ABC",
-            seconds=time.perf_counter() - started,
-            effective_sample_size=effective,
-            inference_data=to_inference_data(draws, observed),
+        return case.sample(
+            "ABC",
+            draws,
+            effective,
             acceptance_rate=(torch.tensor([part.share for part in kept]),),
             tolerance=reached,
-            num_simulations=experiment.program.num_calls,
+            num_simulations=experiment.num_calls,
         )
 
 
@@ -246,21 +239,7 @@ def _proposed(
         kernel = mixture_log_density(theta, before.theta, before.weights, factor)
         return torch.logaddexp(math.log(share) + log_prior, math.log1p(-share) + kernel)
 
-    return _joined(drawn, moved), log_proposal
-
-
-def _joined(first: JointSample, second: JointSample) -> JointSample:
-    # Checked at the door.
-    assert first.log_prior is not None
-    assert second.log_prior is not None
-    return JointSample(
-        theta=torch.cat([first.theta, second.theta]),
-        y=torch.cat([first.y, second.y]),
-        log_det=torch.cat([first.log_det, second.log_det]),
-        outcome_log_det=torch.cat([first.outcome_log_det, second.outcome_log_det]),
-        log_prior=torch.cat([first.log_prior, second.log_prior]),
-        values={name: torch.cat([value, second.values[name]]) for name, value in first.values.items()},
-    )
+    return combine([drawn, moved], torch.cat, None), log_proposal
 
 
 def _checked(sample: JointSample, population: int) -> JointSample:
@@ -307,25 +286,21 @@ def _check_movable(experiment: Experiment, num_populations: int, regression_adju
         )
     if num_populations > 1 and (not experiment.has_log_prior or experiment.has_auxiliary_density):
         raise NotImplementedError(
-            f"targets {list(experiment.target_labels)} have no prior density of their own (it depends on nuisance sites, or "
-            "a replaced prior does not state it), which the weights of several populations need. Use "
+            f"targets {list(experiment.target_labels)} have no prior density of their own (it depends on nuisance "
+            "sites, or a replaced prior does not state it), which the weights of several populations need. Use "
             "num_populations=1, or name all latent sites as targets."
         )
 
 
 def _warn_coarse(experiment: Experiment, effective: Mapping[str, Tensor], tolerance: float, spread: float) -> None:
-    found = [
-        f"'{name}' has an effective sample size of {float(size.min()):.0f}"
-        for name, size in effective.items()
-        if not float(size.min()) >= MIN_EFFECTIVE_SAMPLE_SIZE
-    ]
+    found = mixing_faults(effective)
     if tolerance > MAX_TOLERANCE * spread:
         found.append(
-            f"the tolerance {tolerance:.3g} of outcome {list(experiment.observation_labels)} is large beside the median "
-            f"distance {spread:.3g} between two unrelated outcomes, so the posterior may be far too wide"
+            f"the tolerance {tolerance:.3g} of outcome {list(experiment.observation_labels)} is large beside the "
+            f"median distance {spread:.3g} between two unrelated outcomes, so the posterior may be far too wide"
         )
     if found:
         warn(
             f"ABC is no reference here: {'; '.join(found)}. Raise num_simulations or num_populations, adjust quantile, "
-            "or give a statistic with fewer elements.",
+            "or give a statistic with fewer elements."
         )

@@ -34,7 +34,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +41,7 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 MAX_PAIRS = 2**22
 MAD_TO_SCALE = 1.4826
@@ -232,13 +232,10 @@ def mixture_log_density(
         >>> mixture_log_density(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1), torch.eye(1))
         tensor([-0.9189], dtype=torch.float64)
     """
-    factor, log_weights = factor.double(), weights.double().log()
-    white = torch.linalg.solve_triangular(factor, (centres - centres[0]).double().mT, upper=False).mT
-    points = torch.linalg.solve_triangular(factor, (theta - centres[0]).double().mT, upper=False).mT
-    rows = max(1, MAX_PAIRS // len(centres))
-    terms = [torch.logsumexp(log_weights - 0.5 * torch.cdist(part, white).square(), -1) for part in points.split(rows)]
-    constant = 0.5 * theta.shape[-1] * math.log(2 * math.pi) + factor.diagonal().log().sum()
-    return torch.cat(terms) - constant
+    kernels = MultivariateNormal(centres.double(), scale_tril=factor.double(), validate_args=False)
+    mixture = MixtureSameFamily(Categorical(weights.double()), kernels, validate_args=False)
+    parts = theta.double().split(max(1, MAX_PAIRS // len(centres)))
+    return torch.cat([mixture.log_prob(part) for part in parts])
 
 
 def _statistics(statistic: Callable[[Tensor], Tensor] | None, y: Tensor) -> Tensor:

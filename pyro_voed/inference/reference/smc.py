@@ -28,7 +28,6 @@ References:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,17 +35,14 @@ from typing import Any
 import pyro
 import torch
 from jaxtyping import Float, Int
-from pyro import distributions as dist
-from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 
 from pyro_voed.checks import Labels, check_count, warn
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.experiment.designs import design_batch_shape
-from pyro_voed.experiment.experiment import Experiment, as_experiment
-from pyro_voed.experiment.programs import ProgramRun, base_distribution, is_deterministic, run_rows, sample_nodes
-from pyro_voed.experiment.scoring import outcome_log_likelihood
-from pyro_voed.inference.outcomes import check_outcome, deterministic_outcomes, like_simulated, to_inference_data
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.programs import ProgramRun
+from pyro_voed.inference.reference.conditioned import between_runs, conditioned, mixing_faults
+from pyro_voed.inference.reference.latents import Latents, latents_of
 from pyro_voed.inference.reference.smc_terms import (
     Particles,
     combined_evidence,
@@ -60,8 +56,6 @@ from pyro_voed.inference.reference.smc_terms import (
 from pyro_voed.monte_carlo import log_mean_exp
 from pyro_voed.results import PosteriorSample
 
-MAX_R_HAT = 1.05
-MIN_EFFECTIVE_SAMPLE_SIZE = 100
 MIN_ACCEPTANCE = 0.03
 
 
@@ -85,7 +79,7 @@ def smc_posterior(
     3 % of a stage's steps are accepted, or its moves end at `max_moves`.
 
     Args:
-        model: A Pyro program of one experiment.
+        model: A Pyro program of one experiment, or an `Experiment` with labels, prior and the rest.
         observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
         observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
         target_labels: Sites to return, deterministic ones too; default: all latent sites.
@@ -125,16 +119,9 @@ def smc_posterior(
     if not 0 < effective_share < 1:
         raise ValueError(f"effective_share: expected a number in (0, 1), got {effective_share!r}.")
     with isolated(seed):
-        started = time.perf_counter()
-        # Before the experiment is read, which would ask for the targets first.
-        _refuse_implicit(deterministic_outcomes(model, observation_labels))
-        experiment, values = as_experiment(model, observation_labels, target_labels, designs)
-        _check_sampleable(experiment)
-        if batch := design_batch_shape(experiment, values):
-            raise ValueError(f"designs: expected the one design of the outcome, got a batch of shape {tuple(batch)}.")
-        observed = check_outcome(experiment, observations)
+        case = conditioned(model, observations, observation_labels, target_labels, designs, scored_by="SMC")
         with torch.no_grad(), pyro.validation_enabled(False):
-            latents = _latents(experiment, values, observed)
+            latents = latents_of(case)
             if num_particles <= 2 * sum(latents.sizes):
                 raise ValueError(
                     f"num_particles: expected more than twice the {sum(latents.sizes)} latent coordinates, got "
@@ -142,26 +129,25 @@ def smc_posterior(
                 )
             runs = [_run(latents, num_particles, effective_share, max_moves) for _ in range(num_runs)]
             chains = [latents.targets(run.theta) for run in runs]
-        draws = {name: torch.stack([chain[name] for chain in chains]) for name in experiment.target_labels}
-        r_hat = {name: gelman_rubin(value.double()) for name, value in draws.items()}
+        draws = {name: torch.stack([chain[name] for chain in chains]) for name in case.experiment.target_labels}
+        r_hat = between_runs(draws)
         judged = {name: effective_size(value, [run.ancestors for run in runs]) for name, value in draws.items()}
-        _warn_mixing(r_hat, judged, runs)
+        effective = {name: size for name, (size, _) in judged.items()}
+        disagreeing = [name for name, (_, disagree) in judged.items() if disagree.any()]
+        _warn_mixing(mixing_faults(effective, r_hat), disagreeing, runs)
         log_evidence, error = combined_evidence(
             torch.stack([run.log_evidence for run in runs]), torch.stack([run.relative_variance for run in runs])
         )
-        return PosteriorSample(
-            values=draws,
-            observations=observed,
-            method="SMC",
-            seconds=time.perf_counter() - started,
-            effective_sample_size={name: effective for name, (effective, _) in judged.items()},
+        return case.sample(
+            "SMC",
+            draws,
+            effective,
             r_hat=r_hat,
-            inference_data=to_inference_data(draws, observed),
             log_evidence=log_evidence,
             log_evidence_error=error,
             acceptance_rate=tuple(run.acceptance_rate for run in runs),
             temperatures=tuple(run.temperatures for run in runs),
-            num_simulations=experiment.program.num_calls,
+            num_simulations=case.experiment.num_calls,
         )
 
 
@@ -178,80 +164,17 @@ class _Run:
     ended_early: bool
 
 
-@dataclass(frozen=True)
-class _Latents:
-    """All latent sites of a model at one outcome and design, as one vector of unconstrained coordinates."""
-
-    experiment: Experiment
-    designs: Mapping[str, Tensor]
-    outcome: Mapping[str, Tensor]
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-    def run(self, num_rows: int, theta: Tensor | None = None) -> ProgramRun:
-        """Run the model at the outcome, at given coordinates `(num_rows, dim)` or at draws of the prior."""
-        pieces = {} if theta is None else dict(zip(self.names, theta.split(self.sizes, -1), strict=True))
-        rows = {name: value.expand(num_rows, *value.shape) for name, value in self.outcome.items()}
-        return run_rows(
-            self.experiment.program,
-            num_rows,
-            self.experiment.shapes,
-            designs=self.designs,
-            row_coordinates=pieces,
-            row_values=rows,
-        )
-
-    def coordinates(self, run: ProgramRun) -> Float[Tensor, "num_rows dim"]:
-        return torch.cat([run.unconstrained(name)[0].to(self.experiment.dtype) for name in self.names], -1)
-
-    def densities(self, run: ProgramRun) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, " num_rows"]]:
-        """Return log prior of the coordinates and log likelihood, nats, double precision; either may be -inf."""
-        log_priors = [_log_prior(run, name) for name in self.names]
-        for name, terms in zip(self.names, log_priors, strict=True):
-            _check_density(terms, f"the prior of latent site '{name}'")
-        log_prior = torch.stack(log_priors).double().sum(0)
-        # Where the prior has no mass the likelihood may be anything, and models overflow there.
-        possible = log_prior > -torch.inf
-        log_likelihood = outcome_log_likelihood(run, self.experiment).double()
-        _check_density(
-            log_likelihood[possible], f"the likelihood of outcome {list(self.experiment.observation_labels)}"
-        )
-        return log_prior, torch.where(possible, log_likelihood, torch.full_like(log_likelihood, -torch.inf))
-
-    def densities_at(
-        self, theta: Float[Tensor, "num_rows dim"]
-    ) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, " num_rows"]]:
-        return self.densities(self.run(len(theta), theta))
-
-    def targets(self, theta: Tensor) -> dict[str, Tensor]:
-        run = self.run(len(theta), theta)
-        return {name: run.value(name) for name in self.experiment.target_labels}
-
-
-def _latents(experiment: Experiment, designs: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> _Latents:
-    run = run_rows(experiment.program, 1, experiment.shapes, designs=designs)
-    outcome = like_simulated(experiment, run, observed)
-    # A replaced prior may draw auxiliary sites and hand their values on as Deltas, which leave nothing to sample.
-    names = tuple(
-        name
-        for name, node in sample_nodes(run.traces[0]).items()
-        if name not in outcome and not node["is_observed"] and not _is_fixed(node)
-    )
-    sizes = tuple(run.unconstrained(name)[0].shape[-1] for name in names)
-    return _Latents(experiment, designs, outcome, names, sizes)
-
-
-def _log_prior(run: ProgramRun, name: str) -> Tensor:
-    log_prob = run.log_prob(name)
-    # Rounded off the end of the support a density may be NaN. Elsewhere the check is too strict: sums are rounded too.
-    if log_prob.isnan().any():
-        log_prob = torch.where(log_prob.isnan(), run.log_prob(name, on_support=True), log_prob)
-    # A value that overflowed has density 0, whatever its infinite Jacobian.
-    return torch.where(log_prob > -torch.inf, log_prob + run.unconstrained(name)[1], log_prob)
-
-
-def _is_fixed(node: Mapping[str, Any]) -> bool:
-    return is_deterministic(node) or isinstance(base_distribution(node["fn"]), dist.Delta)
+def _densities(latents: Latents, run: ProgramRun) -> tuple[Float[Tensor, " num_rows"], Float[Tensor, " num_rows"]]:
+    """Return log prior of the coordinates and log likelihood, nats, double precision; either may be -inf."""
+    log_priors = latents.log_priors(run)
+    for name, terms in log_priors.items():
+        _check_density(terms, f"the prior of latent site '{name}'")
+    log_prior = torch.stack(list(log_priors.values())).double().sum(0)
+    # Where the prior has no mass the likelihood may be anything, and models overflow there.
+    possible = log_prior > -torch.inf
+    log_likelihood = latents.log_likelihood(run).double()
+    _check_density(log_likelihood[possible], f"the likelihood of outcome {list(latents.outcome)}")
+    return log_prior, torch.where(possible, log_likelihood, -torch.inf)
 
 
 def _check_density(terms: Tensor, what: str) -> None:
@@ -262,10 +185,10 @@ def _check_density(terms: Tensor, what: str) -> None:
         )
 
 
-def _run(latents: _Latents, num_particles: int, effective_share: float, max_moves: int) -> _Run:
+def _run(latents: Latents, num_particles: int, effective_share: float, max_moves: int) -> _Run:
     drawn = latents.run(num_particles)
     theta = latents.coordinates(drawn)
-    log_prior, log_likelihood = latents.densities(drawn)
+    log_prior, log_likelihood = _densities(latents, drawn)
     log_evidence = relative_variance = theta.new_zeros((), dtype=torch.double)
     log_scale = gaussian_log_scale(theta)
     temperatures, rates, ended = [0.0], [], []
@@ -278,13 +201,14 @@ def _run(latents: _Latents, num_particles: int, effective_share: float, max_move
         relative_variance = relative_variance + weights.var() / weights.mean().square() / num_particles
         chosen = stratified_ancestors(weights)
         lineages = [earlier[chosen] for earlier in lineages] + [chosen]
-        particles = Particles(theta[chosen], log_prior[chosen], log_likelihood[chosen])
-        moved = move_particles(particles, latents.densities_at, temperature, log_scale, max_moves=max_moves)
-        theta, log_prior, log_likelihood = (
-            moved.particles.theta,
-            moved.particles.log_prior,
-            moved.particles.log_likelihood,
+        moved = move_particles(
+            Particles(theta[chosen], log_prior[chosen], log_likelihood[chosen]),
+            lambda rows: _densities(latents, latents.run(len(rows), rows)),
+            temperature,
+            log_scale,
+            max_moves=max_moves,
         )
+        theta, log_prior, log_likelihood = vars(moved.particles).values()
         log_scale = moved.log_scale
         temperatures.append(temperature)
         rates.append(moved.acceptance_rate)
@@ -300,56 +224,15 @@ def _run(latents: _Latents, num_particles: int, effective_share: float, max_move
     )
 
 
-def _refuse_implicit(names: Sequence[str]) -> None:
-    if names:
-        raise NotImplementedError(
-            f"outcomes {list(names)} have no density given the latent sites, which SMC needs. Use abc_posterior, which "
-            "needs simulations only, or train a flow with eig_flow and use flow_posterior."
-        )
-
-
-def _check_sampleable(experiment: Experiment) -> None:
-    _refuse_implicit([site.name for site in experiment.observations if not site.has_density])
-    latent = [
-        site
-        for site in (*experiment.targets, *experiment.others)
-        if not site.is_deterministic and site.role != "history"
-    ]
-    if discrete := [site.name for site in latent if site.is_discrete]:
-        raise NotImplementedError(
-            f"latent sites {discrete} are discrete, where SMC moves real coordinates. Sum them out in the model, or "
-            "use abc_posterior."
-        )
-    if unknown := [site.name for site in latent if not site.has_density]:
-        raise NotImplementedError(
-            f"latent sites {unknown} have no density, which SMC needs to move them. Use abc_posterior."
-        )
-
-
-def _warn_mixing(
-    r_hat: Mapping[str, Tensor], judged: Mapping[str, tuple[Tensor, Tensor]], runs: Sequence[_Run]
-) -> None:
-    found = []
-    for name, (effective, disagree) in judged.items():
-        # Some elements are constant by nature (a Cholesky factor's zeros), a site that never moves is not.
-        moved = ~effective.isnan()
-        if not moved.any():
-            found.append(f"'{name}' never moved")
-            continue
-        worst, fewest = r_hat[name][moved].max().item(), effective[moved].min().item()
-        if worst > MAX_R_HAT:
-            found.append(f"'{name}' has R-hat {worst:.3f} between runs")
-        if disagree.any():
-            found.append(f"the runs' means of '{name}' differ by more than their own errors")
-        if not fewest >= MIN_EFFECTIVE_SAMPLE_SIZE:
-            found.append(f"'{name}' has an effective sample size of {fewest:.0f}")
+def _warn_mixing(found: list[str], disagreeing: Sequence[str], runs: Sequence[_Run]) -> None:
+    found += [f"the runs' means of '{name}' differ by more than their own errors" for name in disagreeing]
     lowest = min(float(run.acceptance_rate.min()) for run in runs)
     if lowest < MIN_ACCEPTANCE:
-        found.append(f"at one temperature {lowest:.1%} of the steps of sites {list(judged)} were accepted")
+        found.append(f"at one temperature {lowest:.1%} of the steps were accepted")
     if any(run.ended_early for run in runs):
-        found.append(f"moves of sites {list(judged)} ended at max_moves while particles were still getting away")
+        found.append("moves ended at max_moves while particles were still getting away")
     if found:
         warn(
             f"SMC did not mix well, so its draws are no reference: {'; '.join(found)}. Raise num_particles, "
-            "effective_share or max_moves, or reparametrise the model.",
+            "effective_share or max_moves, or reparametrise the model."
         )

@@ -48,8 +48,8 @@ from pyro_voed.monte_carlo import log_mean_exp
 FEWEST_ANCESTORS = 30
 SHARE_MOVED, GROWTH = 0.9, 0.02
 LOG_STEP_SPREAD, SHARE_OF_JUMPS = 0.5, 0.1
-NORMAL_QUANTILE = 3.72
-"""Runs disagree where their means spread more than one time in 10,000 by chance."""
+DISAGREEMENT = 1e-4
+"""Runs disagree where their means spread as they do one time in 10,000 by chance."""
 
 
 def next_temperature(
@@ -272,12 +272,12 @@ def effective_size(
         >>> 3000 < float(effective) <= 4000, bool(disagree)
         (True, False)
     """
+    from scipy.special import chdtri  # here, because `import pyro_voed` should not pay for it
+
     num_runs, double = len(draws), draws.double()
     own = torch.stack([ancestral_variance(run, names) for run, names in zip(double, ancestors, strict=True)])
     explained, between = own.mean(0) / num_runs, double.mean(1).var(0) / num_runs
-    freedom = num_runs - 1
-    # Wilson and Hilferty's quantile of chi-squared over its degrees of freedom.
-    limit = (1.0 - 2.0 / (9.0 * freedom) + NORMAL_QUANTILE * math.sqrt(2.0 / (9.0 * freedom))) ** 3
+    limit = float(chdtri(num_runs - 1, DISAGREEMENT)) / (num_runs - 1)
     # Where all particles of a run have one ancestor nothing is explained, and the spread is all there is.
     disagree = ~(between <= limit * explained)
     variance = double.flatten(0, 1).var(0)
