@@ -50,7 +50,8 @@ def collapse_check(
     Example:
         >>> from pyro_voed.estimators import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = eig_flow(linear_gaussian(), "y", "theta", num_steps=200, seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=200), seed=0)
         >>> collapse_check(result, seed=0).collapsed
         ()
     """

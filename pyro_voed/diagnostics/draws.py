@@ -63,8 +63,7 @@ def matched_draws(
 
 
 def _draws(sample: PosteriorSample | Tensor, argument: str) -> Draws:
-    named = isinstance(sample, PosteriorSample)
-    matrix = (sample.matrix() if named else sample).detach()
+    matrix = (sample.matrix() if isinstance(sample, PosteriorSample) else sample).detach()
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{argument}: expected a matrix (num_draws, dim) of draws, got shape {tuple(matrix.shape)}.")
     if len(matrix) < MIN_DRAWS:
@@ -73,7 +72,7 @@ def _draws(sample: PosteriorSample | Tensor, argument: str) -> Draws:
         raise ValueError(f"{argument}: {bad} of {len(matrix)} draws are not finite. None is left out: find out why.")
     if constant := (matrix == matrix[:1]).all(0).nonzero().flatten().tolist():
         raise ValueError(f"{argument}: expected draws with spread, got columns {constant} constant. Leave them out.")
-    if not named:
+    if not isinstance(sample, PosteriorSample):
         size = matrix.new_full((matrix.shape[1],), len(matrix))
         return Draws(matrix, size, tuple(f"column {index}" for index in range(len(size))), False)
     effective = torch.cat([sample.effective_sample_size[name].flatten() for name in sample.values]).to(matrix)

@@ -115,7 +115,8 @@ def local_c2st(
         >>> from pyro_voed.diagnostics.simulated import simulate_posteriors
         >>> from pyro_voed.estimators import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> trained = eig_flow(linear_gaussian(), "y", "theta", num_steps=100, seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> trained = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> simulated = simulate_posteriors(trained, 200, 1, seed=0)
         >>> found = local_c2st(simulated, trained, torch.tensor([1.0, 2.0, 1.5]), num_null=19, seed=0)
         >>> 0.05 <= found.p_value <= 1.0

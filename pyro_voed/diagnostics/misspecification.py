@@ -132,7 +132,8 @@ def misspecification(
     Example:
         >>> from pyro_voed.estimators import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = eig_flow(linear_gaussian(), "y", "theta", num_steps=100, seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> found = misspecification(result, torch.tensor([1.0, 2.0, 30.0]), 200, num_null=99, seed=0)
         >>> found.p_value, found.outside
         (0.01, ('y[2]',))

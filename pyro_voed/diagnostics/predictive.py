@@ -109,7 +109,8 @@ def posterior_predictive_check(
     Example:
         >>> from pyro_voed.estimators import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = eig_flow(linear_gaussian(), "y", "theta", num_steps=100, seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> largest = {"largest": lambda outcome: outcome["y"].amax(-1)}
         >>> check = posterior_predictive_check(result, torch.tensor([1.0, 2.0, 1.5]), largest, seed=0)
         >>> check.draws.shape, bool(check.p_values > 0.05)

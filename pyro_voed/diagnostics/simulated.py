@@ -108,7 +108,8 @@ def simulate_posteriors(
     Example:
         >>> from pyro_voed.estimators import eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> result = eig_flow(linear_gaussian(), "y", "theta", num_steps=100, seed=0)
+        >>> from pyro_voed.training import Fresh
+        >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> simulated = simulate_posteriors(result, 50, 20, seed=0)
         >>> simulated.draws.shape, simulated.columns
         (torch.Size([50, 20, 2]), ('theta[0]', 'theta[1]'))

@@ -194,7 +194,7 @@ def _lay_out_design(program: Program, name: str, value: Tensor) -> Tensor:
 
 
 def _assignments(values: Mapping[str, Tensor], coordinates: Mapping[str, Tensor]) -> dict[str, Callable[[Any], Tensor]]:
-    assigned = {name: partial(_put_value, value) for name, value in values.items()}
+    assigned: dict[str, Callable[[Any], Tensor]] = {name: partial(_put_value, value) for name, value in values.items()}
     return assigned | {name: partial(_put_coordinates, rows) for name, rows in coordinates.items()}
 
 

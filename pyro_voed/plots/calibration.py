@@ -190,7 +190,12 @@ def _draw(
     many = len(curves) > MOST_NAMED
     for index, (name, values) in enumerate(curves.items()):
         if many:
-            look = {"color": BLUE, "linewidth": 0.8, "alpha": 0.5, "label": None if index else f"{len(curves)} columns"}
+            look: dict[str, Any] = {
+                "color": BLUE,
+                "linewidth": 0.8,
+                "alpha": 0.5,
+                "label": None if index else f"{len(curves)} columns",
+            }
         else:
             # The style shifts with every round of colours, so that no two of twelve curves look alike.
             style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
@@ -201,7 +206,7 @@ def _draw(
     ax.set(xlim=(0, 1), ylim=None if difference else (0, 1))
     # Inside, a long legend would lie on one curve or another.
     outside = len(ax.get_legend_handles_labels()[1]) > 3
-    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {}
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {}
     ax.legend(frameon=False, fontsize="small", **place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -30,8 +31,7 @@ from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names
 def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw the expected information gain against a scalar design, or beside its companions at a single design.
 
-    The marginal bound, the nested Monte Carlo reference and the certified interval are drawn where the result has
-    them; bands and bars are two standard errors either way.
+    References and the certified interval are drawn where the result has them; bands and bars are two standard errors either way.
 
     Args:
         result: Estimate at one design, or over a one-dimensional batch of scalar designs.
@@ -67,15 +67,8 @@ def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None
             f"result: expected one design or a one-dimensional batch, got a batch of shape {tuple(result.eig.shape)}. "
             "Draw one slice at a time."
         )
-    estimates = [
-        (estimate, colour, marker)
-        for estimate, colour, marker in (
-            (result, BLUE, "o"),
-            (result.marginal, VERMILLION, "s"),
-            (result.nmc, BLACK, "D"),
-        )
-        if estimate is not None
-    ]
+    looks = itertools.chain([(BLUE, "o")], itertools.cycle([(VERMILLION, "s"), (BLACK, "D"), (GREEN, "^")]))
+    estimates = [(estimate, *look) for estimate, look in zip((result, *result.references), looks, strict=False)]
     if result.eig.numel() == 1:
         return _eig_at_one_design(result, estimates, axes_or_new(ax, (1.6 + 1.5 * len(estimates), 3.6)))
     label = _only_label(result.designs, design_label, "design_label")

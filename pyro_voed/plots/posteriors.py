@@ -231,7 +231,7 @@ def _contours(ax: Axes, draws: np.ndarray, masses: Sequence[float], colour: str,
     white = np.linalg.solve(factor, (draws - centre).T)
     bandwidth, bins = len(draws) ** (-1 / 6), 128
     ends = [(w.min() - 3 * bandwidth, w.max() + 3 * bandwidth) for w in white]
-    counts, *edges = np.histogram2d(*white, bins=bins, range=ends)
+    counts, *edges = np.histogram2d(white[0], white[1], bins=bins, range=ends)
     density = gaussian_filter(counts, [bandwidth * bins / (high - low) for low, high in ends], mode="constant")
     ranked = np.sort(density.ravel())[::-1]
     inside = np.cumsum(ranked) / ranked.sum()

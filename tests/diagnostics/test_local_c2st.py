@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_voed import Fresh
 from pyro_voed.diagnostics.local_c2st import local_c2st, local_classifier_test
 from pyro_voed.diagnostics.simulated import simulate_posteriors
 from pyro_voed.estimators import eig_flow
@@ -58,7 +59,7 @@ class ExactPosterior(nn.Module):
 
 @pytest.fixture(scope="module")
 def untrained():
-    return eig_flow(linear_gaussian(), "y", "theta", num_steps=1, seed=0)
+    return eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=1), seed=0)
 
 
 def test_p_values_are_uniform_where_the_posterior_is_right():

@@ -13,10 +13,11 @@ import torch
 from pyro import distributions as dist
 from torch import nn
 
+from pyro_voed import Fresh
 from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.diagnostics.misspecification import misspecification, outlyingness, summarise, whitening
 from pyro_voed.estimators import eig_flow
-from pyro_voed.experiment.simulate import sample_joint
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference.flow import trained_density
 from pyro_voed.problems.linear_gaussian import linear_gaussian
 
@@ -32,7 +33,7 @@ class Mean(nn.Module):
 
 @pytest.fixture(scope="module")
 def untrained():
-    return eig_flow(linear_gaussian(), "y", "theta", num_steps=1, seed=0)
+    return eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=1), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_outcomes_are_compared_by_what_the_density_sees(summarised):
 
 def test_the_design_drops_out_of_the_comparison():
     xi = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
-    result = eig_flow(linear_gaussian(), "y", "theta", designs={"xi": xi}, num_steps=1, seed=0)
+    result = eig_flow(linear_gaussian(), "y", "theta", designs={"xi": xi}, training=Fresh(num_steps=1), seed=0)
     at_second = misspecification(result, torch.zeros(3), 200, num_null=19, design_index=1, seed=0)
     assert at_second.summary_dim == 3
     # The default design ties y[1] to y[2], the second ties y[0] to y[1].
@@ -131,7 +132,7 @@ def test_equal_discrete_outcomes_tie():
         theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         return pyro.sample("y", dist.Bernoulli(logits=theta + 2.5))
 
-    result = eig_flow(model, "y", "theta", num_steps=1, seed=0)
+    result = eig_flow(model, "y", "theta", training=Fresh(num_steps=1), seed=0)
     common = misspecification(result, torch.tensor(1.0), 500, num_null=399, seed=0)
     assert common.p_value == 1.0
     # The p-value of the rarer outcome is how often it comes.

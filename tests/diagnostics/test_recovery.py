@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_voed import Experiment, Fresh, eig_marginal
 from pyro_voed.certificates.gap import bound_gap
 from pyro_voed.diagnostics.predictive import _place, posterior_predictive_check
 from pyro_voed.diagnostics.recovery import recovery
@@ -113,7 +114,9 @@ def test_recovery_prints_every_number_with_its_error():
 
 @pytest.fixture(scope="module")
 def trained():
-    return eig_flow(linear_gaussian(), "y", "theta", num_steps=300, nmc=True, marginal=True, seed=0)
+    return eig_flow(
+        linear_gaussian(), "y", "theta", training=Fresh(num_steps=300), references=[eig_marginal, eig_nmc], seed=0
+    )
 
 
 OUTCOME = torch.tensor([1.0, 2.0, 1.5])
@@ -192,14 +195,14 @@ def test_deterministic_targets_cannot_be_simulated_from():
         square = pyro.deterministic("square", root**2)
         pyro.sample("y", dist.Normal(square, 1.0))
 
-    result = eig_flow(model, "y", "square", num_steps=2, prior_entropy=1.0, seed=0)
+    result = eig_flow(Experiment(model, "y", "square", prior_entropy=1.0), training=Fresh(num_steps=2), seed=0)
     with pytest.raises(NotImplementedError, match=r"\['square'\] are deterministic"):
         posterior_predictive_check(result, torch.tensor(1.0), lambda outcome: outcome["y"], 50)
 
 
 def test_each_member_of_a_batch_is_simulated_at_its_own_design():
     designs = {"xi": torch.stack([torch.zeros(3, 2), torch.ones(3, 2)])}
-    result = eig_flow(linear_gaussian(), "y", "theta", designs=designs, num_steps=50, seed=0)
+    result = eig_flow(linear_gaussian(), "y", "theta", designs=designs, training=Fresh(num_steps=50), seed=0)
     check = posterior_predictive_check(
         result, torch.zeros(3), lambda outcome: outcome["y"][:, 0], 4_000, design_index=0, seed=0
     )

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from pyro_voed import Fresh
 from pyro_voed.diagnostics.recovery import recovery
 from pyro_voed.diagnostics.scores import negative_log_posterior
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors, simulate_posteriors
@@ -84,7 +85,7 @@ def test_perfect_recovery_has_no_error():
 
 
 def test_scores_of_a_trained_flow():
-    result = eig_flow(linear_gaussian(), "y", "theta", num_steps=100, seed=0)
+    result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
     simulated = simulate_posteriors(result, 200, 20, seed=0)
     score = negative_log_posterior(simulated)
     # No density beats the posterior's entropy: two normals of variances 1/2 and 9/22.

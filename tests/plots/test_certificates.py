@@ -53,7 +53,6 @@ def certified(lower, designs, *, gap=0.02, error=0.01, is_certified=True):
         designs=designs,
         target_labels=("theta",),
         observation_labels=("y",),
-        interval=certificate.interval,
         certificate=certificate,
     )
 

@@ -14,7 +14,7 @@ from pyro_voed.plots import (
     plot_training,
 )
 from pyro_voed.plots.posteriors import _contours
-from pyro_voed.results import DesignResult, EIGResult, FitHistory, PosteriorSample
+from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, PosteriorSample
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +47,23 @@ def estimate(eig, bound="lower", estimator="eig_flow", designs=None, **fields):
     )
 
 
+def certificate(interval):
+    """A certificate of which the plots draw the interval."""
+    low, high = interval
+    error, sizes = torch.zeros_like(low), (1,) * low.numel()
+    return Certificate(interval, 0.95, low, error, high, error, error, True, True, sizes, sizes, sizes, 1, 1.0)
+
+
 def with_companions(eig, designs=None, interval=None):
     eig = torch.as_tensor(eig)
     return estimate(
         eig,
         designs=designs,
-        marginal=estimate(eig + 0.2, "upper", "eig_marginal", designs),
-        nmc=estimate(eig + 0.1, "consistent", "eig_nmc", designs),
-        interval=interval,
+        references=(
+            estimate(eig + 0.2, "upper", "eig_marginal", designs),
+            estimate(eig + 0.1, "consistent", "eig_nmc", designs),
+        ),
+        certificate=None if interval is None else certificate(interval),
     )
 
 
@@ -69,12 +78,8 @@ def history(num_steps=100, validation=None, reduced_from=None):
 
 
 def design_result(path, steps):
-    final = estimate(1.0)
+    final = estimate(1.0, designs={name: values[-1] for name, values in path.items()})
     return DesignResult(
-        designs={name: values[-1] for name, values in path.items()},
-        eig=final.eig,
-        standard_error=final.standard_error,
-        bound="lower",
         final=final,
         path=path,
         path_steps=steps,
@@ -119,7 +124,9 @@ def test_eig_curve_draws_the_estimates_in_order_of_the_design(shape):
 
 def test_eig_curve_draws_the_interval_where_there_is_one():
     eig = torch.tensor([0.1, 0.5])
-    result = estimate(eig, designs={"xi": torch.tensor([0.0, 1.0])}, interval=torch.stack([eig - 0.3, eig + 0.4]))
+    result = estimate(
+        eig, designs={"xi": torch.tensor([0.0, 1.0])}, certificate=certificate(torch.stack([eig - 0.3, eig + 0.4]))
+    )
     ax = plot_eig(result)
     assert legend_of(ax) == ["certified interval", NAMES[0]]
     band = ax.collections[0].get_paths()[0].vertices
