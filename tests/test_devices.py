@@ -7,7 +7,6 @@ the CPU, for which every build of torch has what autograd needs.
 """
 
 import importlib
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pyro_voed
+from pyro_voed import Fresh, Pool
 from pyro_voed.densities import (
     AffineCouplingFlow,
     Classifier,
@@ -32,9 +32,10 @@ from pyro_voed.densities import (
     as_density,
 )
 from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
-from pyro_voed.estimators import learning
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import pack_designs, sample_joint, unpack_designs, unpack_targets
+from pyro_voed.experiment.designs import pack_designs, unpack_designs
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.packing import unpack_targets
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.monte_carlo import controlled_terms, log_mean_exp, mean_and_standard_error, pareto_k
 from pyro_voed.training.ascent import Ascent, _clip_members, _scale_steps
 
@@ -127,8 +128,6 @@ def pretence(monkeypatch):
     optimiser = importlib.import_module("torch.optim.optimizer")  # torch.optim hides its submodules
     fused = [*optimiser._get_fused_kernels_supported_devices(), DEVICE.type]
     monkeypatch.setattr(optimiser, "_get_fused_kernels_supported_devices", lambda: fused)
-    # Two passes over a pool are as good as hundreds here.
-    monkeypatch.setattr(learning, "fit_pool", partial(learning.fit_pool, max_epochs=2))
     with PretendedOperations(), PretendedLiterals():
         yield
 
@@ -340,7 +339,7 @@ GAINS = {"slope": torch.tensor([0.5, 1.0, 1.5]), "offset": torch.tensor([[0.5], 
 
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_simulations_and_packed_designs_stay_on_the_models_device(vectorize, pretence):
-    experiment = resolve(regression, "y", vectorize=vectorize)
+    experiment = Experiment(regression, "y", vectorize=vectorize)
     assert experiment.device == DEVICE
     designs = {name: value.to(DEVICE) for name, value in GAINS.items()}
     sample = sample_joint(experiment, ROWS, designs, likelihood=True, controls=True, redraw=True)
@@ -357,17 +356,16 @@ def test_simulations_and_packed_designs_stay_on_the_models_device(vectorize, pre
 
 
 SHORT = {"seed": 0, "progress": False}
-LEARNT = {"num_steps": 4, "num_samples": 200, **SHORT}
+LEARNT = {"training": Fresh(num_steps=4), "num_samples": 200, **SHORT}
+RATES = {**LEARNT, "training": Fresh(num_steps=4, learning_rate=(1e-3, 2e-3))}
+# Two passes over a pool are as good as hundreds here.
+POOLED = {"training": Pool(60, max_epochs=2), "num_samples": 60, **SHORT}
 
 ESTIMATES = {
     "flow": lambda: pyro_voed.eig_flow(regression, "y", "theta", **LEARNT),
     "flow over designs": lambda: pyro_voed.eig_flow(regression, "y", "theta", designs=GAINS, **LEARNT),
-    "flow of an ensemble": lambda: pyro_voed.eig_flow(
-        regression, "y", "theta", designs=GAINS, ensemble=True, learning_rate=(1e-3, 2e-3), **LEARNT
-    ),
-    "flow on a pool": lambda: pyro_voed.eig_flow(
-        labelled, "y", designs={"gain": GAINS["slope"]}, num_simulations=60, num_samples=60, **SHORT
-    ),
+    "flow of an ensemble": lambda: pyro_voed.eig_flow(regression, "y", "theta", designs=GAINS, ensemble=True, **RATES),
+    "flow on a pool": lambda: pyro_voed.eig_flow(labelled, "y", designs={"gain": GAINS["slope"]}, **POOLED),
     "flow of mixed targets": lambda: pyro_voed.eig_flow(labelled, "y", **LEARNT),
     "marginal": lambda: pyro_voed.eig_marginal(labelled, "y", **LEARNT),
     "critic": lambda: pyro_voed.eig_critic(regression, "y", "theta", **LEARNT),

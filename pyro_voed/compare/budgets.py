@@ -2,7 +2,7 @@ r"""Estimators at a budget: what each makes of so many simulated experiments.
 
 An *estimator at a budget* is any callable
 
-    (model, observation_labels, target_labels, *, budget, seed, model_args, model_kwargs) -> EIGResult
+    (model, observation_labels, target_labels, *, budget, seed) -> EIGResult
 
 and `at_budget` makes one of an `eig_*` function and a rule that turns a budget B into its sizes. The ready ones:
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from pyro import distributions as dist
 
-from pyro_voed import budgets, eig_nmc
-from pyro_voed import comparison as cp
+from pyro_voed import Experiment, eig_nmc
+from pyro_voed.compare import budgets
+from pyro_voed.compare import comparison as cp
 from pyro_voed.plots import plot_comparison
 from pyro_voed.problems import finite, implicit_toy
 from pyro_voed.problems import linear_gaussian as lg
@@ -32,7 +33,7 @@ def fixed(eig, bound="lower", calls=100):
     """An estimator that answers with numbers of our own: one for each call, and over again."""
     answers = iter(())
 
-    def estimate(model, observation_labels, target_labels, *, budget, seed, model_args, model_kwargs):
+    def estimate(model, observation_labels, target_labels, *, budget, seed):
         nonlocal answers
         value = next(answers, None)
         if value is None:
@@ -67,15 +68,11 @@ def test_every_estimator_keeps_its_side_and_its_budget(all_at_once, name):
         assert row.error > -4 * row.standard_error
 
 
-def test_refusals_are_rows():
-    found = cp.compare_estimators(
-        implicit_toy.implicit_toy(),
-        {name: budgets.ESTIMATORS[name] for name in ("nmc_low", "marginal", "lbkld")},
-        1_000,
-        observation_labels="y",
-        target_labels="theta",
-        exact=implicit_toy.DEFAULT_EIG,
-    )
+def test_refusals_and_infinite_terms_are_rows():
+    names, labels = ("nmc_low", "marginal", "lbkld"), {"observation_labels": "y", "target_labels": "theta"}
+    estimators = {name: budgets.ESTIMATORS[name] for name in names}
+    model, exact = implicit_toy.implicit_toy(), implicit_toy.DEFAULT_EIG
+    found = cp.compare_estimators(model, estimators, 1_000, exact=exact, **labels)
     for row in found.rows[:2]:
         assert row.failure.startswith("NotImplementedError")
         assert math.isnan(row.eig)
@@ -83,13 +80,11 @@ def test_refusals_are_rows():
         assert row.failure in str(found)
     assert found.rows[2].failure is None
 
-
-def test_infinite_terms_are_a_row():
     def narrow():
         theta = pyro.sample("theta", dist.Uniform(0.0, 1.0))
         return pyro.sample("y", dist.Uniform(theta, theta + 1e-4, validate_args=False))
 
-    found = cp.compare_estimators(narrow, {"nmc": budgets.nmc_low_at_budget}, 200, observation_labels="y", seed=0)
+    found = cp.compare_estimators(narrow, {"nmc": budgets.nmc_low_at_budget}, 200, seed=0, **labels)
     assert found.rows[0].failure.startswith("ArithmeticError")
 
 
@@ -140,16 +135,14 @@ def test_caller_state_is_kept():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_model_arguments_reach_the_model():
+def test_an_experiment_is_compared_with_its_arguments():
     def model(scale, *, noise):
         theta = pyro.sample("theta", dist.Normal(0.0, scale))
         return pyro.sample("y", dist.Normal(theta, noise))
 
-    found = cp.compare_estimators(
-        model, {"reused": budgets.nmc_reused_at_budget}, 2_000, observation_labels="y", model_args=(3.0,),
-        model_kwargs={"noise": 0.5}, exact=0.5 * math.log(37.0), seed=0,
-    )  # fmt: skip
-    row = found.rows[0]
+    experiment = Experiment(model, "y", model_args=(3.0,), model_kwargs={"noise": 0.5})
+    reused = {"reused": budgets.nmc_reused_at_budget}
+    (row,) = cp.compare_estimators(experiment, reused, 2_000, exact=0.5 * math.log(37.0), seed=0).rows
     # Upward bias below 0.02 at 2,000 draws.
     assert -4 * row.standard_error < row.error < 4 * row.standard_error + 0.02
 
@@ -161,12 +154,12 @@ def test_sizes_spend_the_budget(budget):
         # The number of outer draws is rounded to a whole one.
         assert abs(spent - budget) <= (sizes["num_inner_samples"] + 1) / 2
     sizes = budgets.pooled(budget)
-    assert sizes["num_simulations"] + sizes["num_samples"] == budget
+    assert sizes["training"].num_simulations + sizes["num_samples"] == budget
     sizes = budgets.with_proposal(budget)
     outer_cost = 1 + 1.1 * sizes["num_inner_samples"]
-    assert abs(sizes["num_simulations"] + sizes["num_samples"] * outer_cost - budget) <= outer_cost / 2 + 1
-    sizes = budgets.newton(budget)
-    assert sizes["num_samples"] == max(4, budget // 74)
+    spent = sizes["training"].num_simulations + sizes["num_samples"] * outer_cost
+    assert abs(spent - budget) <= outer_cost / 2 + 1
+    assert budgets.newton(budget)["num_samples"] == max(4, budget // 74)
 
 
 def test_own_estimators_are_made_at_a_budget():

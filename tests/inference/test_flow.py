@@ -6,9 +6,9 @@ errors.
 """
 
 import copy
-import dataclasses
 import math
 import warnings
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -19,10 +19,11 @@ from pyro.infer import SVI, Importance, Predictive, Trace_ELBO
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
+from pyro_voed import Fresh
 from pyro_voed.design import optimise_design
 from pyro_voed.estimators import eig_flow, eig_marginal, eig_nmc
-from pyro_voed.experiment.resolve import resolve
-from pyro_voed.experiment.simulate import sample_joint
+from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names
 from pyro_voed.problems.implicit_toy import implicit_toy
@@ -41,26 +42,32 @@ from tests.inference.cases import (
 DESIGNS = torch.stack([DESIGN, 2.0 * DESIGN])
 
 
+def quick(model, *labels, num_steps=2, num_samples=100, batch_size=None, **options):
+    training = Fresh(num_steps=num_steps, batch_size=batch_size)
+    return eig_flow(model, *labels, training=training, num_samples=num_samples, seed=0, **options)
+
+
+TRAINED = {"num_steps": 300, "num_samples": 2_000}
+
+
 @pytest.fixture(scope="module")
 def gaussian():
-    return eig_flow(linear_gaussian(), "y", "theta", num_steps=300, num_samples=2_000, seed=0)
+    return quick(linear_gaussian(), "y", "theta", **TRAINED)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return eig_flow(
-        linear_gaussian(), "y", designs={"xi": DESIGNS}, num_steps=300, batch_size=512, num_samples=2_000, seed=0
-    )
+    return quick(linear_gaussian(), "y", designs={"xi": DESIGNS}, batch_size=512, **TRAINED)
 
 
 @pytest.fixture(scope="module")
 def counted():
-    return eig_flow(counting, ["counts", "votes"], num_steps=300, num_samples=2_000, seed=0)
+    return quick(counting, ["counts", "votes"], **TRAINED)
 
 
 @pytest.fixture(scope="module")
 def implicit():
-    return eig_flow(implicit_toy(), "y", "theta", num_steps=100, num_samples=2_000, seed=0)
+    return quick(implicit_toy(), "y", "theta", **{**TRAINED, "num_steps": 100})
 
 
 def check_close(draws, mean, variance):
@@ -125,7 +132,7 @@ def test_one_design_takes_no_index(gaussian):
 
 
 def test_a_design_result_answers_at_the_best_design():
-    found = optimise_design(implicit_toy(), "y", "theta", num_steps=60, num_samples=2_000, seed=0)
+    found = optimise_design(implicit_toy(), "y", "theta", training=Fresh(num_steps=60), num_samples=2_000, seed=0)
     assert flow_posterior(found, torch.tensor(0.5), 50, seed=0).values["theta"].shape == (1, 50)
 
 
@@ -192,7 +199,12 @@ def test_the_posterior_of_one_experiment_is_the_prior_of_the_next(gaussian):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="NUTS did not mix")
         posterior = nuts_posterior(
-            linear_gaussian(), OUTCOME, "y", prior=guide, num_samples=150, num_warmup=100, num_chains=1, seed=0
+            Experiment(linear_gaussian(), "y", prior=guide),
+            OUTCOME,
+            num_samples=150,
+            num_warmup=100,
+            num_chains=1,
+            seed=0,
         )
     mean, covariance = exact_posterior(OUTCOME.repeat(2), DESIGN.repeat(2, 1))
     # Flow error and Monte Carlo error together stay below half a standard deviation.
@@ -218,17 +230,13 @@ def test_a_nuisance_is_integrated_out_by_draws_and_refused_as_guide(implicit):
         flow_guide(implicit, torch.tensor(0.8))
 
 
-def quick(model, *labels, **options):
-    return eig_flow(model, *labels, num_steps=2, num_samples=100, seed=0, **options)
-
-
 def test_deterministic_targets_are_drawn_and_refused_as_guide():
     def model():
         theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         pyro.deterministic("twice", 2 * theta)
         pyro.sample("y", dist.Normal(theta, 1.0))
 
-    result = quick(model, "y", "twice", prior_entropy=2.1)
+    result = quick(Experiment(model, "y", "twice", prior_entropy=2.1))
     assert flow_posterior(result, torch.tensor(0.5), 7, seed=0).values["twice"].shape == (1, 7)
     with pytest.raises(NotImplementedError, match="are deterministic"):
         flow_guide(result, torch.tensor(0.5))
@@ -260,7 +268,7 @@ class Regression(PyroModule):
 
 def test_a_pyro_module_with_arguments():
     model = Regression()
-    result = quick(model, "y", model_args=(0.5,))
+    result = quick(Experiment(model, "y", model_args=(0.5,)))
     guide = flow_guide(result, torch.ones(3))
     assert Predictive(model, guide=guide, num_samples=5)(0.5)["y"].shape == (5, 3)
 
@@ -277,17 +285,15 @@ def test_an_outcome_is_packed_as_the_simulator_packs_it(vectorize):
         pyro.deterministic("sum", theta + noise, event_dim=0)
         pyro.sample("reading", dist.Normal(theta, 1.0))
 
-    experiment = resolve(model, ["time", "share", "bounded", "reading"], "theta", vectorize=vectorize, seed=0)
-    # As in a model with outcomes of both kinds, of which `resolve` takes one kind at a time so far.
-    extra = next(site for site in experiment.others if site.name == "sum")
-    experiment = dataclasses.replace(experiment, observations=(*experiment.observations, extra))
+    outcomes = ["time", "share", "bounded", "reading", "sum"]
+    experiment = Experiment(model, outcomes, "theta", vectorize=vectorize, seed=0)
     design = {"xi": torch.tensor(3.0)}
     sample = sample_joint(experiment, 5, design)
     for row in range(5):
         outcome = {site.name: sample.values[site.name][row] for site in experiment.observations}
         packed = pack_outcome(experiment, check_outcome(experiment, outcome), design)
         assert torch.allclose(packed, sample.y[row], rtol=1e-4, atol=1e-5)
-    assert packed_names(experiment) == ["time", "share", "share", "bounded", "reading", "sum"]
+    assert packed_names(experiment) == ["time", "share", "share", "bounded", "sum", "reading"]
 
 
 def test_masked_elements_are_left_out_of_the_packed_outcome():
@@ -296,7 +302,7 @@ def test_masked_elements_are_left_out_of_the_packed_outcome():
         with pyro.plate("runs", 3), poutine.mask(mask=torch.tensor([True, False, True])):
             pyro.sample("y", dist.Normal(theta, 1.0))
 
-    experiment = resolve(model, "y", seed=0)
+    experiment = Experiment(model, "y", seed=0)
     packed = pack_outcome(experiment, check_outcome(experiment, torch.tensor([1.0, math.nan, 3.0])), {})
     assert packed.tolist() == [1.0, 3.0]
     assert packed_names(experiment) == ["y[0]", "y[2]"]
@@ -350,9 +356,9 @@ def test_refuses_wrong_outcomes_and_leaves_everything_as_it_was(gaussian, case, 
 def test_results_without_a_posterior_density():
     model = linear_gaussian()
     without = eig_nmc(model, "y", num_outer_samples=20, num_inner_samples=20, seed=0)
-    with pytest.raises(ValueError, match="eig_nmc learns no posterior density"):
+    with pytest.raises(ValueError, match="eig_nmc learned no density of the targets"):
         flow_posterior(without, OUTCOME)
-    of_outcomes = eig_marginal(model, "y", num_steps=2, num_samples=100, seed=0)
+    of_outcomes = eig_marginal(model, "y", training=Fresh(num_steps=2), num_samples=100, seed=0)
     with pytest.raises(ValueError, match="eig_marginal"):
         flow_posterior(of_outcomes, OUTCOME)
 
@@ -361,4 +367,4 @@ def test_a_density_that_breaks_down_is_an_error(gaussian):
     density = copy.deepcopy(gaussian.density)
     density.theta_scaling.scale.fill_(math.nan)
     with pytest.raises(ArithmeticError, match="theta"):
-        flow_posterior(dataclasses.replace(gaussian, density=density), OUTCOME, 10, seed=0)
+        flow_posterior(replace(gaussian, learned=replace(gaussian.learned, density=density)), OUTCOME, 10, seed=0)
