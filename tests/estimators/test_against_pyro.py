@@ -9,7 +9,6 @@ further off than `SIDE` too, so that these tests tell when a later version of Py
 """
 
 import math
-from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -17,9 +16,9 @@ import pytest
 import torch
 from pyro.contrib.oed.eig import nmc_eig
 
-from pyro_voed import eig_nmc, prior_contrastive, resolve, sample_joint
+from pyro_voed import Experiment, eig_nmc, prior_contrastive
 from pyro_voed.design.gradients import score_sites, score_terms
-from pyro_voed.experiment.scoring import log_joint
+from pyro_voed.experiment.sampling import draw_joint
 from pyro_voed.problems import finite, linear_gaussian
 
 SIDE = 4.0
@@ -141,22 +140,13 @@ def test_a_nuisance_on_which_the_prior_depends():
 
 def our_gradients(model, num_batches, batch_size):
     """Design gradients of prior contrastive estimation, nested Monte Carlo with the own draw counted."""
-    experiment = resolve(model, "y", "theta")
+    experiment = Experiment(model, "y", "theta")
     names = score_sites(experiment)
     found = []
     for _ in range(num_batches):
         design = experiment.design_values["xi"].clone().requires_grad_()
-        designs = {"xi": design}
-        sample = sample_joint(experiment, batch_size, designs, score=names)
-
-        def rescore(theta, sample=sample, designs=designs):
-            num, inner = theta.shape[:2]
-            repeated = {name: value.repeat_interleave(inner, 0) for name, value in sample.values.items()}
-            both = log_joint(experiment, theta.flatten(0, 1), repeated, designs)
-            return tuple(part.reshape(num, inner) for part in both)
-
-        terms = prior_contrastive(replace(sample, log_joint=rescore), None)
-        (gradient,) = torch.autograd.grad(score_terms(terms, sample.score).mean(), design)
+        sample = draw_joint(experiment, batch_size, {"xi": design}, score=names, pairs=True)
+        (gradient,) = torch.autograd.grad(score_terms(prior_contrastive(sample, None), sample.score).mean(), design)
         found.append(gradient)
     return torch.stack(found)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_voed import eig_flow, resolve, sample_joint
+from pyro_voed import Experiment, Fresh, Pool, eig_flow, sample_joint
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.estimators.collapse import collapse_of
 from pyro_voed.problems.twelve_variances import twelve_variances
@@ -36,20 +36,24 @@ def four_means():
     pyro.sample("y", dist.Normal(mean[..., :3], 0.5).to_event(1))
 
 
+def learn(summary, model=four_means, **options):
+    options = {"training": Fresh(num_steps=300), "num_samples": 500, "seed": 0, **options}
+    return eig_flow(model, "y", "mean", summary=summary, **options).learned
+
+
 def test_targets_that_a_summary_ignores_are_named():
     with pytest.warns(UserWarning, match=r"hardly knows mean\[1\], mean\[2\], of which"):
-        result = eig_flow(four_means, "y", "mean", summary=Blind(1), num_steps=200, num_samples=500, seed=0)
-    assert result.collapse.collapsed == ("mean[1]", "mean[2]")
-    assert "hardly learnt: mean[1], mean[2]" in str(result)
-    assert str(result.collapse).count("COLLAPSED") == 2
+        learned = learn(Blind(1), training=Fresh(num_steps=200))
+    assert learned.collapse.collapsed == ("mean[1]", "mean[2]")
+    assert "hardly learned: mean[1], mean[2]" in str(learned)
+    assert str(learned.collapse).count("COLLAPSED") == 2
 
 
 def test_nothing_is_said_of_a_target_that_the_outcome_tells_nothing_about():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "target mean.3. never reaches the outcome")
-        result = eig_flow(four_means, "y", "mean", summary=nn.Linear(3, 6), num_steps=300, num_samples=500, seed=0)
-    check = result.collapse
+        warnings.filterwarnings("ignore", ".* never reaches the outcome")
+        check = learn(nn.Linear(3, 6)).collapse
     assert check.collapsed == ()
     # Exact: 1 / (1 + 0.25) of the variance of what is measured, nothing of the last.
     error = check.probed_standard_error
@@ -60,19 +64,21 @@ def test_nothing_is_said_of_a_target_that_the_outcome_tells_nothing_about():
 
 
 def test_without_a_summary_nothing_is_checked():
-    assert eig_flow(four_means, "y", "mean", num_steps=5, num_samples=100, seed=0).collapse is None
+    assert learn(None, training=Fresh(num_steps=5), num_samples=100).collapse is None
 
 
-def test_the_pool_is_used_where_simulations_are_dear():
-    result = eig_flow(
-        four_means, "y", "mean", summary=nn.Linear(3, 6), num_simulations=300, num_samples=100, vectorize=False, seed=0
-    )
-    assert result.collapse is not None
-    assert result.num_simulations < 500
+def test_checking_costs_no_simulations():
+    costs = []
+    for summary in (nn.Linear(3, 6), None):
+        experiment = Experiment(four_means, "y", "mean", vectorize=False)
+        result = eig_flow(experiment, summary=summary, training=Pool(300, max_epochs=5), num_samples=100, seed=0)
+        costs.append(result.num_simulations)
+        assert (result.learned.collapse is None) is (summary is None)
+    assert costs[0] == costs[1] == 400
 
 
 def test_the_probe_sees_variances_through_the_moments_of_rows():
-    experiment = resolve(twelve_variances(10), "y", "variance")
+    experiment = Experiment(twelve_variances(10), "y", "variance")
 
     class Prior(nn.Module):
         def condition(self, context):
@@ -108,7 +114,7 @@ def test_a_plain_deep_set_collapses_and_the_default_does_not(seed):
     torch.manual_seed(seed)
     plain = {"summary": PlainSet(), "density": PlainFlow}
     with pytest.warns(UserWarning, match="hardly knows"):
-        eig_flow(twelve_variances(), "y", **plain, num_steps=1_000, seed=seed)
+        eig_flow(twelve_variances(), "y", **plain, training=Fresh(num_steps=1_000), seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        eig_flow(twelve_variances(), "y", num_steps=1_000, seed=seed)
+        eig_flow(twelve_variances(), "y", training=Fresh(num_steps=1_000), seed=seed)

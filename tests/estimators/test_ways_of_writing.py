@@ -14,7 +14,7 @@ import torch
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.distributions import constraints
 
-from pyro_voed import eig_flow
+from pyro_voed import Experiment, Fresh, Pool, eig_flow
 from pyro_voed.densities import AffineCouplingFlow
 
 EXACT = 0.5 * math.log(5.0)
@@ -56,17 +56,17 @@ def black_box():
 
 
 def estimate(model, **options):
-    sizes = {"num_steps": 250, "batch_size": 128, "learning_rate": 1e-2, "num_samples": 5_000}
-    return eig_flow(model, "y", "theta", density=small_flow, seed=3, **{**sizes, **options})
+    training = Fresh(num_steps=250, batch_size=128, learning_rate=1e-2)
+    return eig_flow(model, density=small_flow, seed=3, **{"training": training, "num_samples": 5_000, **options})
 
 
 def one_by_one(model):
-    sizes = {"num_steps": None, "num_simulations": 2_000, "batch_size": 128, "num_samples": 2_000}
-    return estimate(model, vectorize=False, **sizes)
+    experiment = Experiment(model, "y", "theta", vectorize=False)
+    return estimate(experiment, training=Pool(2_000, batch_size=128, learning_rate=1e-2, patience=5), num_samples=2_000)
 
 
 WAYS = {
-    "plain": lambda: estimate(plain),
+    "plain": lambda: estimate(Experiment(plain, "y", "theta")),
     "with obs=": lambda: estimate(with_data),
     "PyroModule": lambda: estimate(Module()),
     "one by one": lambda: one_by_one(plain),
