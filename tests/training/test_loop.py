@@ -34,12 +34,17 @@ def closeness(weight):
 QUIET = {"progress": False}
 
 
+def fresh(weight, *, draw=noisy_draw, terms=None, lr=0.05, **options):
+    """Ascend on fresh batches."""
+    return fit_fresh(draw, terms or closeness(weight), ascend(weight, lr=lr), **QUIET, **options)
+
+
 # --- fresh simulations ----------------------------------------------------------------------------------------------
 
 
 def test_fresh_training_converges_and_says_so():
     weight = start()
-    history = fit_fresh(noisy_draw, closeness(weight), ascend(weight), window=50, cooldown_steps=100, **QUIET)
+    history = fresh(weight, window=50, cooldown_steps=100)
     assert history.stop_reason == "converged"
     assert history.converged
     assert history.num_steps < 2_000
@@ -51,10 +56,7 @@ def test_fresh_training_converges_and_says_so():
 
 
 def test_a_budget_that_is_exhausted_is_said_to_be():
-    weight = start()
-    history = fit_fresh(
-        noisy_draw, closeness(weight), ascend(weight, lr=1e-4), max_steps=200, window=50, cooldown_steps=20, **QUIET
-    )
+    history = fresh(start(), lr=1e-4, max_steps=200, window=50, cooldown_steps=20)
     assert history.stop_reason == "budget"
     assert not history.converged
     assert history.num_steps == 200
@@ -62,14 +64,8 @@ def test_a_budget_that_is_exhausted_is_said_to_be():
 
 def test_pure_noise_has_converged_at_once():
     weight = start()
-    history = fit_fresh(
-        lambda: torch.randn(64),
-        lambda batch: batch + 0 * (weight * TARGET).sum(),
-        ascend(weight),
-        window=50,
-        cooldown_steps=10,
-        **QUIET,
-    )
+    noise = lambda batch: batch + 0 * (weight * TARGET).sum()  # noqa: E731
+    history = fresh(weight, draw=lambda: torch.randn(64), terms=noise, window=50, cooldown_steps=10)
     # Each look calls noise rising with probability 0.16 or so; ten in a row would be one in 10**8.
     assert history.converged
     assert history.num_steps <= 10 * 50 + 100 + 10
@@ -77,22 +73,15 @@ def test_pure_noise_has_converged_at_once():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 300])
 def test_the_number_of_steps_is_exact(num_steps):
-    weight, draws, steps, cooling = start(), [], [], []
+    draws, steps, cooling = [], [], []
 
     def draw():
         draws.append(1)
         return noisy_draw()
 
-    history = fit_fresh(
-        draw,
-        closeness(weight),
-        ascend(weight),
-        num_steps=num_steps,
-        window=20,
-        after_step=steps.append,
-        before_cooldown=lambda: cooling.append(len(draws)),
-        **QUIET,
-    )
+    cool = lambda: cooling.append(len(draws))  # noqa: E731
+    options = {"num_steps": num_steps, "window": 20, "after_step": steps.append, "before_cooldown": cool}
+    history = fresh(start(), draw=draw, **options)
     assert history.num_steps == len(draws) == num_steps
     assert steps == list(range(num_steps))
     assert len(cooling) <= 1
@@ -101,30 +90,19 @@ def test_the_number_of_steps_is_exact(num_steps):
 def test_the_rate_is_constant_then_falls_to_almost_nothing():
     weight, cooling = start(), []
     ascent = ascend(weight)
-    history = fit_fresh(
-        noisy_draw,
-        closeness(weight),
-        ascent,
-        num_steps=400,
-        cooldown_steps=100,
-        before_cooldown=lambda: cooling.append(ascent.optimiser.param_groups[0]["lr"]),
-        **QUIET,
-    )
-    rates = history.learning_rate
+    cool = lambda: cooling.append(ascent.optimiser.param_groups[0]["lr"])  # noqa: E731
+    options = {"num_steps": 400, "cooldown_steps": 100, "before_cooldown": cool, **QUIET}
+    rates = fit_fresh(noisy_draw, closeness(weight), ascent, **options).learning_rate
     assert (rates[:300] == 1).all()
     assert (rates[300:].diff() < 0).all()
     assert 0 < rates[-1] < 1e-3
     assert cooling == [0.05]
-
-
-def test_cooling_takes_at_most_half_of_a_short_run():
-    weight = start()
-    history = fit_fresh(noisy_draw, closeness(weight), ascend(weight), num_steps=10, **QUIET)
-    assert (history.learning_rate == 1).sum() == 5
+    # Cooling takes at most half of a short run.
+    assert (fresh(weight, num_steps=10).learning_rate == 1).sum() == 5
 
 
 def test_terms_that_are_not_finite_stop_with_step_and_count_and_keep_the_weights():
-    weight, count = start(), []
+    weight, count, kept = start(), [], []
 
     def draw():
         count.append(1)
@@ -134,67 +112,45 @@ def test_terms_that_are_not_finite_stop_with_step_and_count_and_keep_the_weights
             batch[:5] = float("nan")
         return batch
 
-    kept = []
     with pytest.raises(ArithmeticError, match=r"step 7: 5 of 64 terms are not finite. the reason"):
-        fit_fresh(draw, closeness(weight), ascend(weight), num_steps=20, explain=lambda batch: "the reason", **QUIET)
+        fresh(weight, draw=draw, num_steps=20, explain=lambda batch: "the reason")
     assert torch.equal(weight.detach(), kept[0])
     assert weight.grad is None
 
 
-@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
-def test_infinite_terms_are_never_averaged_away(value):
+@pytest.mark.parametrize("values", [[torch.inf], [-torch.inf], [torch.inf, -torch.inf]])
+def test_infinite_terms_are_never_averaged_away(values):
     weight = start()
-
-    def terms(batch):
-        return torch.cat([closeness(weight)(batch), torch.tensor([value])])
-
-    with pytest.raises(ArithmeticError, match="1 of 65"):
-        fit_fresh(noisy_draw, terms, ascend(weight), num_steps=3, **QUIET)
-
-
-def test_infinities_of_both_signs_do_not_cancel():
-    weight = start()
-
-    def terms(batch):
-        return torch.cat([closeness(weight)(batch), torch.tensor([float("inf"), -float("inf")])])
-
-    with pytest.raises(ArithmeticError, match="2 of 66"):
-        fit_fresh(noisy_draw, terms, ascend(weight), num_steps=3, **QUIET)
+    terms = lambda batch: torch.cat([closeness(weight)(batch), torch.tensor(values)])  # noqa: E731
+    with pytest.raises(ArithmeticError, match=f"{len(values)} of {64 + len(values)}"):
+        fresh(weight, terms=terms, num_steps=3)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move():
     weight = start()
-    terms = lambda batch: batch.sum(-1) + weight.abs().sqrt().sum()  # noqa: E731
     with pytest.raises(ArithmeticError, match="step 0: the gradient is not finite"):
-        fit_fresh(noisy_draw, terms, ascend(weight), num_steps=3, **QUIET)
+        fresh(weight, terms=lambda batch: batch.sum(-1) + weight.abs().sqrt().sum(), num_steps=3)
     assert torch.equal(weight.detach(), torch.zeros(3))
     assert weight.grad is None
 
 
 def test_gradients_are_taken_for_the_given_parameters_alone():
     weight, other = start(), nn.Parameter(torch.ones(3))
-    terms = lambda batch: closeness(weight)(batch) + (other * batch).sum(-1)  # noqa: E731
-    fit_fresh(noisy_draw, terms, ascend(weight), num_steps=5, **QUIET)
-    assert other.grad is None
-    assert weight.grad is None
+    fresh(weight, terms=lambda batch: closeness(weight)(batch) + (other * batch).sum(-1), num_steps=5)
+    assert other.grad is weight.grad is None
     assert torch.equal(other.detach(), torch.ones(3))
 
 
-def test_training_works_where_gradients_are_off():
-    weight = start()
-    with torch.no_grad():
-        fit_fresh(noisy_draw, closeness(weight), ascend(weight), num_steps=20, **QUIET)
-    assert (weight.abs() > 0.1).all()
-
-
-def test_draws_with_gradients_work_where_gradients_are_off():
+@pytest.mark.parametrize("through", [False, True])
+def test_training_works_where_gradients_are_off(through):
     # A design is drawn through, so what `draw` makes must carry gradients too.
     weight = start()
     with torch.no_grad():
-        fit_fresh(
-            lambda: weight * torch.ones(4, 1), lambda batch: -(batch - TARGET).square().sum(-1), ascend(weight),
-            num_steps=20, **QUIET,
-        )  # fmt: skip
+        if through:
+            draw, terms = lambda: weight * torch.ones(4, 1), lambda batch: -(batch - TARGET).square().sum(-1)
+            fresh(weight, draw=draw, terms=terms, num_steps=20)
+        else:
+            fresh(weight, num_steps=20)
     assert (weight.abs() > 0.1).all()
 
 
@@ -208,19 +164,17 @@ def test_each_group_has_its_own_rate_and_clip():
     assert (slow.abs() > 0).all()
 
 
-def test_a_gradient_that_is_one_number_seen_many_times_is_clipped():
-    weight = start()
-    Ascent([{"params": [weight], "lr": 0.1}]).step(weight.sum())
-    assert torch.allclose(weight.detach(), torch.full((3,), 0.1))
-
-
 def test_a_gradient_is_clipped_to_the_norm():
     weight = start()
-    ascent = Ascent([{"params": [weight], "lr": 0.1}], clip_norm=1e-3)
+    ascent = ascend(weight, lr=0.1, clip_norm=1e-3)
     ascent.step(1e4 * (weight * TARGET).sum())
     # Adam's first moment after one step is (1 - beta_1) times the gradient it was given.
     moment = ascent.optimiser.state[weight]["exp_avg"].norm().item()
     assert moment == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    # A gradient that is one number seen many times is clipped as well.
+    weight = start()
+    ascend(weight, lr=0.1).step(weight.sum())
+    assert torch.allclose(weight.detach(), torch.full((3,), 0.1))
 
 
 def test_parameters_that_share_a_gradient_are_clipped_once():
@@ -233,46 +187,37 @@ def test_parameters_that_share_a_gradient_are_clipped_once():
         assert moment == pytest.approx(0.1, rel=1e-3)
 
 
-@pytest.mark.parametrize("at", [3, 20])
-def test_an_interruption_keeps_what_was_learnt(at):
-    weight, count = start(), []
+def interrupting(at, times=1):
+    """A draw that presses Ctrl-C at one of its calls."""
+    count = []
 
     def draw():
         count.append(1)
         if len(count) == at:
-            signal.raise_signal(signal.SIGINT)
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
         return noisy_draw()
 
-    handler = signal.getsignal(signal.SIGINT)
-    history = fit_fresh(draw, closeness(weight), ascend(weight), num_steps=1_000, **QUIET)
+    return draw
+
+
+@pytest.mark.parametrize("at", [3, 20])
+def test_an_interruption_keeps_what_was_learnt_and_a_second_raises(at):
+    weight, handler = start(), signal.getsignal(signal.SIGINT)
+    history = fresh(weight, draw=interrupting(at), num_steps=1_000)
     assert history.stop_reason == "interrupted"
     assert not history.converged
     assert history.num_steps == at
     assert (weight.abs() > 0).all()
     assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_a_second_interruption_raises():
-    weight = start()
-
-    def draw():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        return noisy_draw()
-
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        fit_fresh(draw, closeness(weight), ascend(weight), num_steps=1_000, **QUIET)
+        fresh(weight, draw=interrupting(at, times=2), num_steps=1_000)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_training_runs_outside_the_main_thread():
-    weight, histories = start(), []
-
-    def run():
-        histories.append(fit_fresh(noisy_draw, closeness(weight), ascend(weight), num_steps=5, **QUIET))
-
-    thread = threading.Thread(target=run)
+    histories = []
+    thread = threading.Thread(target=lambda: histories.append(fresh(start(), num_steps=5)))
     thread.start()
     thread.join()
     assert histories[0].num_steps == 5
@@ -297,13 +242,15 @@ def pool_of(num):
     return Rows(TARGET + torch.randn(num, 3))
 
 
-def of_rows(terms):
-    return lambda batch: terms(batch.values)
+def on_pool(weight, size, *, terms=None, lr=0.05, **options):
+    """Ascend on a pool; terms of its rows, or of a whole part."""
+    of_rows = lambda part: closeness(weight)(part.values)  # noqa: E731
+    return fit_pool(pool_of(size), terms or of_rows, ascend(weight, lr=lr), **QUIET, **options)
 
 
 def test_training_on_a_pool_stops_early_at_the_best_weights():
-    weight, pool = start(), pool_of(400)
-    history = fit_pool(pool, of_rows(closeness(weight)), ascend(weight), batch_size=50, patience=5, **QUIET)
+    weight = start()
+    history = on_pool(weight, 400, batch_size=50, patience=5)
     assert history.stop_reason == "early stopping"
     assert history.converged
     # 360 rows for training give an estimate of deviation 1 / sqrt(360) in each coordinate.
@@ -325,7 +272,7 @@ def test_a_pool_learnt_by_heart_is_gone_over_once_more_at_a_tenth_of_the_rate():
         slope = weight if torch.is_grad_enabled() else -weight
         return slope + 0.0 * batch.values.sum(-1)
 
-    history = fit_pool(pool_of(40), terms, ascend(weight), batch_size=36, patience=4, **QUIET)
+    history = on_pool(weight, 40, terms=terms, batch_size=36, patience=4)
     rates = history.learning_rate.tolist()
     assert rates[:5] == [1.0] * 5
     assert all(0.0 < rate < 1.0 for rate in rates[5:])
@@ -343,7 +290,7 @@ def test_the_weights_put_back_are_those_of_the_best_validation_bound():
             seen.append((closeness(weight)(batch.values).mean().item(), weight.detach().clone()))
         return closeness(weight)(batch.values)
 
-    history = fit_pool(pool_of(60), terms, ascend(weight, lr=0.3), batch_size=8, patience=4, **QUIET)
+    history = on_pool(weight, 60, terms=terms, lr=0.3, batch_size=8, patience=4)
     best = max(seen, key=lambda pair: pair[0])
     assert torch.equal(weight.detach(), best[1])
     assert max(history.validation.tolist()) == pytest.approx(best[0])
@@ -366,15 +313,14 @@ def test_validation_rows_are_never_trained_on():
 
 
 def test_a_pool_whose_epochs_run_out_says_so():
-    weight = start()
-    history = fit_pool(pool_of(100), of_rows(closeness(weight)), ascend(weight, lr=1e-4), max_epochs=3, **QUIET)
+    history = on_pool(start(), 100, lr=1e-4, max_epochs=3)
     assert history.stop_reason == "budget"
     assert history.validation.shape == (3,)
 
 
 def test_a_pool_that_is_too_small_is_refused():
     with pytest.raises(ValueError, match=r"pool of 10 .* too small"):
-        fit_pool(pool_of(10), of_rows(closeness(weight := start())), ascend(weight), **QUIET)
+        on_pool(start(), 10)
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])
@@ -385,16 +331,9 @@ def test_a_pool_with_a_row_that_is_not_finite_stops_with_step_and_count(where):
         values = closeness(weight)(batch.values)
         return values / 0.0 if (where == "training") == torch.is_grad_enabled() else values
 
+    options = {"batch_size": 30, "explain": lambda batch: "the reason", "max_epochs": 2}
     with pytest.raises(ArithmeticError, match=r"step \d+: (20|30) of (20|30) terms .* the reason"):
-        fit_pool(
-            pool_of(200),
-            terms,
-            ascend(weight),
-            batch_size=30,
-            explain=lambda batch: "the reason",
-            max_epochs=2,
-            **QUIET,
-        )
+        on_pool(weight, 200, terms=terms, **options)
 
 
 def test_an_interruption_keeps_the_best_weights_of_the_pool():
@@ -406,7 +345,7 @@ def test_an_interruption_keeps_the_best_weights_of_the_pool():
             signal.raise_signal(signal.SIGINT)
         return closeness(weight)(batch.values)
 
-    history = fit_pool(pool_of(200), terms, ascend(weight), **QUIET)
+    history = on_pool(weight, 200, terms=terms)
     assert history.stop_reason == "interrupted"
     assert (weight.abs() > 0).all()
     assert len(history.validation) >= 1
