@@ -354,7 +354,11 @@ class DesignResult:
         return "; ".join(words)
 
 
-@dataclass(frozen=True)
+MOST_ROWS = 40
+"""Columns of a posterior that are shown."""
+
+
+@dataclass(frozen=True, repr=False)
 class PosteriorSample:
     """Draws from the posterior of one outcome, whatever made them.
 
@@ -403,6 +407,48 @@ class PosteriorSample:
     def columns(self) -> list[str]:
         """Names of the columns of `matrix`, such as `theta[0]`."""
         return [element for name, draws in self.values.items() for element in element_names(name, draws.shape[2:])]
+
+    def __repr__(self) -> str:
+        num_chains, num_draws = next(iter(self.values.values())).shape[:2]
+        sites = ", ".join(f"{name} {tuple(draws.shape[2:])}" for name, draws in self.values.items())
+        return f"<{self.method} posterior of {sites}: {num_chains} x {num_draws:,} draws>"
+
+    def __str__(self) -> str:
+        rows = self._table()
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
+        named = [f"{row[0]:<{widths[0]}}  {line}" for row, line in zip(rows, lines, strict=True)]
+        return "\n".join([repr(self)[1:-1], *named, *self._notes()])
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._table()
+        lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>"]
+        lines += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+        return f"<p>{escape(repr(self)[1:-1])}</p><table>{''.join(lines)}</table><p>{'<br>'.join(self._notes())}</p>"
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Return a header and a row for each of the first columns, as text."""
+        diagnostics = [("ESS", ".0f", self.effective_sample_size)]
+        diagnostics += [] if self.r_hat is None else [("R-hat", ".3f", self.r_hat)]
+        rows = [("", "mean", "sd", "5 %", "50 %", "95 %", *(name for name, _, _ in diagnostics))]
+        by_column = [torch.cat([found[name].flatten() for name in self.values]) for _, _, found in diagnostics]
+        for index, (name, draws) in enumerate(zip(self.columns[:MOST_ROWS], self.matrix().double().T, strict=False)):
+            moments = (draws.mean(), draws.std(), *draws.quantile(draws.new_tensor([0.05, 0.5, 0.95])))
+            own = (f"{found[index]:{style}}" for (_, style, _), found in zip(diagnostics, by_column, strict=True))
+            rows.append((name, *(f"{value:.4g}" for value in moments), *own))
+        return rows
+
+    def _notes(self) -> list[str]:
+        more = len(self.columns) - MOST_ROWS
+        notes = [f"and {more} more columns"] if more > 0 else []
+        if self.num_divergences is not None:
+            notes.append(f"{self.num_divergences} divergent transitions")
+        if self.log_evidence is not None:
+            notes.append(f"log evidence {self.log_evidence:.4f} +- {self.log_evidence_error:.4f} nats")
+        if self.tolerance is not None:
+            notes.append(f"tolerance {self.tolerance:.4g}")
+        calls = "" if self.num_simulations is None else f"{self.num_simulations:,} simulated experiments, "
+        return [*notes, f"{calls}{self.seconds:.1f} s"]
 
 
 def experiment_of(result: Any) -> Any:
