@@ -88,6 +88,26 @@ def check_positive(value: float, argument: str) -> float:
     return value
 
 
+def check_share(value: float, argument: str) -> float:
+    """Return `value` where it is a number strictly between 0 and 1, else raise ValueError."""
+    if not 0 < value < 1:
+        raise ValueError(f"{argument}: expected a number in (0, 1), got {value!r}.")
+    return value
+
+
+def check_shape(values: Tensor, shape: tuple[int | None, ...], argument: str) -> None:
+    """Raise ValueError unless the shape is the one wanted, None standing for any size."""
+    if values.ndim != len(shape) or any(w not in (None, size) for w, size in zip(shape, values.shape, strict=True)):
+        wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+        raise ValueError(f"{argument}: expected shape {wanted}, got {tuple(values.shape)}.")
+
+
+def check_finite(values: Tensor, argument: str, error: type[Exception] = ValueError) -> None:
+    """Raise where a value is NaN or infinite."""
+    if bad := int((~torch.isfinite(values)).sum()):
+        raise error(f"{argument}: {bad} of {values.numel()} values are not finite. Find out why; none is left out.")
+
+
 def check_callable(model: Any, argument: str = "model") -> None:
     """Raise TypeError where the model (or guide) cannot be called."""
     if not callable(model):

@@ -35,6 +35,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_voed.checks import check_share
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.diagnostics.uniformity import random_ranks, uniformity_band, uniformity_p_values
 from pyro_voed.experiment.caller_state import isolated
@@ -177,8 +178,7 @@ def check_simulated(simulated: SimulatedPosteriors, confidence: float) -> None:
             f"simulated: expected at least {FEWEST_SIMULATIONS} experiments, got {simulated.num_simulations}. Simulate "
             "some hundreds."
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a probability in (0, 1), got {confidence!r}.")
+    check_share(confidence, "confidence")
 
 
 def headline(check: str, result: Any, over: str = "") -> str:

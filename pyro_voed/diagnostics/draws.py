@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_voed.checks import check_finite, check_shape
 from pyro_voed.results import PosteriorSample
 
 MIN_DRAWS = 100
@@ -50,7 +51,7 @@ def matched_draws(
         >>> first.columns, second.thinned().shape
         (('column 0', 'column 1'), torch.Size([300, 2]))
     """
-    ours, theirs = (_draws(sample, name) for sample, name in zip((first, second), arguments, strict=True))
+    ours, theirs = (as_draws(sample, name) for sample, name in zip((first, second), arguments, strict=True))
     by_name = ours.named and theirs.named
     if len(ours.columns) != len(theirs.columns) or (by_name and set(ours.columns) != set(theirs.columns)):
         raise ValueError(
@@ -62,14 +63,17 @@ def matched_draws(
     return ours, replace(theirs, matrix=theirs.matrix.to(ours.matrix.device), columns=ours.columns)
 
 
-def _draws(sample: PosteriorSample | Tensor, argument: str) -> Draws:
+def as_draws(sample: PosteriorSample | Tensor, argument: str, fewest: int = MIN_DRAWS) -> Draws:
+    """Return a posterior sample or a plain matrix of independent draws as `Draws`.
+
+    Raises:
+        ValueError: If it is no matrix, has fewer draws than asked for, non-finite ones or a constant column.
+    """
     matrix = (sample.matrix() if isinstance(sample, PosteriorSample) else sample).detach()
-    if matrix.ndim != 2 or matrix.shape[1] == 0:
-        raise ValueError(f"{argument}: expected a matrix (num_draws, dim) of draws, got shape {tuple(matrix.shape)}.")
-    if len(matrix) < MIN_DRAWS:
-        raise ValueError(f"{argument}: expected at least {MIN_DRAWS} draws, got {len(matrix)}.")
-    if bad := int((~torch.isfinite(matrix)).any(1).sum()):
-        raise ValueError(f"{argument}: {bad} of {len(matrix)} draws are not finite. None is left out: find out why.")
+    check_shape(matrix, (None, None), argument)
+    if len(matrix) < fewest:
+        raise ValueError(f"{argument}: expected at least {fewest} draws, got {len(matrix)}.")
+    check_finite(matrix, argument)
     if constant := (matrix == matrix[:1]).all(0).nonzero().flatten().tolist():
         raise ValueError(f"{argument}: expected draws with spread, got columns {constant} constant. Leave them out.")
     if not isinstance(sample, PosteriorSample):

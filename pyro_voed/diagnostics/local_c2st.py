@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.checks import check_count
+from pyro_voed.checks import check_count, check_finite, check_shape
 from pyro_voed.diagnostics.classifiers import train_classifiers
 from pyro_voed.diagnostics.draws import MIN_DRAWS
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
@@ -220,21 +220,15 @@ def local_classifier_test(
 
 def _check_shapes(truths: Tensor, draws: Tensor, y: Tensor, draws_at_outcome: Tensor, y_outcome: Tensor) -> None:
     for name, value in (("truths", truths), ("y", y)):
-        if value.ndim != 2:
-            raise ValueError(f"{name}: expected a matrix, one row an experiment, got shape {tuple(value.shape)}.")
+        check_shape(value, (None, None), name)
     (num, dim), num_draws = truths.shape, len(draws_at_outcome)
-    expected = (
-        ("truths", truths, (num, dim)),
-        ("draws", draws, (num, dim)),
-        ("y", y, (num, y.shape[1])),
-        ("draws_at_outcome", draws_at_outcome, (num_draws, dim)),
-        ("y_outcome", y_outcome, (y.shape[1],)),
-    )
-    for name, value, shape in expected:
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}.")
-        if bad := int((~torch.isfinite(value)).sum()):
-            raise ValueError(f"{name}: {bad} of {value.numel()} values are not finite. Find out why.")
+    check_shape(draws, (num, dim), "draws")
+    check_shape(y, (num, None), "y")
+    check_shape(draws_at_outcome, (None, dim), "draws_at_outcome")
+    check_shape(y_outcome, (y.shape[1],), "y_outcome")
+    parts = {"truths": truths, "draws": draws, "y": y, "draws_at_outcome": draws_at_outcome, "y_outcome": y_outcome}
+    for name, value in parts.items():
+        check_finite(value, name)
     if num < MIN_DRAWS or num_draws < 1:
         raise ValueError(
             f"truths: expected at least {MIN_DRAWS} experiments and a draw at the outcome, got {num} and {num_draws}."

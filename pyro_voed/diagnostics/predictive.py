@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.checks import check_count
+from pyro_voed.checks import check_count, check_finite
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.inference.flow import DesignIndex, flow_posterior, trained_density
@@ -159,8 +159,7 @@ def _evaluate(function: Statistic, values: Mapping[str, Tensor], num: int, name:
             f"statistic {name!r}: expected one number an outcome, shape ({num},), got {tuple(found.shape)}. Values "
             "have a leading batch dimension: reduce over the others."
         )
-    if bad := int((~torch.isfinite(found)).sum()):
-        raise ArithmeticError(f"statistic {name!r}: {bad} of {num} values are not finite. Find out why.")
+    check_finite(found, f"statistic {name!r}", ArithmeticError)
     return found.double()
 
 

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_voed.checks import check_share
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.monte_carlo import mean_and_standard_error
 
@@ -163,8 +164,7 @@ def _check(simulated: SimulatedPosteriors, mass: float) -> None:
     ):
         if found < fewest:
             raise ValueError(f"simulated: expected at least {fewest} {what}, got {found}.")
-    if not 0 < mass < 1:
-        raise ValueError(f"mass: expected a probability in (0, 1), got {mass!r}.")
+    check_share(mass, "mass")
     constant = (simulated.truths == simulated.truths[:1]).all(0).tolist()
     if any(constant):
         names = [name for name, flag in zip(simulated.columns, constant, strict=True) if flag]

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.checks import check_count
+from pyro_voed.checks import check_count, check_finite
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.packing import unpack_targets
 from pyro_voed.experiment.sampling import sample_joint
@@ -65,8 +65,7 @@ class SimulatedPosteriors:
         if len(self.columns) != shape[-1]:
             raise ValueError(f"columns: expected {shape[-1]} names, got {len(self.columns)}.")
         for name, values in (("truths", self.truths), ("draws", self.draws)):
-            if bad := int((~torch.isfinite(values)).sum()):
-                raise ValueError(f"{name}: {bad} of {values.numel()} values are not finite. Find out why.")
+            check_finite(values, name)
 
     @property
     def num_simulations(self) -> int:

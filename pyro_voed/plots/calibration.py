@@ -117,7 +117,7 @@ def plot_recovery(result: RecoveryResult, *, most_points: int = 200) -> np.ndarr
     """Draw posterior means with central intervals against the truths, one pair of axes a column.
 
     Intervals that miss the truth are drawn in another colour. A flat cloud at the prior's mean is a quantity that the
-    data say nothing about, or that was not learnt.
+    data say nothing about, or that was not learned.
 
     Args:
         result: What `recovery` returned.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_voed.plots.estimates import _only_label
-from pyro_voed.plots.style import BLUE, GREEN, LINE_STYLES, VERMILLION, axes_or_new, to_numpy
+from pyro_voed.plots.style import BLUE, GREEN, LINE_STYLES, VERMILLION, along_design, axes_or_new, bars, to_numpy
 from pyro_voed.results import Certificate, EIGResult
 
 HEIGHTS = (5, 2)
@@ -61,21 +60,11 @@ def plot_certificate(result: EIGResult, design_label: str | None = None, ax: Axe
     certificate = result.certificate
     if certificate is None:
         raise ValueError("result: it has no certificate. Call certify first, or eig_flow with certify=True.")
-    if certificate.lower.ndim > 1:
-        raise ValueError(
-            "result: expected one design or a one-dimensional batch, got a batch of shape "
-            f"{tuple(certificate.lower.shape)}. Draw one slice at a time."
-        )
-    if certificate.lower.numel() == 1:
+    place = along_design(result, design_label)
+    if place is None:
         ax = _at_one_design(certificate, axes_or_new(ax, (3.6, 3.6)))
     else:
-        label = _only_label(result.designs, design_label, "design_label")
-        designs = result.designs[label]
-        if designs.numel() != certificate.lower.numel():
-            raise ValueError(
-                f"design_label: expected a scalar design, but each {label!r} has shape {tuple(designs.shape[1:])}."
-            )
-        ax = _against_design(certificate, label, to_numpy(designs.flatten()), axes_or_new(ax, (6.0, 5.2)))
+        ax = _against_design(certificate, *place, axes_or_new(ax, (6.0, 5.2)))
     ax.set(ylabel="expected information gain (nats)")
     ax.legend(frameon=False, fontsize="small")
     return ax
@@ -84,24 +73,20 @@ def plot_certificate(result: EIGResult, design_label: str | None = None, ax: Axe
 def _at_one_design(certificate: Certificate, ax: Axes) -> Axes:
     low, high = certificate.interval.flatten().tolist()
     ax.axhspan(low, high, color=GREEN, alpha=0.25, linewidth=0, label=_interval_name(certificate))
-    sides = (
-        ("lower bound", certificate.lower, certificate.lower_standard_error, BLUE, "^"),
-        ("upper bound", certificate.upper, certificate.upper_standard_error, VERMILLION, "v"),
-    )
-    for position, (name, value, error, colour, marker) in enumerate(sides):
-        ax.errorbar(
-            position, value.item(), yerr=2 * error.item(), color=colour, marker=marker, capsize=4, linestyle="none",
-            label=f"{name} {value.item():.4g}",
-        )  # fmt: skip
-    ax.set_xticks((0, 1), [f"{name}\n(±2 standard errors)" for name, *_ in sides], fontsize="small")
+    sides = [
+        (certificate.lower, certificate.lower_standard_error),
+        (certificate.upper, certificate.upper_standard_error),
+    ]
+    names = ("lower bound", "upper bound")
+    labels = [f"{name} {value.item():.4g}" for name, (value, _) in zip(names, sides, strict=True)]
+    bars(ax, sides, labels, [(BLUE, "^"), (VERMILLION, "v")])
+    ax.set_xticks((0, 1), [f"{name}\n(±2 standard errors)" for name in names], fontsize="small")
     # Room above the interval for the legend.
     ax.set(xlim=(-0.6, 1.6), ylim=(low - 0.3 * (high - low), high + 0.9 * (high - low)))
     return ax
 
 
-def _against_design(certificate: Certificate, label: str, x: np.ndarray, ax: Axes) -> Axes:
-    order = x.argsort()
-    x = x[order]
+def _against_design(certificate: Certificate, label: str, x: np.ndarray, order: np.ndarray, ax: Axes) -> Axes:
     low, high = to_numpy(certificate.interval)[:, order]
     lower, upper = to_numpy(certificate.lower)[order], to_numpy(certificate.upper)[order]
     marker = "." if len(x) <= 30 else None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_voed.checks import check_count, check_known
+from pyro_voed.checks import check_count, check_shape
 from pyro_voed.plots.style import (
     BLACK,
     BLUE,
@@ -21,17 +19,27 @@ from pyro_voed.plots.style import (
     SIDES,
     SKY,
     VERMILLION,
+    along_design,
     axes_or_new,
-    check_shape,
+    bars,
+    colours_of,
+    only_label,
     to_numpy,
 )
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names
+
+LOOKS = [(BLUE, "o"), (VERMILLION, "s"), (BLACK, "D"), (GREEN, "^")]
+INTERVAL = {"color": GREEN, "alpha": 0.25, "linewidth": 0, "label": "certified interval"}
+
+MOST_MARKED = 30
+"""More points than this are drawn without markers."""
 
 
 def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw the expected information gain against a scalar design, or beside its companions at a single design.
 
-    References and the certified interval are drawn where the result has them; bands and bars are two standard errors either way.
+    References and the certified interval are drawn where the result has them; bands and bars are two standard errors
+    either way.
 
     Args:
         result: Estimate at one design, or over a one-dimensional batch of scalar designs.
@@ -62,35 +70,28 @@ def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None
         >>> plot_eig(result).get_ylabel()
         'expected information gain (nats)'
     """
-    if result.eig.ndim > 1:
-        raise ValueError(
-            f"result: expected one design or a one-dimensional batch, got a batch of shape {tuple(result.eig.shape)}. "
-            "Draw one slice at a time."
-        )
-    looks = itertools.chain([(BLUE, "o")], itertools.cycle([(VERMILLION, "s"), (BLACK, "D"), (GREEN, "^")]))
-    estimates = [(estimate, *look) for estimate, look in zip((result, *result.references), looks, strict=False)]
-    if result.eig.numel() == 1:
-        return _eig_at_one_design(result, estimates, axes_or_new(ax, (1.6 + 1.5 * len(estimates), 3.6)))
-    label = _only_label(result.designs, design_label, "design_label")
-    designs = result.designs[label]
-    if designs.numel() != result.eig.numel():
-        raise ValueError(
-            f"design_label: expected a scalar design, but each {label!r} has shape {tuple(designs.shape[1:])}."
-        )
+    place = along_design(result, design_label)
+    estimates = (result, *result.references)
+    looks = list(itertools.islice(itertools.chain(LOOKS[:1], itertools.cycle(LOOKS[1:])), len(estimates)))
+    names = [f"{estimate.estimator} ({SIDES[estimate.bound]})" for estimate in estimates]
+    if place is None:
+        ax = axes_or_new(ax, (1.6 + 1.5 * len(estimates), 3.6))
+        if result.interval is not None:
+            ax.axhspan(*result.interval.flatten().tolist(), **INTERVAL)
+            ax.legend(frameon=False, fontsize="small")
+        bars(ax, [(estimate.eig, estimate.standard_error) for estimate in estimates], names, looks)
+        ax.set_xticks(range(len(names)), [name.replace(" (", "\n(") for name in names], fontsize="small")
+        ax.set(xlim=(-0.5, len(names) - 0.5), ylabel="expected information gain (nats)\nbars: ±2 standard errors")
+        return ax
+    label, x, order = place
     ax = axes_or_new(ax)
-    x = to_numpy(designs.flatten())
-    order = x.argsort()
-    x = x[order]
     if result.interval is not None:
-        low, high = to_numpy(result.interval)[:, order]
-        ax.fill_between(x, low, high, color=GREEN, alpha=0.25, linewidth=0, label="certified interval")
-    for (estimate, colour, marker), style in zip(estimates, LINE_STYLES, strict=False):
+        ax.fill_between(x, *to_numpy(result.interval)[:, order], **INTERVAL)
+    few = len(x) <= MOST_MARKED
+    for estimate, name, (colour, marker), style in zip(estimates, names, looks, LINE_STYLES, strict=False):
         eig, error = to_numpy(estimate.eig)[order], to_numpy(estimate.standard_error)[order]
         ax.fill_between(x, eig - 2 * error, eig + 2 * error, color=colour, alpha=0.2, linewidth=0)
-        ax.plot(
-            x, eig, color=colour, linestyle=style, marker=marker if len(x) <= 30 else None, markersize=4,
-            label=_estimate_name(estimate),
-        )  # fmt: skip
+        ax.plot(x, eig, color=colour, linestyle=style, marker=marker if few else None, markersize=4, label=name)
     ax.set(xlabel=label, ylabel="expected information gain (nats)")
     ax.legend(
         frameon=False, title="bands: ±2 standard errors", title_fontsize="small", fontsize="small", alignment="left"
@@ -122,7 +123,7 @@ def plot_training(history: FitHistory | None, ax: Axes | None = None, smooth: in
         'step'
     """
     if history is None or history.num_steps == 0:
-        raise ValueError("history: nothing was learnt, so there is no training to draw.")
+        raise ValueError("history: nothing was learned, so there is no training to draw.")
     num_steps = history.num_steps
     smooth = max(1, num_steps // 50) if smooth is None else check_count(smooth, "smooth")
     if smooth > num_steps:
@@ -140,16 +141,8 @@ def plot_training(history: FitHistory | None, ax: Axes | None = None, smooth: in
     if history.validation is not None:
         validation = to_numpy(history.validation)
         at = num_steps * np.arange(1, len(validation) + 1) / len(validation)
-        few = len(validation) <= 30
-        ax.plot(
-            at,
-            validation,
-            color=VERMILLION,
-            linestyle="--",
-            marker="s" if few else None,
-            markersize=4,
-            label="validation",
-        )
+        marker = "s" if len(validation) <= MOST_MARKED else None
+        ax.plot(at, validation, "--", color=VERMILLION, marker=marker, markersize=4, label="validation")
         shown += [np.quantile(validation, 0.01), validation.max()]
     margin = 0.05 * (max(shown) - min(shown)) or 0.5
     ax.set(xlabel="step", ylabel="bound (nats)", xlim=(1, max(num_steps, 2)))
@@ -203,14 +196,12 @@ def plot_design_path(result: DesignResult, design_label: str | None = None, ax: 
     """
     if result.path is None or result.path_steps is None:
         raise ValueError("result: candidates were compared, so there is no path. Plot result.candidates with plot_eig.")
-    label = _only_label(result.path, design_label, "design_label")
+    label = only_label(result.path, design_label)
     path = result.path[label]
     names = element_names(label, path.shape[1:])
     values, steps = to_numpy(path.flatten(1) if path.ndim > 1 else path.unsqueeze(1)), to_numpy(result.path_steps)
     ax = axes_or_new(ax)
-    # Beyond the palette neighbours share a hue: what is read then is the order, not the single line.
-    many = len(names) > len(COLOURS)
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))) if many else COLOURS
+    colours, many = colours_of(len(names)), len(names) > len(COLOURS)
     for index, name in enumerate(names):
         style = "-" if many else LINE_STYLES[index]
         column = values[:, index]
@@ -262,59 +253,17 @@ def plot_realisations(
     if (curve_designs is None) != (curve_values is None):
         raise ValueError("curve_designs, curve_values: expected both or neither.")
     ax = axes_or_new(ax)
-    num_experiments = len(observations)
-    colours = (
-        COLOURS if num_experiments <= len(COLOURS) else plt.get_cmap("viridis")(np.linspace(0, 0.9, num_experiments))
-    )
+    colours = colours_of(len(observations))
     if curve_designs is not None and curve_values is not None:
         check_shape(curve_designs, (None,), "curve_designs")
         check_shape(curve_values, (None, len(curve_designs)), "curve_values")
-        matched = len(curve_values) == num_experiments
+        matched = len(curve_values) == len(observations)
         for index, curve in enumerate(to_numpy(curve_values)):
             ax.plot(to_numpy(curve_designs), curve, color=colours[index] if matched else GREY, linewidth=1.2, alpha=0.8)
-    for index, outcome in enumerate(to_numpy(observations)):
-        marker = "osD^vP"[index % 6]
-        ax.scatter(
-            to_numpy(designs),
-            outcome,
-            color=colours[index],
-            marker=marker,
-            s=28,
-            edgecolor="white",
-            linewidth=0.5,
-            zorder=3,
-            label=f"experiment {index + 1}",
-        )
+    for index, (outcome, colour) in enumerate(zip(to_numpy(observations), colours, strict=False)):
+        look = {"marker": "osD^vP"[index % 6], "s": 28, "edgecolor": "white", "linewidth": 0.5, "zorder": 3}
+        ax.scatter(to_numpy(designs), outcome, color=colour, label=f"experiment {index + 1}", **look)
     ax.set(xlabel=design_name, ylabel=observation_name)
-    return ax
-
-
-def _only_label(values: Mapping[str, Tensor], label: str | None, argument: str) -> str:
-    if label is not None:
-        check_known([label], values, argument, "design")
-        return label
-    if len(values) != 1:
-        raise ValueError(f"{argument}: expected one of {list(values)}, as there are several designs.")
-    return next(iter(values))
-
-
-def _estimate_name(estimate: EIGResult) -> str:
-    return f"{estimate.estimator} ({SIDES[estimate.bound]})"
-
-
-def _eig_at_one_design(result: EIGResult, estimates: list[tuple[EIGResult, str, str]], ax: Axes) -> Axes:
-    if result.interval is not None:
-        low, high = result.interval.flatten().tolist()
-        ax.axhspan(low, high, color=GREEN, alpha=0.25, linewidth=0, label="certified interval")
-        ax.legend(frameon=False, fontsize="small")
-    for position, (estimate, colour, marker) in enumerate(estimates):
-        ax.errorbar(
-            position, estimate.eig.item(), yerr=2 * estimate.standard_error.item(), color=colour, marker=marker,
-            capsize=4, linestyle="none", label=_estimate_name(estimate),
-        )  # fmt: skip
-    names = [f"{estimate.estimator}\n({SIDES[estimate.bound]})" for estimate, _, _ in estimates]
-    ax.set_xticks(range(len(names)), names, fontsize="small")
-    ax.set(xlim=(-0.5, len(names) - 0.5), ylabel="expected information gain (nats)\nbars: ±2 standard errors")
     return ax
 
 

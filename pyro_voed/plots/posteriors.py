@@ -12,17 +12,20 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from pyro_voed.checks import check_known
-from pyro_voed.plots.style import BLACK, COLOURS, GREY, LINE_STYLES, check_shape, to_numpy
+from pyro_voed.checks import check_known, check_shape
+from pyro_voed.diagnostics.draws import as_draws
+from pyro_voed.plots.style import BLACK, COLOURS, GREY, LINE_STYLES, to_numpy
 from pyro_voed.results import PosteriorSample, element_names
 
 CONTOUR_MASSES = (0.5, 0.9)
 """Probability inside each contour of the pair plot."""
+
+FEWEST_DRAWS = 10
+"""Fewer make no density."""
 
 
 def plot_posterior_pair(
@@ -49,6 +52,7 @@ def plot_posterior_pair(
         ValueError: If there are no samples, dimensions differ, or draws are not finite.
 
     Example:
+        >>> import torch
         >>> grid = plot_posterior_pair({"flow": torch.randn(500, 2), "NUTS": torch.randn(500, 2)})
         >>> grid.shape
         (2, 2)
@@ -103,6 +107,7 @@ def plot_posterior_grid(
         ValueError: If there are no rows, lengths or dimensions differ, or draws are not finite.
 
     Example:
+        >>> import torch
         >>> rows = [{"flow": torch.randn(500, 2) + shift} for shift in (-1.0, 1.0)]
         >>> plot_posterior_grid(rows, prior=3.0 * torch.randn(500, 2)).shape
         (2, 2)
@@ -150,32 +155,23 @@ class _Curve:
 
 def _curves(
     samples: Mapping[str, PosteriorSample | Tensor], prior: PosteriorSample | Tensor | None, argument: str
-) -> tuple[list[_Curve], list[str]]:
+) -> tuple[list[_Curve], tuple[str, ...]]:
     """Return what is to be drawn, the prior first, and the column names of the first sample."""
     if not 1 <= len(samples) <= len(COLOURS):
         raise ValueError(f"{argument}: expected 1 to {len(COLOURS)} samples to draw, got {len(samples)}.")
+    found = {name: as_draws(sample, f"{argument}[{name!r}]", FEWEST_DRAWS) for name, sample in samples.items()}
     curves = [
-        _Curve(name, _matrix(sample, f"{argument}[{name!r}]"), colour, style, CONTOUR_MASSES)
-        for (name, sample), colour, style in zip(samples.items(), COLOURS, LINE_STYLES, strict=False)
+        _Curve(name, to_numpy(draws.matrix.double()), colour, style, CONTOUR_MASSES)
+        for (name, draws), colour, style in zip(found.items(), COLOURS, LINE_STYLES, strict=False)
     ]
     if prior is not None:
-        curves.insert(0, _Curve("prior", _matrix(prior, "prior"), GREY, ":", CONTOUR_MASSES[1:]))
-    first = next(iter(samples.values()))
-    columns = first.columns if isinstance(first, PosteriorSample) else [f"column {i}" for i in range(first.shape[1])]
+        matrix = as_draws(prior, "prior", FEWEST_DRAWS).matrix
+        curves.insert(0, _Curve("prior", to_numpy(matrix.double()), GREY, ":", CONTOUR_MASSES[1:]))
+    columns = next(iter(found.values())).columns
     for curve in curves:
         if (dim := curve.draws.shape[1]) != len(columns):
             raise ValueError(f"{argument}: expected dimension {len(columns)} throughout, got {dim} in {curve.name!r}.")
     return curves, columns
-
-
-def _matrix(sample: PosteriorSample | Tensor, argument: str) -> np.ndarray:
-    draws = sample.matrix() if isinstance(sample, PosteriorSample) else sample
-    check_shape(draws, (None, None), argument)
-    if not bool(torch.isfinite(draws).all()):
-        raise ValueError(f"{argument}: some draws are not finite. None is left out: find out why.")
-    if len(draws) < 10 or bool((draws == draws[0]).all(0).any()):
-        raise ValueError(f"{argument}: expected at least 10 draws that differ in every column, for a density.")
-    return to_numpy(draws.double())
 
 
 def _truth(values: Mapping[str, Tensor] | Tensor | None, columns: Sequence[str]) -> np.ndarray:

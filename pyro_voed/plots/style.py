@@ -9,10 +9,16 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
+
+from pyro_voed.checks import check_known
+from pyro_voed.results import EIGResult
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY, BLACK = "0.55", "0.1"
@@ -31,8 +37,47 @@ def to_numpy(values: Tensor) -> np.ndarray:
     return values.detach().cpu().numpy()
 
 
-def check_shape(values: Tensor, shape: tuple[int | None, ...], argument: str) -> None:
-    """Raise ValueError unless the shape is the one wanted, None standing for any size."""
-    if values.ndim != len(shape) or any(w not in (None, size) for w, size in zip(shape, values.shape, strict=True)):
-        wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-        raise ValueError(f"{argument}: expected shape {wanted}, got {tuple(values.shape)}.")
+def colours_of(number: int) -> Sequence[Any] | np.ndarray:
+    """Return colours for so many curves."""
+    # Beyond the palette neighbours share a hue: what is read then is the order, not the single line.
+    return COLOURS if number <= len(COLOURS) else plt.get_cmap("viridis")(np.linspace(0, 0.9, number))
+
+
+def only_label(values: Mapping[str, Tensor], label: str | None) -> str:
+    """Return the label of a design; it may be left out where there is only one."""
+    if label is not None:
+        check_known([label], values, "design_label", "design")
+        return label
+    if len(values) != 1:
+        raise ValueError(f"design_label: expected one of {list(values)}, as there are several designs.")
+    return next(iter(values))
+
+
+def along_design(result: EIGResult, label: str | None) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """Return the label of a scalar design, its values in order, and that order; None at a single design."""
+    shape = tuple(result.eig.shape)
+    if len(shape) > 1:
+        raise ValueError(
+            f"result: expected one design or a one-dimensional batch, got a batch of shape {shape}. Draw one slice at "
+            "a time."
+        )
+    if result.eig.numel() == 1:
+        return None
+    label = only_label(result.designs, label)
+    designs = result.designs[label]
+    if designs.numel() != result.eig.numel():
+        raise ValueError(
+            f"design_label: expected a scalar design, but each {label!r} has shape {tuple(designs.shape[1:])}."
+        )
+    x = to_numpy(designs.flatten())
+    order = x.argsort()
+    return label, x[order], order
+
+
+def bars(
+    ax: Axes, estimates: Sequence[tuple[Tensor, Tensor]], labels: Sequence[str], looks: Sequence[tuple[str, str]]
+) -> None:
+    """Draw estimates with bars of two standard errors side by side, each with a colour and a marker."""
+    for position, ((value, error), label, (colour, marker)) in enumerate(zip(estimates, labels, looks, strict=True)):
+        height, reach = value.item(), 2 * error.item()
+        ax.errorbar(position, height, yerr=reach, color=colour, marker=marker, capsize=4, linestyle="none", label=label)

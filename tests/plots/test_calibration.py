@@ -11,17 +11,7 @@ from pyro_voed.diagnostics.recovery import recovery
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.diagnostics.tarp import tarp
 from pyro_voed.plots.calibration import plot_coverage, plot_recovery, plot_sbc, plot_tarp
-
-
-@pytest.fixture(autouse=True)
-def clean_figures():
-    backend = plt.get_backend()
-    plt.switch_backend("Agg")
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()  # What cannot be rendered fails here.
-    plt.close("all")
-    plt.switch_backend(backend)
+from tests.plots.cases import data_of, line_of
 
 
 def simulated(dim=2, *, scale=1.0, densities=False):
@@ -30,17 +20,6 @@ def simulated(dim=2, *, scale=1.0, densities=False):
     if not densities:
         return SimulatedPosteriors(truths, draws, columns)
     return SimulatedPosteriors(truths, draws, columns, None, -truths.square().sum(-1), -draws.square().sum(-1))
-
-
-def line(ax, name):
-    (found,) = [line for line in ax.get_lines() if line.get_label() == name]
-    return found.get_xdata(), found.get_ydata()
-
-
-def band(ax):
-    (found,) = ax.collections
-    corners = found.get_paths()[0].vertices
-    return corners
 
 
 FIGURES = {
@@ -63,10 +42,11 @@ def test_the_curve_and_its_band_are_those_of_the_result(plot, make, name, curve,
     ax = plot(result, difference=difference, ax=given)
     assert ax is given
     at, values = curve(result)
-    x, y = line(ax, name)
+    x, y = data_of(line_of(ax, name))
     assert np.allclose(x, [0.0, *at.tolist(), 1.0])
     assert np.allclose(y + (x if difference else 0.0), [0.0, *values.tolist(), 1.0])
-    corners = band(ax)
+    (band,) = ax.collections
+    corners = band.get_paths()[0].vertices
     middle = len(at) // 2
     ends = corners[np.isclose(corners[:, 0], at[middle].item()), 1] + (at[middle].item() if difference else 0.0)
     assert {round(end, 6) for end in ends} == {

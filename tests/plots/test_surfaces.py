@@ -5,33 +5,7 @@ import pytest
 import torch
 
 from pyro_voed.plots import plot_eig_surface
-from pyro_voed.results import EIGResult
-
-
-@pytest.fixture(autouse=True)
-def clean_figures():
-    backend = plt.get_backend()
-    plt.switch_backend("Agg")
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()  # What cannot be rendered fails here.
-    plt.close("all")
-    plt.switch_backend(backend)
-
-
-def estimate(eig, designs):
-    return EIGResult(
-        eig=eig,
-        standard_error=torch.full_like(eig, 0.05),
-        bound="lower",
-        estimator="eig_flow",
-        num_simulations=100,
-        num_samples=10,
-        seconds=1.0,
-        designs=designs,
-        target_labels=("theta",),
-        observation_labels=("y",),
-    )
+from tests.plots.cases import estimate
 
 
 def grid(size=5):
@@ -48,9 +22,9 @@ def test_the_largest_value_is_marked_where_it_is():
     points = grid()
     eig = -((points - torch.tensor([0.25, 1.5])) ** 2).sum(-1)
     for result in (
-        estimate(eig, {"xi": points}),
-        estimate(eig, {"dose": points[..., 0], "time": points[..., 1]}),
-        estimate(eig.flatten(), {"xi": points.flatten(0, 1)}),
+        estimate(eig, designs={"xi": points}),
+        estimate(eig, designs={"dose": points[..., 0], "time": points[..., 1]}),
+        estimate(eig.flatten(), designs={"xi": points.flatten(0, 1)}),
     ):
         ax = plot_eig_surface(result)
         assert star(ax) == (0.25, 1.5)
@@ -60,8 +34,8 @@ def test_the_largest_value_is_marked_where_it_is():
 
 def test_axes_are_the_variables_asked_for():
     points = grid()
-    result = estimate(points[..., 0], {"xi": points, "stage": torch.zeros(())})
-    assert plot_eig_surface(estimate(points[..., 0], {"xi": points})).get_xlabel() == "xi[0]"
+    result = estimate(points[..., 0], designs={"xi": points, "stage": torch.zeros(())})
+    assert plot_eig_surface(estimate(points[..., 0], designs={"xi": points})).get_xlabel() == "xi[0]"
     _, given = plt.subplots()
     ax = plot_eig_surface(result, ["xi[1]", "xi[0]"], given)
     assert ax is given
@@ -72,13 +46,13 @@ def test_axes_are_the_variables_asked_for():
 def test_what_is_no_map_is_refused():
     points = grid()
     with pytest.raises(ValueError, match=r"expected two of .*'xi\[0\]'.*got"):
-        plot_eig_surface(estimate(points[..., 0], {"xi": points, "stage": points[..., 0]}))
+        plot_eig_surface(estimate(points[..., 0], designs={"xi": points, "stage": points[..., 0]}))
     with pytest.raises(ValueError, match="no design variable called"):
-        plot_eig_surface(estimate(points[..., 0], {"xi": points}), ["xi[0]", "psi"])
+        plot_eig_surface(estimate(points[..., 0], designs={"xi": points}), ["xi[0]", "psi"])
     with pytest.raises(ValueError, match="at least 4 designs"):
-        plot_eig_surface(estimate(torch.zeros(2), {"xi": torch.rand(2, 2)}))
+        plot_eig_surface(estimate(torch.zeros(2), designs={"xi": torch.rand(2, 2)}))
     line = torch.linspace(0.0, 1.0, 9)
     with pytest.raises(ValueError, match="on one line"):
-        plot_eig_surface(estimate(line, {"xi": torch.stack([line, 3.0 * line - 1.0], -1)}))
+        plot_eig_surface(estimate(line, designs={"xi": torch.stack([line, 3.0 * line - 1.0], -1)}))
     with pytest.raises(ValueError, match="on one line"):
-        plot_eig_surface(estimate(line, {"xi": torch.stack([line, torch.ones(9)], -1)}))
+        plot_eig_surface(estimate(line, designs={"xi": torch.stack([line, torch.ones(9)], -1)}))

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_count, check_positive, warn
+from pyro_voed.checks import Labels, check_count, check_share, warn
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.inference.reference.conditioned import conditioned, mixing, mixing_faults
@@ -88,8 +88,7 @@ def nuts_posterior(
     check_count(num_samples, "num_samples", minimum=4)
     check_count(num_warmup, "num_warmup")
     check_count(num_chains, "num_chains")
-    if check_positive(target_accept_prob, "target_accept_prob") >= 1:
-        raise ValueError(f"target_accept_prob: expected a number in (0, 1), got {target_accept_prob}.")
+    check_share(target_accept_prob, "target_accept_prob")
     with isolated(seed):
         # Chains never run rows together, so a model need not be batch-friendly for its reference posterior.
         case = conditioned(

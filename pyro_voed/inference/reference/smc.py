@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_count, warn
+from pyro_voed.checks import Labels, check_count, check_share, warn
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.programs import ProgramRun
@@ -116,8 +116,7 @@ def smc_posterior(
     check_count(num_particles, "num_particles", minimum=50)
     check_count(num_runs, "num_runs", minimum=2)
     check_count(max_moves, "max_moves")
-    if not 0 < effective_share < 1:
-        raise ValueError(f"effective_share: expected a number in (0, 1), got {effective_share!r}.")
+    check_share(effective_share, "effective_share")
     with isolated(seed):
         case = conditioned(model, observations, observation_labels, target_labels, designs, scored_by="SMC")
         with torch.no_grad(), pyro.validation_enabled(False):
