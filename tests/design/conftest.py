@@ -9,10 +9,9 @@ from pyro_voed.results import EIGResult, FitHistory, Learned
 
 @pytest.fixture
 def own_estimator():
-    """A function that makes an estimator: of a model and a height at its designs, with normal noise.
+    """Make an estimator of a model: a height at its designs with normal noise, for 7 simulations each.
 
-    Each estimate costs 7 simulations, `calls` takes the designs of every call, and call number `interrupted` is an
-    estimate whose training Ctrl-C ended.
+    `calls` takes the designs of every call; of call number `interrupted` Ctrl-C ended the training.
     """
 
     def make(model, height, noise, *, calls=None, interrupted=None):

