@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from pyro_voed import eig_flow, flow_posterior, nuts_posterior
+from pyro_voed import Fresh, eig_flow, flow_posterior, nuts_posterior
 from pyro_voed.diagnostics.calibration import sbc
 from pyro_voed.diagnostics.simulated import simulate_posteriors
 from pyro_voed.problems.covariance import NUM_ROWS, NUM_VARIABLES, correlations, covariance, observed_rows
@@ -45,9 +45,7 @@ def main():
     result = eig_flow(
         covariance(variables, rows),
         "y",
-        num_steps=steps,
-        batch_size=arguments.batch,
-        learning_rate=arguments.rate,
+        training=Fresh(num_steps=steps, batch_size=arguments.batch, learning_rate=arguments.rate),
         seed=arguments.seed,
         progress=False,
     )

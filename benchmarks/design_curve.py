@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from pyro_voed import amortise_eig, certify, eig_nmc, max_regret
+from pyro_voed import Fresh, amortise_eig, certify, eig_nmc, max_regret
 from pyro_voed.densities import AffineCouplingFlow
 from pyro_voed.plots import plot_eig
 from pyro_voed.problems.nonlinear import exact_eig, nonlinear
@@ -46,8 +46,7 @@ def main():
         amortise_eig,
         nonlinear(),
         "y",
-        num_steps=arguments.num_steps,
-        batch_size=arguments.batch_size,
+        training=Fresh(num_steps=arguments.num_steps, batch_size=arguments.batch_size),
         seed=arguments.seed,
         progress=False,
     )
@@ -79,7 +78,7 @@ def main():
         error = (result.interval.mean(0) - exact).abs().max()
         print(
             f"by {name}: largest error of a midpoint {error:.4f}, largest width {width:.4f}; all intervals hold the "
-            f"exact value: {contains}; Pareto k at most {result.pareto_k.max():.2f}"
+            f"exact value: {contains}; Pareto k at most {result.certificate.pareto_k.max():.2f}"
         )
     regret, chosen = max_regret(certified)
     print(f"largest gap of the flow {(exact - curve.eig).max():.4f}, standard error {curve.standard_error.max():.4f}")

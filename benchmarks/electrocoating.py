@@ -22,8 +22,9 @@ from pyro_voed.problems.electrocoating_solver import Film, deposit, make_bath, r
 def draw_targets(num_samples, dtype=torch.double):
     torch.manual_seed(0)
     priors = (ec.EFFICIENCY, ec.MINIMUM_CURRENT, ec.MINIMUM_CHARGE)
-    experiment = [ec.TruncatedNormal(*torch.tensor(prior, dtype=dtype)).sample((num_samples,)) for prior in priors]
-    return torch.stack(experiment, -1)
+    return torch.stack(
+        [ec.TruncatedNormal(*torch.tensor(one, dtype=dtype)).sample((num_samples,)) for one in priors], -1
+    )
 
 
 def speed(num_solves, chunk=1_000):

@@ -13,7 +13,7 @@ import time
 import pyro
 import torch
 
-from pyro_voed import optimise_design
+from pyro_voed import Fresh, optimise_design
 from pyro_voed.problems.michaelis_menten import BEST_EIG, exact_eig, michaelis_menten
 
 MAX_STANDARD_ERROR = 1e-3
@@ -29,15 +29,15 @@ def main():
     print(f"best known design: exact EIG {BEST_EIG:.4f} nats")
     print("seed  exact at start  exact at design (se)  lower bound (se)    gap  steps  simulations  wall s  CPU s  xi")
     for seed in arguments.seeds:
-        print(_row(seed, {"num_steps": 100} if arguments.quick else {}), flush=True)
+        print(_row(seed, Fresh(num_steps=100) if arguments.quick else None), flush=True)
 
 
-def _row(seed, sizes):
+def _row(seed, training):
     generator = torch.Generator().manual_seed(seed)
     start = torch.sigmoid(0.1 * torch.randn(7, generator=generator))
     pyro.clear_param_store()
     started = time.perf_counter(), time.process_time()
-    result = optimise_design(michaelis_menten(start), "y", "theta", seed=seed, progress=False, **sizes)
+    result = optimise_design(michaelis_menten(start), "y", "theta", training=training, seed=seed, progress=False)
     wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
     design = result.designs["xi"]
     exact, error = exact_eig(torch.stack([start, design]))

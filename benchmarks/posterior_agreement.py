@@ -13,7 +13,7 @@ import argparse
 import pyro
 import torch
 
-from pyro_voed import flow_posterior, nuts_posterior, optimise_design, sample_joint
+from pyro_voed import Fresh, flow_posterior, nuts_posterior, optimise_design, sample_joint
 from pyro_voed.diagnostics import agreement
 from pyro_voed.problems.michaelis_menten import START_DESIGNS, michaelis_menten
 
@@ -33,7 +33,8 @@ def main():
 def _print_rows(seed, quick):
     pyro.clear_param_store()
     model = michaelis_menten(START_DESIGNS)
-    result = optimise_design(model, "y", "theta", seed=seed, progress=False, **({"num_steps": 100} if quick else {}))
+    training = Fresh(num_steps=100) if quick else None
+    result = optimise_design(model, "y", "theta", training=training, seed=seed, progress=False)
     torch.manual_seed(seed)
     outcomes = sample_joint(result.experiment, 3).values["y"]
     # At least 2,000 effective draws leave the control 1,000 a side, as the comparison itself has.

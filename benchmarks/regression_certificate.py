@@ -14,7 +14,7 @@ import time
 import torch
 from torch import nn
 
-from pyro_voed import certify, eig_flow
+from pyro_voed import Fresh, certify, eig_flow
 from pyro_voed.densities import FlowDistribution, SplineCouplingFlow
 from pyro_voed.problems.regression import IDENTITY, IDENTITY_EIG, IDENTITY_STANDARD_ERROR, regression, unit_rows
 
@@ -51,9 +51,12 @@ def linear_skip(theta_dim, context_dim):
 #: How each flow is trained: the library's defaults; a larger batch and rate, for a fixed number of steps.
 FLOWS = {
     "default": {},
-    "linear skip": {"density": linear_skip, "num_steps": 4_000, "batch_size": 512, "learning_rate": 5e-3},
+    "linear skip": {
+        "density": linear_skip,
+        "training": Fresh(num_steps=4_000, batch_size=512, learning_rate=5e-3),
+    },
 }
-QUICK = {"num_steps": 300, "num_samples": 2_000}
+QUICK = {"training": Fresh(num_steps=300), "num_samples": 2_000}
 
 
 def main():

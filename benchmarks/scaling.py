@@ -19,7 +19,7 @@ import torch
 sys.path.append(str(Path(__file__).parent / "compare"))
 from side_by_side import describe, in_fresh_process, note, peak_mebibytes, timed, write_table
 
-from pyro_voed import eig_flow, eig_nmc
+from pyro_voed import Fresh, eig_flow, eig_nmc
 from pyro_voed.problems.linear_gaussian import exact_eig, linear_gaussian
 
 BASE = {"designs": 1, "theta_dim": 2, "y_dim": 4, "simulations": 1}
@@ -60,7 +60,8 @@ def main():
 
 def flow(model, designs, multiple: int, num_steps: int):
     """Train the flow for a fixed number of steps."""
-    return eig_flow(model, "y", designs=designs, num_steps=num_steps, batch_size=256 * multiple, seed=0, progress=False)
+    training = Fresh(num_steps=num_steps, batch_size=256 * multiple)
+    return eig_flow(model, "y", designs=designs, training=training, seed=0, progress=False)
 
 
 def nmc(model, designs, multiple: int, num_steps: int):

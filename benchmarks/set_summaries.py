@@ -17,7 +17,7 @@ import pyro
 import torch
 from torch import nn
 
-from pyro_voed import eig_flow, resolve, sample_joint
+from pyro_voed import Experiment, Fresh, eig_flow, sample_joint
 from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors, simulate_posteriors
 from pyro_voed.monte_carlo import mean_and_standard_error
@@ -85,8 +85,7 @@ def by_library(name, seed, num_rows, num_steps, make=None, batch_size=None):
         "y",
         "variance",
         summary=None if make is None else make(),
-        num_steps=num_steps,
-        batch_size=batch_size,
+        training=Fresh(num_steps=num_steps, batch_size=batch_size),
         seed=seed,
         progress=False,
     )
@@ -99,7 +98,7 @@ def by_hand(name, seed, num_rows, num_steps, make, *, constrained=True, penalty=
     """Train as the thread did: affine couplings, rate 1e-3, on the logit of the variances or on the variances."""
     torch.manual_seed(seed)
     started = time.perf_counter()
-    experiment = resolve(twelve_variances(num_rows), "y", "variance")
+    experiment = Experiment(twelve_variances(num_rows), "y", "variance")
 
     def draw(size=batch_size):
         with torch.no_grad():

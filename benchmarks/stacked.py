@@ -14,7 +14,7 @@ import time
 import torch
 
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
-from pyro_voed.estimators.learning import weights_group
+from pyro_voed.estimators.fit import weights_group
 from pyro_voed.training.ascent import Ascent
 
 THETA_DIM, CONTEXT_DIM = 2, 3
@@ -34,8 +34,8 @@ def compare(flow, members, rows, repeats):
     theta, context = torch.randn(rows, members, THETA_DIM), torch.randn(rows, members, CONTEXT_DIM)
     densities = [made(flow) for _ in range(members)]
     stacked = StackedDensity(copy.deepcopy(densities))
-    together = Ascent([weights_group(stacked, 1e-3)])
-    alone = [Ascent([weights_group(density, 1e-3)]) for density in densities]
+    together = Ascent([weights_group(stacked, [1e-3])])
+    alone = [Ascent([weights_group(density, [1e-3])]) for density in densities]
 
     def step_together():
         together.step(stacked.log_prob(theta, context).mean())

@@ -17,7 +17,7 @@ if any(type(finder).__module__.startswith("jaxtyping") for finder in sys.meta_pa
 import pyro
 import torch
 
-from pyro_voed import eig_nmc, resolve, sample_joint
+from pyro_voed import Experiment, eig_nmc, sample_joint
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow
 from pyro_voed.problems.michaelis_menten import START_DESIGNS, michaelis_menten
 
@@ -35,7 +35,7 @@ def _unvalidated():
 
 @pytest.fixture
 def experiment():
-    return resolve(michaelis_menten(START_DESIGNS), "y")
+    return Experiment(michaelis_menten(START_DESIGNS), "y")
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -10,11 +10,12 @@ import torch
 from pyro.distributions import constraints
 
 import pyro_voed
-from pyro_voed import checks, eig_critic, eig_flow, eig_lbkld, flow_posterior, optimise_design, search_grid
+from pyro_voed import Fresh, checks, eig_critic, eig_flow, eig_lbkld, flow_posterior
+from pyro_voed.design import optimise_design, search_grid
 
 PACKAGE = Path(pyro_voed.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-QUICK = {"num_steps": 5, "num_samples": 100}
+QUICK = {"training": Fresh(num_steps=5), "num_samples": 100}
 
 # --- warnings ---------------------------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ WARNING_CALLS = {
     "outside the range": extrapolated,
     "12 dimensions": lambda: eig_lbkld(crowded, "y", num_samples=1_000),
     "12 dimensions.*degrade": on_a_grid,
-    "cannot exceed": lambda: eig_critic(idle, "y", "theta", num_steps=200, num_samples=200),
+    "cannot exceed": lambda: eig_critic(idle, "y", "theta", training=Fresh(num_steps=200), num_samples=200),
 }
 
 

@@ -47,6 +47,7 @@
 # %%
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -57,17 +58,20 @@ from pyro.distributions import constraints
 from pyro.infer import Importance, Predictive
 
 from pyro_voed import (
+    Experiment,
+    Fresh,
     eig_flow,
+    eig_marginal,
+    eig_nmc,
     flow_guide,
     flow_posterior,
     nuts_posterior,
     optimise_design,
-    resolve,
     sample_joint,
 )
+from pyro_voed.bounds import ba_terms
 from pyro_voed.densities import SplineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.diagnostics import agreement
-from pyro_voed.estimators import ba_terms
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.plots import (
     plot_design_path,
@@ -125,36 +129,30 @@ def model():
 
 
 # %% [markdown]
-# Nothing is simulated in bulk before the model has been looked at. `resolve` is that look on its own: it runs the model
-# a few times, finds designs, targets and outcomes, checks that running many experiments at once gives the same
+# Nothing is simulated in bulk before the model has been looked at. An `Experiment` is that look on its own: it runs the
+# model a few times, finds designs, targets and outcomes, checks that running many experiments at once gives the same
 # densities as running them one by one, and refuses what has no defined information gain. Every estimator begins with
-# it.
+# it, and takes an `Experiment` in place of the model and its labels.
 
 # %%
-experiment = resolve(model, observation_labels="y", target_labels="theta")
-for design in experiment.designs:
-    print(f"design   {design.name}: shape {tuple(design.value.shape)}, {design.constraint}")
-for site in experiment.targets:
-    print(f"target   {site.name}: shape {tuple(site.shape)}, {site.packed_dim} unconstrained coordinates")
-for site in experiment.observations:
-    print(f"outcome  {site.name}: shape {tuple(site.shape)}, has a density: {site.has_density}")
-print(f"many experiments at once: {experiment.program.vectorised}; sites left unchecked: {list(experiment.unchecked)}")
+experiment = Experiment(model, observation_labels="y", target_labels="theta")
+print(experiment)
 
 # %% [markdown]
 # ## How informative are the start designs?
 #
 # One call of `eig_flow` trains a flow on simulations of the model, fresh ones at every step, until the bound no longer
 # rises by more than its noise. Then it averages the bound over simulations that took no part in training. As this model
-# states the density of its outcome, two more numbers can be had for the asking: an upper bound (a second flow learns
-# the distribution of the outcomes) and a nested Monte Carlo estimate (no learning, biased upwards, the less the more
-# draws).
+# states the density of its outcome, two more estimators can be put beside it as references: an upper bound (a second
+# flow learns the distribution of the outcomes) and nested Monte Carlo (no learning; its upward bias shrinks as the
+# draws increase).
 #
 # With two parameters the exact value can be found by quadrature; `pyro_voed.problems` keeps it for comparison.
 
 # %%
-sizes = {"max_steps": 100, "num_samples": 500} if SMOKE else {}
+sizes = {"training": Fresh(max_steps=100), "num_samples": 500} if SMOKE else {}
 num_outcomes = 512 if SMOKE else 4096
-before = eig_flow(model, "y", "theta", marginal=True, nmc=True, seed=0, **sizes)
+before = eig_flow(experiment, references=[partial(eig_marginal, **sizes), eig_nmc], seed=0, **sizes)
 print(before)
 exact_before, exact_before_error = exact_eig(START, num_outcomes=num_outcomes)
 print(f"exact {exact_before:.4f} +- {exact_before_error:.4f} nats, by quadrature")
@@ -225,9 +223,9 @@ def compare(rows):
 compare(rows_before)
 
 # %% [markdown]
-# At the three outcomes NUTS had 2,202, 2,218 and 2,178 effective draws and no divergences. The classifier told flow and
-# NUTS apart with accuracies 0.492, 0.506 and 0.506, standard errors 0.013 to 0.016; NUTS and itself with 0.494, 0.503
-# and 0.502; the small shift with 0.663, 0.643 and 0.645. So at these outcomes the flow is as close to NUTS as NUTS is
+# At the three outcomes NUTS had 2,202, 2,218 and 2,178 effective draws and no divergences. Between flow and NUTS the
+# accuracies are 0.492, 0.506 and 0.506, with standard errors of 0.013 to 0.016; between NUTS and itself 0.494, 0.503
+# and 0.502; for the small shift 0.663, 0.643 and 0.645. So at these outcomes the flow is as close to NUTS as NUTS is
 # to itself, and an error of 0.3 standard deviations would have shown.
 
 # %%
@@ -315,8 +313,8 @@ compare(rows_after)
 
 # %% [markdown]
 # The accuracies are 0.504, 0.506 and 0.486, the controls 0.513, 0.491 and 0.479, the power checks 0.564, 0.556 and
-# 0.562, each with a standard error of 0.011 to 0.017. Here, too, flow and NUTS are not told apart. The power check is
-# lower than before, because these posteriors are nearly round: a shift off a narrow ridge stands out more.
+# 0.562, each with a standard error of 0.011 to 0.017. Here, too, flow and NUTS are indistinguishable. The power check
+# is lower than before, because these posteriors are nearly round: a shift off a narrow ridge stands out more.
 
 # %%
 grid = plot_posterior_grid(
@@ -342,14 +340,14 @@ for enzyme, old, new in zip(enzymes, rows_before, rows_after, strict=True):
 #
 # ## The same search by hand
 #
-# Nothing in `optimise_design` is hidden. `resolve` and `sample_joint` give simulations as tensors, through which
+# Nothing in `optimise_design` is hidden. `sample_joint` gives simulations of an `Experiment` as tensors, through which
 # gradients reach the designs handed in; any flow gives a log density; `ba_terms` is the bound. The rest is an ordinary
 # torch loop, for those who want another optimiser, a penalty on the design, or a schedule of their own.
 
 # %%
 num_steps = 100 if SMOKE else 2_500
 torch.manual_seed(0)
-experiment = resolve(model, "y", "theta")
+experiment = Experiment(model, "y", "theta")
 unconstrained = torch.logit(START).requires_grad_()
 pilot = sample_joint(experiment, 1_000, {"xi": START})
 flow = SplineCouplingFlow(experiment.theta_dim, experiment.y_dim, num_transforms=3, hidden_dim=64)

@@ -16,7 +16,7 @@
 # Ten rows of twelve numbers. Each column is normal with mean zero and a variance of its own, drawn uniformly between
 # 0 and 1. What are the twelve variances?
 #
-# No easier question can be asked of twelve quantities: the columns are independent of each other, and the sum of
+# Few questions about twelve quantities are easier: the columns are independent of each other, and the sum of
 # squares of a column is all that counts. Yet this is where amortised inference with common set networks was found to
 # fail, in the thread "Difficulty estimating a multivariate normal outcome" of the BayesFlow forum: *some* of the
 # twelve variances are recovered, the others stay at the prior, and which ones is a matter of chance.
@@ -39,7 +39,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_voed import eig_flow
+from pyro_voed import Fresh, eig_flow
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.diagnostics import expected_coverage, recovery, sbc, simulate_posteriors, tarp
 from pyro_voed.plots import plot_coverage, plot_recovery, plot_sbc, plot_tarp
@@ -111,7 +111,7 @@ started = time.perf_counter()
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     usual = {"summary": PlainDeepSet(), "density": PlainFlow}
-    plain = eig_flow(model, "y", "variance", **usual, num_steps=NUM_STEPS, seed=1)
+    plain = eig_flow(model, "y", "variance", **usual, training=Fresh(num_steps=NUM_STEPS), seed=1)
 print(plain)
 print(f"{time.perf_counter() - started:.0f} s")
 for warning in caught:
@@ -124,13 +124,13 @@ for warning in caught:
 # regression finds something and the posterior knows less than half of it, the target is named.
 
 # %%
-print(plain.collapse)
+print(plain.learned.collapse)
 simulated_plain = simulate_posteriors(plain, NUM_SIMULATIONS, NUM_DRAWS, seed=2)
 save(plot_recovery(recovery(simulated_plain))[0, 0].figure, "recovery_plain")
 
 # %% [markdown]
 # A collapsed posterior may well be *calibrated*: it answers with the prior, and the prior is right on average. So
-# simulation-based calibration does not see it, and it must be looked for on its own.
+# simulation-based calibration does not see it, and collapse needs a check of its own.
 
 # %%
 print(sbc(simulated_plain, seed=3))
@@ -138,7 +138,7 @@ print(sbc(simulated_plain, seed=3))
 # %% [markdown]
 # ## Why
 #
-# The mean of a row does not depend on the variances: it is zero whatever they are. A feature that is nearly linear in
+# The mean of a row does not depend on the variances: it is zero for all of them. A feature that is nearly linear in
 # the rows therefore averages to nothing, and the loss does not tell in which direction to bend it. Every variance needs
 # a feature of its own that is curved in its own column, each has to be found from such a plateau, and a feature that
 # found one variance is better used to sharpen it than to start on another.
@@ -173,10 +173,10 @@ print(sbc(simulated_plain, seed=3))
 
 # %%
 started = time.perf_counter()
-ours = eig_flow(model, "y", "variance", num_steps=NUM_STEPS, seed=1)
+ours = eig_flow(model, "y", "variance", training=Fresh(num_steps=NUM_STEPS), seed=1)
 print(ours)
 print(f"{time.perf_counter() - started:.0f} s")
-print(ours.collapse)
+print(ours.learned.collapse)
 
 # %%
 simulated = simulate_posteriors(ours, NUM_SIMULATIONS, NUM_DRAWS, seed=2)
@@ -189,8 +189,8 @@ save(plot_recovery(learnt)[0, 0].figure, "recovery")
 # where the plain deep set, with eight of the twelve ignored, had 2.790.
 #
 # A plate alone would not have been enough: seven measurements at seven designs stand in a plate too, and are no set.
-# That is why the density is asked. A summary of your own is given as a module, or as a mapping from outcome sites to
-# modules, `summary={"y": SetTransformerSummary(row_dim=12)}`.
+# That is why the density is asked. Another summary is given as a module, or as a mapping from outcome sites to modules,
+# `summary={"y": SetTransformerSummary(row_dim=12)}`.
 #
 # ## The checks
 #

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
-from pyro_voed import flow_posterior, optimise_design
+from pyro_voed import Fresh, flow_posterior, optimise_design
 from pyro_voed.plots import plot_design_path, plot_posterior_grid, plot_realisations, plot_training
 from pyro_voed.problems.michaelis_menten import exact_eig
 
@@ -49,7 +49,7 @@ def main():
     thetas = dist.Normal(0.5, 0.1).sample([3, 2])
     outcomes_before = simulate(thetas)
 
-    sizes = {"max_steps": 100, "num_samples": 500} if SMOKE else {}
+    sizes = {"training": Fresh(max_steps=100), "num_samples": 500} if SMOKE else {}
     result = optimise_design(model, "y", "theta", initial_eig=True, seed=1, progress=True, **sizes)
     outcomes_after = simulate(thetas)
 

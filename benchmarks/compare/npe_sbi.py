@@ -2,7 +2,7 @@
 
 Three problems at one design each, none with more than three parameters. Both sides get the same number of simulations
 and choose everything else themselves: sbi trains its default (a masked autoregressive flow) or its neural spline flow
-until a held-out tenth stops improving; `eig_flow(num_simulations=...)` its default spline coupling flow the same way:
+until a held-out tenth stops improving; `eig_flow(training=Pool(...))` its default spline coupling flow the same way:
 once on the very pool ("fixed pool") and once, as is its default, with the noise of the outcomes drawn anew every pass,
 which costs no further run of the forward map but is more than sbi is given.
 Compared are the seconds and the Barber-Agakov bound, mean log q(theta | y) - log p(theta), of the trained densities on
@@ -24,8 +24,8 @@ from sbi.inference import NPE
 from side_by_side import describe, note, timed, write_table
 from torch import Tensor
 
-from pyro_voed import eig_flow, resolve, sample_joint
-from pyro_voed.experiment.simulate import JointSample
+from pyro_voed import Experiment, Pool, eig_flow, sample_joint
+from pyro_voed.experiment.packing import JointSample
 from pyro_voed.problems import linear_gaussian, michaelis_menten, nonlinear
 
 NUM_FRESH = 10_000
@@ -79,20 +79,13 @@ def simulate(model, num_samples: int, seed: int) -> JointSample:
     """Simulate on a stream of its own."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        return sample_joint(resolve(model, "y"), num_samples)
+        return sample_joint(Experiment(model, "y"), num_samples)
 
 
 def ours(model, size: int, seed: int, redraw_outcomes: bool = True):
     """Train by `eig_flow` on a pool; return its log density of a sample's packed targets."""
-    result = eig_flow(
-        model,
-        "y",
-        num_simulations=size,
-        redraw_outcomes=redraw_outcomes,
-        num_samples=2_000,
-        seed=seed,
-        progress=False,
-    )
+    training = Pool(size, redraw_outcomes=redraw_outcomes)
+    result = eig_flow(model, "y", training=training, num_samples=2_000, seed=seed, progress=False)
     return lambda sample: result.density.log_prob(sample.theta, sample.y)
 
 

@@ -18,7 +18,7 @@ import torch
 from side_by_side import alternate, describe, median_ratio, timed, verdict, write_table
 from torch import Tensor
 
-from pyro_voed import eig_flow, resolve, sample_joint
+from pyro_voed import Experiment, Fresh, eig_flow, sample_joint
 from pyro_voed.problems.michaelis_menten import (
     NOISE_SCALE,
     PRIOR_MEAN,
@@ -47,7 +47,8 @@ def main():
     steps, batch = arguments.steps, arguments.batch
 
     model = michaelis_menten(START_DESIGNS)
-    density = eig_flow(model, "y", num_steps=2, num_samples=2, batch_size=batch, seed=0, progress=False).density.train()
+    training = Fresh(num_steps=2, batch_size=batch)
+    density = eig_flow(model, "y", training=training, num_samples=2, seed=0, progress=False).density.train()
     through_pyro, by_hand = [], []
     for number in range(arguments.repeats + 1):
         ours = pyro_seconds(model, density, steps, batch) / steps
@@ -68,9 +69,8 @@ def main():
 
 def pyro_seconds(model, density, steps: int, batch: int) -> float:
     """Return the seconds of the library's own training loop."""
-    result = eig_flow(
-        model, "y", density=density, num_steps=steps, batch_size=batch, num_samples=2, seed=0, progress=False
-    )
+    training = Fresh(num_steps=steps, batch_size=batch)
+    result = eig_flow(model, "y", density=density, training=training, num_samples=2, seed=0, progress=False)
     return result.history.seconds
 
 
@@ -103,7 +103,7 @@ def piece_seconds(model, density, steps: int, batch: int) -> dict[str, float]:
     """Return median seconds, for a block of steps, of the pieces alone."""
     density = copy.deepcopy(density)
     parameters = list(density.parameters())
-    experiment, xi = resolve(model, "y"), torch.tensor(START_DESIGNS)
+    experiment, xi = Experiment(model, "y"), torch.tensor(START_DESIGNS)
     ascent = Ascent([{"params": parameters, "lr": RATE}])
     optimiser = torch.optim.Adam(parameters, lr=RATE, fused=True)
     theta, y, _ = draw(batch, xi)

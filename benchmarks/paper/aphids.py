@@ -25,20 +25,22 @@ from aphids_designs import BY_FLOW, BY_NEIGHBOURS, PRIOR, found, picture_of_desi
 from study import Study, table
 
 from pyro_voed import (
+    Experiment,
+    Fresh,
     JointSample,
+    Pool,
     abc_posterior,
     barber_agakov,
     eig_flow,
     eig_lbkld,
     eig_marginal_likelihood,
     flow_posterior,
-    resolve,
     sample_joint,
 )
 from pyro_voed.densities import AffineCouplingFlow, StackedDensity
 from pyro_voed.diagnostics import agreement
 from pyro_voed.estimators.building import build_density
-from pyro_voed.estimators.learning import weights_group
+from pyro_voed.estimators.fit import weights_group
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.plots import plot_posterior_pair
 from pyro_voed.problems.aphids import PUBLISHED, aphids, leaping_counts
@@ -112,9 +114,7 @@ def flow_bounds(times, num_training, num_samples, repeats, batch_size=512):
         designs={"xi": torch.tensor(times).expand(repeats, -1)},
         ensemble=True,
         density=small_flow,
-        num_simulations=repeats * num_training,
-        batch_size=repeats * batch_size,
-        learning_rate=5e-3,
+        training=Pool(repeats * num_training, batch_size=repeats * batch_size, learning_rate=5e-3),
         num_samples=num_samples,
         seed=0,
     )
@@ -157,10 +157,15 @@ def from_above(times, num_steps, num_samples, num_rates, num_repeats):
     The counts are made continuous by uniform noise on (0, 1), the same in both terms.
     """
     learned = eig_marginal_likelihood(
-        aphids(times), "y", "theta", num_steps=num_steps, num_samples=num_samples, learning_rate=3e-3, seed=0
+        aphids(times),
+        "y",
+        "theta",
+        training=Fresh(num_steps=num_steps, learning_rate=3e-3),
+        num_samples=num_samples,
+        seed=0,
     )
     pyro.set_rng_seed(1)
-    sample = sample_joint(resolve(aphids(times), "y", "theta"), num_samples)
+    sample = sample_joint(Experiment(aphids(times), "y", "theta"), num_samples)
     with torch.no_grad():
         y = sample.y + torch.rand_like(sample.y)
         marginal = mean_and_standard_error(-learned.density.marginal.log_prob(y, y[:, :0]))
@@ -276,7 +281,7 @@ def flow_bounds_on_common_draws(designs, num_training, num_samples):
     fit_pool(
         kept,
         lambda rows: barber_agakov(rows, density),
-        Ascent([weights_group(density, 1e-2)]),
+        Ascent([weights_group(density, [1e-2])]),
         batch_size=1_024,
         begin=lambda part: density.start_(part.theta, part.y),
         progress=False,
@@ -297,7 +302,7 @@ def seen_at(designs, num_samples):
     """Simulate aphids and return what each of several designs sees of them, `(num_samples, num_designs, ...)`."""
     union = sorted({time for design in designs for time in design})
     columns = torch.tensor([[union.index(time) for time in design] for design in designs])
-    sample = sample_joint(resolve(aphids(union), "y", "theta"), num_samples)
+    sample = sample_joint(Experiment(aphids(union), "y", "theta"), num_samples)
     every = [getattr(sample, name).unsqueeze(1) for name in ("theta", "log_det", "outcome_log_det", "log_prior")]
     theta, *logs = (value.expand(-1, len(designs), *value.shape[2:]) for value in every)
     return JointSample(theta, sample.y[:, columns], *logs)
@@ -331,15 +336,14 @@ def posterior(study):
 def posteriors(times, num_training, num_samples, num_simulations, num_draws, num_judged):
     model = aphids(times)
     pyro.set_rng_seed(3)
-    outcome = sample_joint(resolve(model, "y", "theta"), 1)
+    outcome = sample_joint(Experiment(model, "y", "theta"), 1)
     counts = outcome.values["y"][0]
     result = eig_flow(
         model,
         "y",
         "theta",
         density=small_flow,
-        num_simulations=num_training,
-        learning_rate=5e-3,
+        training=Pool(num_training, learning_rate=5e-3),
         num_samples=num_samples,
         seed=0,
     )

@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import pyro
 import torch
 
-from pyro_voed import amortise_eig, search_grid, search_spsa
+from pyro_voed import Fresh, amortise_eig, search_grid, search_spsa
 from pyro_voed.densities import AffineCouplingFlow
-from pyro_voed.experiment.simulate import pack_designs
+from pyro_voed.experiment.designs import pack_designs
 from pyro_voed.plots.style import BLUE, GREEN, GREY, VERMILLION
 from pyro_voed.problems.aphids import PRIOR_COVARIANCE, PRIOR_MEAN, PUBLISHED, aphids, leaping_counts
 
@@ -101,8 +101,7 @@ def learn_surface(times, scattered, density, num_steps, seed):
         "theta",
         proposal=lambda num: {"xi": scattered(num, num_times)},
         density=density or partial(AffineCouplingFlow, num_transforms=3, hidden_dim=64),
-        num_steps=num_steps,
-        learning_rate=3e-3,
+        training=Fresh(num_steps=num_steps, learning_rate=3e-3),
         seed=seed,
     )
 

@@ -258,20 +258,22 @@ def posteriors(case: Case) -> None:
         return pools.sequential_monte_carlo(CURRENT, y, num_particles)
 
     smc = case.study.part("smc", compute, num_particles=case.study.size(1_000, 100))
-    draws, num_told = smc["draws"], case.study.size(1_000, 100)
+    draws, num_judged = smc["draws"], case.study.size(1_000, 100)
     rows = [["SMC", *_moments(draws), "", ""]]
     for size, word in zip(case.sizes, ("small", "large"), strict=True):
         sets = {"SMC": draws}
         for method in ("flow", "lstm"):
             own = sets[METHODS[method]] = pools.draw_posterior(case.density(method, 50, size), y, len(draws))
             gap = difference(case.trained(method, 50, size)["terms"], case.reference(CURRENT, 50)["middle"])
-            rows.append([f"{METHODS[method]}, {size:,}", *_moments(own), pools.told_apart(own, draws, num_told), gap])
+            rows.append(
+                [f"{METHODS[method]}, {size:,}", *_moments(own), pools.accuracy_between(own, draws, num_judged), gap]
+            )
         grid = plot_posterior_pair(sets, true_values=truth, column_names=UNITS)
         grid[0, 0].set_title(f"pool of {size:,}")
         case.study.save(grid[0, 0].figure, f"posteriors_{word}")
     runs = draws.chunk(2)
-    rows.append(["SMC, one run against the other", "", "", "", pools.told_apart(*runs, num_told), ""])
-    columns = ["posterior, pool", *UNITS, "told from SMC", "mean over outcomes, to the reference"]
+    rows.append(["SMC, one run against the other", "", "", "", pools.accuracy_between(*runs, num_judged), ""])
+    columns = ["posterior, pool", *UNITS, "C2ST against SMC", "mean over outcomes, to the reference"]
     table("Posteriors at one outcome, 50 measurements (Figures 12 and 15): mean and sd", columns, rows)
     print(
         f"SMC: {smc['simulations']:,} solves, R-hat {smc['r_hat']:.3f}, {smc['effective']:.0f} effective draws; "

@@ -1,7 +1,7 @@
 """Case 3 of the paper, its numbers: kept simulations, densities trained on pools of them, re-used nested Monte Carlo.
 
 A simulation is kept without noise, targets and mean currents, at 50 times of which every fifth are the 10. Outcomes
-are drawn from the means: for a pool anew at every pass, as `eig_flow(num_simulations=...)` does where outcomes are a
+are drawn from the means: for a pool anew at every pass, as `eig_flow(training=Pool(...))` does where outcomes are a
 forward map plus noise, or once. Densities are of the targets' normal scores, in which the prior is standard normal.
 
 All estimators are evaluated on the same experiments, so that what two of them differ by is known far better than
@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from pyro_voed import JointSample, barber_agakov, eig_flow, eig_marginal, eig_nmc, smc_posterior
+from pyro_voed import JointSample, Pool, barber_agakov, eig_flow, eig_marginal, eig_nmc, smc_posterior
+from pyro_voed.bounds import marginal_terms
 from pyro_voed.densities import AffineCouplingFlow, StandardisedDensity
 from pyro_voed.diagnostics import c2st
-from pyro_voed.estimators import marginal_terms
-from pyro_voed.estimators.building import build_density
-from pyro_voed.estimators.objective import start_posterior
+from pyro_voed.estimators.building import build_density, start_posterior
 from pyro_voed.problems.electrocoating import (
     EFFICIENCY,
     MINIMUM_CHARGE,
@@ -40,7 +39,7 @@ from pyro_voed.summaries import RecurrentSummary
 from pyro_voed.training.ascent import Ascent
 from pyro_voed.training.loop import fit_pool
 
-Pool = Mapping[str, Tensor]
+Simulations = Mapping[str, Tensor]
 
 TARGETS = ("efficiency", "minimum_current", "minimum_charge")
 PRIORS = torch.tensor([EFFICIENCY, MINIMUM_CURRENT, MINIMUM_CHARGE])
@@ -81,7 +80,7 @@ def _prior_masses(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return below, above - below, (theta.double() - location) / scale
 
 
-def experiments(pool: Pool, num_times: int) -> JointSample:
+def experiments(pool: Simulations, num_times: int) -> JointSample:
     """Give every simulation an outcome, and the means to draw it anew."""
     mean = _mean(pool, num_times)
     theta = normal_scores(pool["theta"])
@@ -103,13 +102,13 @@ def experiments(pool: Pool, num_times: int) -> JointSample:
     return replace(drawn(), redraw=drawn)
 
 
-def evaluation(pool: Pool, num_times: int) -> JointSample:
+def evaluation(pool: Simulations, num_times: int) -> JointSample:
     """Return the experiments that every estimator is evaluated on."""
     torch.manual_seed(20)
     return experiments(pool, num_times)
 
 
-def reference(pool: Pool, num_times: int) -> dict[str, Tensor]:
+def reference(pool: Simulations, num_times: int) -> dict[str, Tensor]:
     """Return re-used nested Monte Carlo terms of both sides: the own draw left out (upper) and counted (lower)."""
     y, mean = evaluation(pool, num_times).y.double(), _mean(pool, num_times).double()
     inverse, offset, size = 1.0 / mean, mean.log().sum(-1), len(mean)
@@ -132,7 +131,7 @@ def reference(pool: Pool, num_times: int) -> dict[str, Tensor]:
     }
 
 
-def _mean(pool: Pool, num_times: int) -> Tensor:
+def _mean(pool: Simulations, num_times: int) -> Tensor:
     every = MOST_TIMES // num_times
     return pool["mean"][:, every - 1 :: every]
 
@@ -160,8 +159,8 @@ def terms(method: str, sample: JointSample, density: Any) -> Tensor:
 
 
 def train(
-    kept: Pool,
-    held_out: Pool,
+    kept: Simulations,
+    held_out: Simulations,
     *,
     method: str,
     num_times: int,
@@ -217,11 +216,13 @@ def train(
     }
 
 
-def _head(pool: Pool, size: int) -> dict[str, Tensor]:
+def _head(pool: Simulations, size: int) -> dict[str, Tensor]:
     return {name: value[:size] for name, value in pool.items()}
 
 
-def trained_density(weights: Mapping[str, Tensor], method: str, kept: Pool, num_times: int) -> StandardisedDensity:
+def trained_density(
+    weights: Mapping[str, Tensor], method: str, kept: Simulations, num_times: int
+) -> StandardisedDensity:
     """Return the density of a finished training."""
     density = build(method, experiments(_head(kept, 100), num_times))
     density.load_state_dict(weights)
@@ -254,8 +255,8 @@ def sequential_monte_carlo(current: float, y: Tensor, num_particles: int) -> dic
     }
 
 
-def told_apart(first: Tensor, second: Tensor, num_draws: int) -> str:
-    """Return the accuracy of a classifier that tells two sets of draws apart, and its standard error."""
+def accuracy_between(first: Tensor, second: Tensor, num_draws: int) -> str:
+    """Return the accuracy of a classifier between two sets of draws, and its standard error."""
     chosen = [draws[torch.linspace(0, len(draws) - 1, num_draws).long()] for draws in (first, second)]
     result = c2st(*chosen, seed=0)
     return f"{result.accuracy:.3f} ± {result.standard_error:.3f}"
@@ -264,7 +265,7 @@ def told_apart(first: Tensor, second: Tensor, num_draws: int) -> str:
 def without_limit(current: float, size: int, num_samples: int) -> dict[str, tuple[float, float]]:
     """Estimate the information of the current where the rectifier has no voltage limit; it is 0."""
     model = electrocoating(current, 10, voltage_limit=None)
-    learning = {"num_simulations": size, "num_samples": num_samples, "seed": 0, "progress": False}
+    learning = {"training": Pool(size), "num_samples": num_samples, "seed": 0, "progress": False}
     results = {
         "flow, lower bound": eig_flow(model, "y", **learning),
         "marginal, upper bound": eig_marginal(model, "y", **learning),

@@ -5,7 +5,7 @@ in Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), "Variationa
 with normalizing flows":
 
 * `eig`: the information at eleven designs by nested Monte Carlo of three kinds, by the Gaussian family and by a flow,
-  beside the exact value (figure 2a, times of appendix G); likewise for the model of one parameter;
+  beside the exact value (figure 2a, times of appendix G); the same for the model of one parameter;
 * `history`: the bound during training at one design (figure 2b);
 * `posteriors`: the flow's posteriors beside those of sequential Monte Carlo at two designs (figures 3 and 4);
 * `transforms`: the bound against the numbers of transforms and of simulations (figure 5), and the bound on the very
@@ -28,7 +28,7 @@ from nonlinear_transforms import transforms
 from study import Study, table
 from torch import nn
 
-from pyro_voed import amortise_eig, eig_ba, eig_flow, eig_nmc
+from pyro_voed import Fresh, amortise_eig, eig_ba, eig_flow, eig_nmc
 from pyro_voed.densities import AffineCouplingFlow, SplineCouplingFlow
 from pyro_voed.plots.style import BLACK, COLOURS
 from pyro_voed.problems import nonlinear as problem
@@ -123,18 +123,30 @@ def gaussian_as_it_is(designs, num_steps, seed):
 def gaussian_mapped(designs, num_steps, seed):
     started = time.process_time()
     result = eig_flow(
-        problem.nonlinear(), "y", designs={"d": torch.tensor(designs)}, ensemble=True, num_steps=num_steps,
-        density=partial(AffineCouplingFlow, num_transforms=0, hidden_dim=32), batch_size=256 * len(designs),
-        learning_rate=5e-3, num_samples=20_000, seed=seed, progress=False,
-    )  # fmt: skip
+        problem.nonlinear(),
+        "y",
+        designs={"d": torch.tensor(designs)},
+        ensemble=True,
+        density=partial(AffineCouplingFlow, num_transforms=0, hidden_dim=32),
+        training=Fresh(num_steps=num_steps, batch_size=256 * len(designs), learning_rate=5e-3),
+        num_samples=20_000,
+        seed=seed,
+        progress=False,
+    )
     return curve(result.eig, result.standard_error, result.num_simulations, started)
 
 
 def fitted_gaussian(d, num_steps, seed):
     return eig_ba(
-        problem.nonlinear(), "y", guide=GaussianGuide(), designs={"d": torch.tensor(d)}, num_steps=num_steps,
-        batch_size=256, learning_rate=5e-3, num_samples=20_000, seed=seed, progress=False,
-    )  # fmt: skip
+        problem.nonlinear(),
+        "y",
+        guide=GaussianGuide(),
+        designs={"d": torch.tensor(d)},
+        training=Fresh(num_steps=num_steps, batch_size=256, learning_rate=5e-3),
+        num_samples=20_000,
+        seed=seed,
+        progress=False,
+    )
 
 
 class GaussianGuide(nn.Module):
@@ -156,10 +168,12 @@ def train_stage(earlier, model, stages, seed):
     """Train the flow by the last of the stages, from where the earlier ones left it."""
     started = time.process_time()
     num_steps, batch_size, rate = stages[-1]
-    trained = amortise_eig(
-        MODELS[model](), "y", density=density_of(model, earlier), num_steps=num_steps, batch_size=batch_size,
-        learning_rate=rate, seed=seed, progress=False,
-    )  # fmt: skip
+    trained = amortised(
+        model,
+        density_of(model, earlier),
+        Fresh(num_steps=num_steps, batch_size=batch_size, learning_rate=rate),
+        seed,
+    )
     before = earlier or {"calls": 0, "seconds": 0.0}
     return {
         "weights": dict(trained.density.state_dict()),
@@ -168,11 +182,16 @@ def train_stage(earlier, model, stages, seed):
     }
 
 
+def amortised(model, density, training=Fresh(num_steps=0), seed=0):  # noqa: B008
+    """Train a density over the whole interval, or take it as it is."""
+    return amortise_eig(MODELS[model](), "y", density=density, training=training, seed=seed, progress=False)
+
+
 def density_of(model, trained):
     """Return the density with the weights kept, the factory of a new one where there are none."""
     if trained is None:
         return INTERVAL_FLOW
-    density = amortise_eig(MODELS[model](), "y", density=INTERVAL_FLOW, num_steps=0, seed=0, progress=False).density
+    density = amortised(model, INTERVAL_FLOW).density
     density.load_state_dict(trained["weights"])
     return density
 
@@ -181,7 +200,7 @@ def evaluate_flow(trained, model, designs, stages, num_draws, seed):
     """Evaluate the trained flow at the designs, and draw from it; `stages` are those that trained it."""
     torch.manual_seed(seed)
     started = time.process_time() - trained["seconds"]
-    flow = amortise_eig(MODELS[model](), "y", density=density_of(model, trained), num_steps=0, seed=0, progress=False)
+    flow = amortised(model, density_of(model, trained))
     result = flow.at({"d": torch.tensor(designs)}, num_samples=40_000, seed=seed)
     kept = curve(result.eig, result.standard_error, trained["calls"] + result.num_simulations, started)
     if num_draws:
@@ -289,9 +308,15 @@ def train_gaussian(num_steps, seed):
 def train_flow(num_steps, seed):
     started = time.process_time()
     result = eig_flow(
-        problem.nonlinear(), "y", designs={"d": torch.tensor(BEST_DESIGN)}, density=DESIGN_FLOW, num_steps=num_steps,
-        learning_rate=4e-3, num_samples=20_000, seed=seed, progress=False,
-    )  # fmt: skip
+        problem.nonlinear(),
+        "y",
+        designs={"d": torch.tensor(BEST_DESIGN)},
+        density=DESIGN_FLOW,
+        training=Fresh(num_steps=num_steps, learning_rate=4e-3),
+        num_samples=20_000,
+        seed=seed,
+        progress=False,
+    )
     return training_record(result, started)
 
 

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from study import table
 
-from pyro_voed import flow_posterior, resolve, sample_joint, smc_posterior
+from pyro_voed import Experiment, flow_posterior, sample_joint, smc_posterior
 from pyro_voed.diagnostics import agreement
 from pyro_voed.plots import plot_posterior_grid
 from pyro_voed.problems import nonlinear as problem
@@ -55,7 +55,7 @@ def compare_posteriors(study, kept):
 
 def draw_posteriors(result, index, d, num_draws):
     """Draw from the flow's posterior of outcomes at set quantiles of what the design gives."""
-    simulated = sample_joint(resolve(problem.nonlinear(), "y"), 20_000, {"d": torch.tensor(d)}).y
+    simulated = sample_joint(Experiment(problem.nonlinear(), "y"), 20_000, {"d": torch.tensor(d)}).y
     outcomes = simulated.flatten().quantile(torch.tensor(QUANTILES)).tolist()
     draws = [flow_posterior(result, torch.tensor(y), num_draws, design_index=index, seed=0).matrix() for y in outcomes]
     return {"outcomes": outcomes, "draws": draws}

@@ -1,7 +1,7 @@
 """Case 1 of the paper, continued: how many transforms, how many simulations? (`nonlinear.py` is the script.)
 
 At every second of the designs a flow of its own is trained on a fixed pool of simulations split into minibatches, with
-as many steps and passes over the pool whatever the number of transforms, no validation and no early stopping. Its bound
+as many steps and passes over the pool for every number of transforms, no validation and no early stopping. Its bound
 is averaged over fresh simulations (figure 5) and over the pool that it was trained on (figure 14). Couplings are the
 library's splines, where the paper's are affine; layers have 32 units, as there.
 """
@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import torch
 from study import table
 
-from pyro_voed import resolve, sample_joint
+from pyro_voed import Experiment, sample_joint
 from pyro_voed.densities import SplineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
-from pyro_voed.estimators.learning import weights_group
+from pyro_voed.estimators.fit import weights_group
 from pyro_voed.plots.style import BLACK, COLOURS, LINE_STYLES
 from pyro_voed.problems import nonlinear as problem
 from pyro_voed.training.ascent import Ascent
@@ -79,7 +79,7 @@ def draw_transforms(study, designs, pools, exact, runs):
 def from_pool(designs, num_transforms, size, most_steps, most_passes, rows, seed):
     """Train a flow for each design on a fixed pool, without early stopping; evaluate on the pool and on fresh draws."""
     started = time.process_time()
-    experiment = resolve(problem.nonlinear(), "y")
+    experiment = Experiment(problem.nonlinear(), "y")
     torch.manual_seed(seed)
     draw = partial(sample_joint, experiment, designs={"d": torch.tensor(designs)})
     pool, fresh = draw(size), draw(10_000)
@@ -89,7 +89,7 @@ def from_pool(designs, num_transforms, size, most_steps, most_passes, rows, seed
         return stack.log_prob(sample.theta, sample.y) - sample.log_prior
 
     num_steps = min(most_steps, most_passes * size // rows)
-    ascent = Ascent([weights_group(stack, 5e-3)])
+    ascent = Ascent([weights_group(stack, [5e-3])])
     fit_fresh(lambda: pool[torch.randint(size, (rows,))], terms, ascent, num_steps=num_steps, progress=False)
     with torch.no_grad():
         on_fresh, on_pool = terms(fresh), terms(pool)

@@ -20,7 +20,7 @@ import torch
 from gaussian_gamma import gaussian_gamma
 from study import Study, table
 
-from pyro_voed import certify, eig_flow, eig_nmc, flow_posterior, nuts_posterior, optimise_design
+from pyro_voed import Fresh, certify, eig_flow, eig_nmc, flow_posterior, nuts_posterior, optimise_design
 from pyro_voed.densities import AffineCouplingFlow
 from pyro_voed.problems.regression import (
     IDENTITY,
@@ -64,8 +64,10 @@ def at(design):
 def train(design, density, *, steps, batch, rate, seed, num_samples=20_000):
     """Fit a density at one design; `density` is a name of `DENSITIES` or a density to go on from."""
     given = DENSITIES[density] if isinstance(density, str) else density
-    settings = {"num_steps": steps, "batch_size": batch, "learning_rate": rate, "num_samples": num_samples}
-    return eig_flow(at(design), "y", density=given, seed=seed, progress=False, **settings)
+    training = Fresh(num_steps=steps, batch_size=batch, learning_rate=rate)
+    return eig_flow(
+        at(design), "y", density=given, training=training, num_samples=num_samples, seed=seed, progress=False
+    )
 
 
 def search(density, warm_steps, search_steps, fit_steps, batch, rate, design_rate, seed, num_samples):
@@ -81,10 +83,7 @@ def search(density, warm_steps, search_steps, fit_steps, batch, rate, design_rat
         "y",
         density=warm.density,
         projection=unit_rows,
-        num_steps=search_steps,
-        batch_size=batch,
-        learning_rate=rate,
-        design_learning_rate=design_rate,
+        training=Fresh(num_steps=search_steps, batch_size=batch, learning_rate=rate, design_learning_rate=design_rate),
         num_samples=num_samples,
         seed=seed + 1,
         progress=None,
@@ -129,10 +128,10 @@ def enclose(design, steps, batch, rate, seed, width, max_simulations):
 
 def bound_at_identity(density, steps, batch, rate, seed, num_samples):
     fit = train(IDENTITY, density, steps=steps, batch=batch, rate=rate, seed=seed, num_samples=num_samples)
-    return told(fit)
+    return summary_of(fit)
 
 
-def told(fit):
+def summary_of(fit):
     return {
         "bound": fit.eig.item(),
         "error": fit.standard_error.item(),
@@ -159,7 +158,7 @@ def posteriors(densities, steps, batch, rate, seed, num_draws, num_outcomes, num
         divergences = {name: divergence(draws["NUTS"], fit.density, y) for name, fit in fits.items()}
         r_hat = max(value.nan_to_num(1.0).max().item() for value in nuts.r_hat.values())
         rows.append({"y": y, "draws": draws, "kl": divergences, "r_hat": r_hat})
-    return {"rows": rows, "fits": {name: told(fit) for name, fit in fits.items()}}
+    return {"rows": rows, "fits": {name: summary_of(fit) for name, fit in fits.items()}}
 
 
 def divergence(theta, density, y):

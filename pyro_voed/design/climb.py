@@ -123,7 +123,7 @@ class Climber:
                 self.objective.rescale(density, self._plain(position.designs(), RESCALE_SIZE))
 
         position.record(0)
-        learned = lambda: {"density": density, "designs": position.present()}  # noqa: E731
+        learned = lambda: {"density": _settled(density), "designs": position.present()}  # noqa: E731
         with keeping(learned), pyro.validation_enabled(False):
             history = fit_fresh(
                 draw,
@@ -202,8 +202,13 @@ class Climber:
             density = density.member(index)
         return Climb(
             designs={name: value[own] for name, value in position.present().items()},
-            density=density if density is None else density.eval(),
+            density=_settled(density),
             history=replace(history, bound=bound),
             path={name: torch.stack([record[own] for record in records]) for name, records in position.path.items()},
             path_steps=torch.tensor(position.path_steps),
         )
+
+
+def _settled(density: Any) -> Any:
+    """Return what was learned, training over; None where nothing was."""
+    return density if density is None else density.eval()

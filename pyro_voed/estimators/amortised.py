@@ -213,7 +213,9 @@ def amortise_eig(
             progress=progress,
         )
         pilot = fit.pilot(None, draw=lambda rows: draw(max(size, 2 * rows)))
-        build = partial(build_posterior, density or _make_flow, pilot, experiment, summary)
+        discrete = any(site.is_discrete for site in experiment.targets)
+        given = _make_flow if density is None and not discrete else density
+        build = partial(build_posterior, given, pilot, experiment, summary)
         trained, history, rate = fit.train_best(build, posterior_terms)
         return AmortisedEIG(
             experiment=experiment,

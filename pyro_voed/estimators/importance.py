@@ -126,7 +126,7 @@ def eig_ace(
         ('lower', True)
     """
     terms = _terms("eig_ace", density, summary, training, num_inner_samples, num_samples, progress, upper=False)
-    needed = [needs.likelihood_anywhere]
+    needed = [needs.likelihood_anywhere, *needs.needs_of(density)]
     question = (model, observation_labels, target_labels, designs, seed)
     return estimate(question, terms, name="eig_ace", bound="lower", needs=needed)
 
@@ -169,7 +169,7 @@ def eig_vnmc(
         ('upper', True)
     """
     terms = _terms("eig_vnmc", density, summary, training, num_inner_samples, num_samples, progress, upper=True)
-    needed = [needs.likelihood_anywhere]
+    needed = [needs.likelihood_anywhere, *needs.needs_of(density)]
     question = (model, observation_labels, target_labels, designs, seed)
     return estimate(question, terms, name="eig_vnmc", bound="upper", needs=needed)
 

@@ -111,9 +111,9 @@ def eig_nmc(
             )
         )
 
-    needed = needs.inner_draws if proposal is None else _weighing
+    needed = [needs.inner_draws] if proposal is None else [_weighing, *needs.needs_of(proposal)]
     question = (model, observation_labels, target_labels, designs, seed)
-    return estimate(question, terms, name="eig_nmc", bound="upper", needs=[needed])
+    return estimate(question, terms, name="eig_nmc", bound="upper", needs=needed)
 
 
 def _weighing(experiment: Experiment, name: str) -> None:

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,7 @@ from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.estimators.laplace import check_curvature, check_differentiable
 from pyro_voed.experiment import needs
 from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.needs import Need
 from pyro_voed.experiment.packing import JointSample, pack_run, unpack_targets
 from pyro_voed.experiment.pairs import log_likelihood_of_pairs
 from pyro_voed.experiment.programs import run_rows
@@ -111,6 +112,8 @@ class LaplaceProposal:
 
     num_newton_steps: int
     num_starts: int
+
+    needs: ClassVar[tuple[Need, ...]] = (needs.laplace,)
 
     def at_outcomes(
         self, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample

@@ -7,6 +7,7 @@ experiment and the name of what needs it, and raises NotImplementedError with wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from pyro_voed.experiment.experiment import Experiment
@@ -25,9 +26,11 @@ def needing(*needs: Need) -> Callable[[Function], Function]:
     return note
 
 
-def needs_of(estimator: Callable[..., Any]) -> tuple[Need, ...]:
-    """Return what an estimator was noted to need; nothing where it says nothing."""
-    return getattr(estimator, "needs", ())
+def needs_of(part: Any) -> tuple[Need, ...]:
+    """Return what a part of a call says that it needs: an estimator, its arguments bound or not, or a proposal."""
+    while isinstance(part, partial):
+        part = part.func
+    return getattr(part, "needs", ())
 
 
 def outcome_density(experiment: Experiment, name: str) -> None:

@@ -37,6 +37,7 @@ from pyro_voed.bounds import ba_terms, marginal_terms
 from pyro_voed.certificates import bound_gap
 from pyro_voed.design.gradients import score_sites, score_terms
 from pyro_voed.problems import finite, linear_gaussian
+from pyro_voed.results import Certificate, EIGResult, Learned
 from tests.closed_forms import gain_eig, scalar
 
 SIDE = 4.0
@@ -241,3 +242,26 @@ def test_a_gap_is_at_least_the_expected_divergence():
     result = eig_flow(scalar, "y", density=Prior, training=Fresh(num_steps=0), references=[eig_nmc], seed=0)
     gap = bound_gap(result)
     assert gap.gap > gain_eig(1.5) - 4.0 * gap.standard_error  # false alarm once in 30,000 runs
+
+
+def estimate(eig, error, bound="upper", estimator="eig_marginal", **fields):
+    eig, error = torch.as_tensor(eig), torch.as_tensor(error)
+    return EIGResult(eig, error, bound, estimator, 0, 0, 0.0, {}, (), (), **fields)
+
+
+def test_the_tightest_upper_bound_is_taken_and_none_is_an_error():
+    attained = {"learned": Learned(object(), of_targets=True, attains=True)}
+    loose, tight = estimate(3.0, 0.01), estimate(2.0, 0.04, estimator="eig_nmc")
+    both = estimate(1.0, 0.03, "lower", references=(loose, tight), **attained)
+    gap = bound_gap(both)
+    assert (gap.source, gap.gap.item()) == ("eig_nmc", 1.0)
+    assert gap.standard_error.item() == pytest.approx(0.05)
+    upper, error = torch.tensor(1.5), torch.tensor(0.01)
+    interval = torch.stack([upper - 1, upper])
+    certificate = Certificate(interval, 0.95, upper, error, upper, error, error, True, True, (), (), (), 0, 0.0)
+    assert bound_gap(replace(both, certificate=certificate)).source == "certificate"
+    batch = estimate([1.0, 1.0], [0.1, 0.1], "lower", references=(estimate([1.5, 0.9], [0.1, 0.1]),), **attained)
+    assert torch.allclose(bound_gap(batch).gap, torch.tensor([0.5, -0.1]))
+    assert "worst of 2 designs" in str(bound_gap(batch))
+    with pytest.raises(ValueError, match="holds no upper bound"):
+        bound_gap(estimate(1.0, 0.1, "lower", **attained))

@@ -1,19 +1,15 @@
 """Calibration checks on posteriors that are exact, and on ones made wrong in a known way.
 
-The conjugate model is theta ~ N(0, 1), y | theta ~ N(theta, 1), so theta | y ~ N(y / 2, 1 / 2), drawn from exactly.
-
-False-positive rates. A check at confidence 95 % fails on exact posteriors 5 % of the time; of 400 repeats the rejected
-share then has standard error 0.011, and a share above 0.05 + 4 of them, or below 0.05 - 4 of them (a check that hardly
-ever fails), fails the test. Each such limit fails about 1 time in 30,000 where the code is right; p-values on
-exact posteriors must exceed 1e-4, which they miss 1 time in 10,000. Other thresholds are four stated standard errors.
-Seeds are fixed besides.
+A check at confidence 95 % fails on exact posteriors 5 % of the time; of 400 repeats the rejected share is held to that
+within four binomial errors either way (a check that hardly ever fails is wrong too). P-values on exact posteriors must
+exceed 1e-4, which they miss 1 time in 10,000. Other thresholds: see `cases`.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from scipy import stats
 
 from pyro_voed.diagnostics.calibration import PASSED, _direction, sbc
 from pyro_voed.diagnostics.coverage import expected_coverage
@@ -21,37 +17,14 @@ from pyro_voed.diagnostics.simulated import SimulatedPosteriors
 from pyro_voed.diagnostics.tarp import tarp
 from pyro_voed.diagnostics.uniformity import (
     NUM_NULL_SETS,
-    _pointwise_p_values,
     random_ranks,
     uniformity_band,
     uniformity_p_values,
 )
+from tests.diagnostics.cases import THRESHOLD, conjugate, near
 
-THRESHOLD = 4.0
 NUM_REPEATS = 400
 LEAST_P = 1e-4
-
-
-def conjugate(num_simulations, num_draws, *, dim=1, scale=1.0, bias=0.0, densities=True):
-    """Simulate the conjugate model; the posterior is `scale` times as wide and `bias` of its sd too high."""
-    spread = math.sqrt(0.5)
-    truths = torch.randn(num_simulations, dim, dtype=torch.float64)
-    y = truths + torch.randn_like(truths)
-    posterior = torch.distributions.Normal((0.5 * y + bias * spread).unsqueeze(1), scale * spread)
-    draws = posterior.sample((num_draws,)).squeeze(2).movedim(0, 1)
-    columns = tuple(f"theta[{index}]" for index in range(dim))
-    if not densities:
-        return SimulatedPosteriors(truths, draws, columns)
-    log_density = posterior.log_prob(truths.unsqueeze(1)).sum(-1).squeeze(1)
-    return SimulatedPosteriors(truths, draws, columns, y, log_density, posterior.log_prob(draws).sum(-1))
-
-
-def rejected(check, **settings):
-    return sum(not check(conjugate(60, 20, **settings)).passed for _ in range(NUM_REPEATS)) / NUM_REPEATS
-
-
-def near(share, expected, num):
-    return abs(share - expected) < THRESHOLD * math.sqrt(expected * (1 - expected) / num)
 
 
 CHECKS = {"sbc": sbc, "coverage": expected_coverage, "tarp": tarp}
@@ -59,7 +32,8 @@ CHECKS = {"sbc": sbc, "coverage": expected_coverage, "tarp": tarp}
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_exact_posteriors_fail_as_often_as_stated(check):
-    assert near(rejected(check, dim=2), 0.05, NUM_REPEATS)
+    rejected = sum(not check(conjugate(60, 20, dim=2)).passed for _ in range(NUM_REPEATS))
+    assert near(rejected / NUM_REPEATS, 0.05, NUM_REPEATS)
 
 
 def verdicts(simulated):
@@ -151,15 +125,6 @@ def test_ranks_are_uniform_over_every_place():
         assert all(near(count.item() / 3_000, 1 / 3, 3_000) for count in counts)
 
 
-def test_pointwise_p_values_are_binomial():
-    table = _pointwise_p_values(37, (0.1, 0.5, 0.83))
-    for row, probability in zip(table, (0.1, 0.5, 0.83), strict=True):
-        low = stats.binom.cdf(range(38), 37, probability)
-        high = stats.binom.sf(torch.arange(38).numpy() - 1, 37, probability)
-        expected = torch.as_tensor(2 * low.clip(max=high)).clamp(max=1)
-        assert torch.allclose(row, expected, rtol=1e-8)
-
-
 @pytest.mark.parametrize(("num_simulations", "num_draws"), [(50, 10), (200, 19), (300, 99)])
 def test_band_and_p_value_hold_jointly_and_agree(num_simulations, num_draws):
     probabilities = tuple(k / (num_draws + 1) for k in range(1, num_draws + 1))
@@ -242,7 +207,7 @@ def test_joint_regions_need_log_densities():
 def test_what_cannot_be_tested_is_refused(check):
     with pytest.raises(ValueError, match="expected at least 20 experiments, got 19"):
         check(conjugate(19, 20))
-    with pytest.raises(ValueError, match="confidence: expected a probability"):
+    with pytest.raises(ValueError, match=r"confidence: expected a number in \(0, 1\)"):
         check(conjugate(50, 20), confidence=1.0)
 
 
@@ -269,14 +234,7 @@ def test_seeds_fix_results_and_the_caller_keeps_the_stream(check):
 def test_units_do_not_matter(check):
     simulated = conjugate(100, 20, dim=2)
     scale, offset = torch.tensor([1e3, 1e-3]), torch.tensor([1e4, -1.0])
-    moved = SimulatedPosteriors(
-        simulated.truths * scale + offset,
-        simulated.draws * scale + offset,
-        simulated.columns,
-        None,
-        simulated.log_density,
-        simulated.draw_log_density,
-    )
+    moved = replace(simulated, truths=simulated.truths * scale + offset, draws=simulated.draws * scale + offset)
     assert str(check(moved, seed=0)) == str(check(simulated, seed=0))
 
 

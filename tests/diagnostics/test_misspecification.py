@@ -1,7 +1,7 @@
 """Outcomes of the model itself give uniform p-values, outcomes that it cannot make small ones.
 
-Densities are untrained or hold a known summary: the p-value is right whatever the density has learnt. Rates are counted
-over repeats with the standard error of a binomial share; seeds are fixed besides.
+Densities are untrained or hold a known summary: the p-value is right whatever the density has learned. Thresholds: see
+`cases`.
 """
 
 import dataclasses
@@ -20,8 +20,7 @@ from pyro_voed.estimators import eig_flow
 from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference.flow import trained_density
 from pyro_voed.problems.linear_gaussian import linear_gaussian
-
-THRESHOLD = 4.0
+from tests.diagnostics.cases import THRESHOLD, near
 
 
 class Mean(nn.Module):
@@ -53,7 +52,7 @@ def test_p_values_are_uniform_for_the_models_own_outcomes(untrained, num_outcome
     for _ in range(120):
         observed = outcomes(untrained, num_outcomes)
         small.append(misspecification(untrained, observed, 100, num_null=19).p_value <= 0.2)
-    assert abs(sum(small) / 120 - 0.2) < THRESHOLD * math.sqrt(0.2 * 0.8 / 120)
+    assert near(sum(small) / 120, 0.2, 120)
 
 
 def test_p_value_is_the_tail_of_the_density(untrained):

@@ -17,7 +17,24 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
-from pyro_voed import Experiment, Fresh, eig_flow, eig_marginal, eig_nmc, eig_pce
+from pyro_voed import (
+    Experiment,
+    Fresh,
+    amortise_eig,
+    certify,
+    eig_ace,
+    eig_ba,
+    eig_critic,
+    eig_flow,
+    eig_laplace,
+    eig_lbkld,
+    eig_marginal,
+    eig_marginal_likelihood,
+    eig_nmc,
+    eig_pce,
+    eig_vnmc,
+    laplace_proposal,
+)
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian
 
@@ -278,3 +295,92 @@ def estimate(name, case, *, prior=None, vectorize=True, **options):
     if name == "nmc independent":
         return eig_nmc(experiment, **{"num_outer_samples": 1_000, "num_inner_samples": 500, **options})
     return {"nmc": eig_nmc, "pce": eig_pce}[name](experiment, **{"num_outer_samples": 2_000, **options})
+
+
+# --- every estimator on every kind of model, at sizes that only show that it runs -----------------------------------
+
+MOMENT = {"training": Fresh(num_steps=2, batch_size=16), "num_samples": 40, "progress": False}
+FEW = {"num_outer_samples": 30}
+PAIR = torch.tensor([0.5, 1.5])
+
+
+def normal_guide(observations):
+    weight, scale = pyro.param("weight", torch.tensor(0.3)), pyro.param("scale", torch.tensor(1.0))
+    pyro.sample("theta", dist.Normal(weight * observations["y"], scale))
+
+
+def coin_guide(observations):
+    pyro.sample("theta", dist.Bernoulli(logits=pyro.param("weight", torch.tensor(0.3)) * observations["y"]))
+
+
+def ba(experiment, **options):
+    guide = coin_guide if experiment.targets[0].is_discrete else normal_guide
+    return eig_ba(experiment, guide=guide, **MOMENT, **options)
+
+
+def ensemble(experiment, *, designs=None, **options):
+    return eig_flow(experiment, ensemble=True, designs=designs or {"xi": PAIR}, **MOMENT, **options)
+
+
+def amortised(experiment, *, designs=None, **options):
+    density = amortise_eig(experiment, training=MOMENT["training"], progress=False, **options)
+    return density.at(designs, num_samples=40, **options)
+
+
+def certified(experiment, **options):
+    result = eig_flow(experiment, **MOMENT, **options)
+    return certify(result, width=3.0, max_simulations=50_000)
+
+
+ESTIMATORS = {
+    "eig_flow": (functools.partial(eig_flow, **MOMENT), "lower bound"),
+    "eig_flow(learn_prior=True)": (functools.partial(eig_flow, learn_prior=True, **MOMENT), "neither"),
+    "eig_flow(ensemble=True)": (ensemble, "lower bound"),
+    "amortise_eig": (amortised, "lower bound"),
+    "eig_marginal": (functools.partial(eig_marginal, **MOMENT), "upper bound"),
+    "eig_nmc": (functools.partial(eig_nmc, **FEW), "upper bound"),
+    "eig_nmc(proposal=...)": (functools.partial(eig_nmc, proposal=laplace_proposal(3, 8), **FEW), "upper bound"),
+    "eig_ba": (ba, "lower bound"),
+    "eig_pce": (functools.partial(eig_pce, **FEW), "lower bound"),
+    "eig_ace": (functools.partial(eig_ace, **MOMENT), "lower bound"),
+    "eig_vnmc": (functools.partial(eig_vnmc, **MOMENT), "upper bound"),
+    "certify": (certified, "both"),
+    "eig_critic": (functools.partial(eig_critic, **MOMENT), "lower bound"),
+    "eig_lbkld": (functools.partial(eig_lbkld, num_samples=1_000), "lower bound"),
+    "eig_marginal_likelihood": (functools.partial(eig_marginal_likelihood, **MOMENT), "neither"),
+    "eig_laplace": (functools.partial(eig_laplace, num_samples=30), "approximate"),
+}
+"""Each row of the tables in the docs: how it is called, and the side that the tables say."""
+
+
+def kind_of_model(*, nuisance=False, given_nuisance=False, coin=False, binary=False, implicit=False):
+    """A model of one target `theta`, one outcome `y` and a design `xi`."""
+
+    def model():
+        xi = pyro.param("xi", torch.tensor(1.0), constraint=constraints.interval(0.0, 2.0))
+        u = pyro.sample("u", dist.Normal(0.0, 1.0)) if nuisance or given_nuisance else torch.tensor(0.0)
+        fn = dist.Bernoulli(0.4) if coin else dist.Normal(u if given_nuisance else 0.0, 1.0)
+        mean = xi * pyro.sample("theta", fn) + u
+        if implicit:
+            pyro.deterministic("y", mean + pyro.sample("noise", dist.Normal(0.0, 1.0)))
+        else:
+            pyro.sample("y", dist.Bernoulli(logits=mean) if binary else dist.Normal(mean, 1.0))
+
+    return model
+
+
+WITH_DENSITY = {"eig_marginal", "eig_nmc", "eig_nmc(proposal=...)", "eig_pce", "eig_ace", "eig_vnmc", "certify"}
+WITH_DENSITY |= {"eig_laplace"}
+ALL_LATENTS = WITH_DENSITY - {"eig_nmc", "eig_pce"}
+WITH_PRIOR = {"eig_flow", "eig_flow(ensemble=True)", "amortise_eig", "eig_ba"}
+KINDS = {
+    "explicit": (kind_of_model(), {}, set()),
+    "implicit": (kind_of_model(implicit=True), {}, WITH_DENSITY),
+    "nuisance": (kind_of_model(nuisance=True), {}, ALL_LATENTS),
+    "target given a nuisance": (kind_of_model(given_nuisance=True), {}, ALL_LATENTS | WITH_PRIOR | {"eig_lbkld"}),
+    "discrete target": (kind_of_model(coin=True), {}, {"eig_laplace", "eig_nmc(proposal=...)"}),
+    "discrete outcome": (kind_of_model(binary=True), {}, set()),
+    "replaced prior": (kind_of_model(), {"prior": lambda: pyro.sample("theta", dist.Normal(1.0, 0.5))}, set()),
+    "run one by one": (kind_of_model(), {"vectorize": False}, set()),
+}
+"""Kinds of model: the model, how it is read, and which estimators refuse it."""

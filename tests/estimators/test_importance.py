@@ -10,13 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import nn
 
 from pyro_voed import Experiment, Fresh, eig_ace, eig_flow, eig_vnmc
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
+from tests.closed_forms import MASKED_EIG, gain_eig, masked, scalar
 from tests.estimators.weights import three_terms
 
 SIDE = 4.0
@@ -113,12 +113,6 @@ def test_chunks_do_not_change_the_law(experiment):
 # --- the two functions ----------------------------------------------------------------------------------------------
 
 
-def scalar():
-    xi = pyro.param("xi", torch.tensor(1.5), constraint=constraints.positive)
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    pyro.sample("y", dist.Normal(xi * theta, 1.0))
-
-
 def both(model, **options):
     """ACE with a proposal that it trains, VNMC with the same."""
     lower = eig_ace(model, "y", **{**QUICK, **options})
@@ -131,19 +125,13 @@ def dependent_support():
     pyro.sample("y", dist.Normal(upper + place, 0.3))
 
 
-def masked():
-    theta = pyro.sample("theta", dist.Normal(torch.zeros(1), 1.0))
-    with pyro.plate("measurements", 3), pyro.poutine.mask(mask=torch.tensor([True, False, True])):
-        pyro.sample("y", dist.Normal(theta, 1.0))
-
-
 CASES = {
     "linear_gaussian": (linear_gaussian.linear_gaussian(), linear_gaussian.DEFAULT_EIG),
     "michaelis_menten": (
         michaelis_menten.michaelis_menten(michaelis_menten.START_DESIGNS),
         michaelis_menten.START_EIG,
     ),
-    "masked": (masked, 0.5 * math.log(3.0)),
+    "masked": (masked, MASKED_EIG),
 }
 
 
@@ -183,7 +171,7 @@ def test_discrete_targets_have_a_classifier_as_proposal():
 
 def test_one_proposal_serves_a_batch_of_designs():
     designs = torch.tensor([[0.3, 1.0, 3.0], [2.0, 0.5, 1.5]])
-    exact = 0.5 * torch.log1p(designs**2)
+    exact = gain_eig(designs)
     for result, side in zip(both(scalar, designs={"xi": designs}), (1, -1), strict=True):
         assert result.eig.shape == result.standard_error.shape == result.weights.pareto_k.shape == (2, 3)
         assert (side * (result.eig - exact) <= SIDE * result.standard_error).all()

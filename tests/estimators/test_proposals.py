@@ -18,6 +18,7 @@ from pyro_voed import Experiment, Fresh, eig_ace, eig_ba, eig_flow, eig_nmc, eig
 from pyro_voed.densities import AffineCouplingFlow
 from pyro_voed.estimators.proposals import GuideProposal, as_proposal, gaussian_at_mode
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten
+from tests.closed_forms import MASKED_EIG, masked, poisson, poisson_eig
 from tests.estimators.weights import three_terms
 
 SIDE = 4.0
@@ -98,27 +99,6 @@ def test_the_bias_is_below_that_of_prior_draws_at_equal_calls(name):
     assert upper.weights.passed is True
 
 
-def poisson():
-    """Gamma prior and Poisson outcome, exact posteriors Gamma(3 + y, 1 + xi)."""
-    xi = pyro.param("xi", torch.tensor(2.0), constraint=constraints.positive)
-    theta = pyro.sample("theta", dist.Gamma(3.0, 1.0))
-    pyro.sample("y", dist.Poisson(xi * theta))
-
-
-def poisson_eig(exposure):
-    """Prior entropy less the mean entropy of the posteriors."""
-    y = torch.arange(0.0, 400.0).double()
-    mass = dist.NegativeBinomial(torch.tensor(3.0).double(), exposure / (1 + exposure)).log_prob(y).exp()
-    posterior = dist.Gamma(3.0 + y, torch.as_tensor(1.0 + exposure).double()).entropy()
-    return (dist.Gamma(torch.tensor(3.0).double(), 1.0).entropy() - (mass * posterior).sum()).item()
-
-
-def masked():
-    theta = pyro.sample("theta", dist.Normal(torch.zeros(1), 1.0))
-    with pyro.plate("measurements", 3), pyro.poutine.mask(mask=torch.tensor([True, False, True])):
-        pyro.sample("y", dist.Normal(theta, 1.0))
-
-
 def two_sites():
     first = pyro.sample("first", dist.Normal(0.0, 1.0))
     second = pyro.sample("second", dist.Normal(0.0, 1.0))
@@ -132,7 +112,7 @@ def by_laplace(model, num_inner):
 
 @pytest.mark.parametrize(
     ("model", "exact"),
-    [(poisson, poisson_eig(2.0)), (masked, 0.5 * math.log(3.0)), (two_sites, 0.5 * math.log(3.0))],
+    [(poisson, poisson_eig()), (masked, MASKED_EIG), (two_sites, 0.5 * math.log(3.0))],
 )
 def test_both_sides_hold_the_exact_value(model, exact):
     lower, upper = by_laplace(model, 50)
@@ -197,7 +177,7 @@ def test_a_guide_that_is_the_posterior_makes_every_term_exact():
     lower, upper, own = three_terms(experiment, proposal, 200, 8, defensive=0.0)
     torch.testing.assert_close(lower, own, rtol=0, atol=1e-4)
     torch.testing.assert_close(upper, own, rtol=0, atol=1e-4)
-    assert abs(own.mean() - poisson_eig(2.0)) <= SIDE * own.std() / math.sqrt(200)
+    assert abs(own.mean() - poisson_eig()) <= SIDE * own.std() / math.sqrt(200)
 
 
 def test_a_guide_as_proposal_over_designs_it_reads():
@@ -216,14 +196,14 @@ def test_the_guide_of_an_earlier_result():
     sizes = {"num_inner_samples": 20, "seed": 0}
     lower = eig_ace(poisson, "y", density=earlier.density, num_samples=3_000, **sizes)
     upper = eig_nmc(poisson, "y", proposal=earlier.density, num_outer_samples=3_000, **sizes)
-    check_holds(lower, upper, poisson_eig(2.0), 0.01)
+    check_holds(lower, upper, poisson_eig(), 0.01)
 
 
 @pytest.mark.parametrize(
     ("model", "proposal", "exact"),
     [
-        (masked, laplace_proposal(num_newton_steps=2, num_starts=2), 0.5 * math.log(3.0)),
-        (poisson, conjugate, poisson_eig(2.0)),
+        (masked, laplace_proposal(num_newton_steps=2, num_starts=2), MASKED_EIG),
+        (poisson, conjugate, poisson_eig()),
     ],
 )
 def test_experiments_run_one_by_one(model, proposal, exact):

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_voed import amortise_eig, eig_critic, eig_flow, optimise_design, resolve
+from pyro_voed import Experiment, Fresh, amortise_eig, eig_critic, eig_flow
+from pyro_voed.design import optimise_design
 from pyro_voed.estimators.summarising import exchangeable_rows, outcome_summary
 from pyro_voed.problems.michaelis_menten import michaelis_menten
 from pyro_voed.problems.twelve_variances import twelve_variances
@@ -23,31 +24,35 @@ from pyro_voed.summaries import (
     RecurrentSummary,
 )
 
+SET = "deep set of 8 exchangeable rows of y"
 
-def normal(shape, event_dim):
-    return dist.Normal(torch.zeros(shape), 1.0).to_event(event_dim)
+
+def mean_of(dim=None):
+    """Draw the target, a number or a vector."""
+    fn = dist.Normal(0.0, 1.0) if dim is None else dist.Normal(torch.zeros(dim), 1.0).to_event(1)
+    return pyro.sample("mean", fn)
 
 
 def rows_in_a_plate():
-    mean = pyro.sample("mean", normal([3], 1))
+    mean = mean_of(3)
     with pyro.plate("rows", 8):
         pyro.sample("y", dist.Normal(mean, 1.0).to_event(1))
 
 
 def rows_right_of_columns():
     with pyro.plate("columns", 3, dim=-2):
-        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        mean = mean_of()
         with pyro.plate("rows", 8, dim=-1):
             pyro.sample("y", dist.Normal(mean, 1.0))
 
 
 def rows_without_a_plate():
-    mean = pyro.sample("mean", normal([3], 1))
+    mean = mean_of(3)
     pyro.sample("y", dist.Normal(mean.unsqueeze(-2), 1.0).expand([*mean.shape[:-1], 8, 3]).to_event(2))
 
 
 def rows_with_nuisance():
-    slope = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    slope = mean_of()
     with pyro.plate("rows", 8):
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         shift = pyro.sample("shift", dist.Normal(0.0, 0.3))
@@ -62,7 +67,7 @@ def counts_of_replicates():
 
 def replicates_at_one_design():
     xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.unit_interval)
-    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    mean = mean_of()
     with pyro.plate("rows", 8):
         pyro.sample("y", dist.Normal(xi * mean, 1.0))
 
@@ -70,14 +75,14 @@ def replicates_at_one_design():
 def own_design_for_each_row():
     # All equal at first: only at that design are the rows exchangeable.
     xi = pyro.param("xi", lambda: 0.5 * torch.ones(8), constraint=constraints.unit_interval)
-    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    mean = mean_of()
     with pyro.plate("rows", 8):
         pyro.sample("y", dist.Normal(xi * mean, 1.0))
 
 
 def own_target_for_each_row():
     with pyro.plate("rows", 8):
-        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        mean = mean_of()
         pyro.sample("y", dist.Normal(mean, 1.0))
 
 
@@ -97,17 +102,17 @@ def ring():
 
 
 def computed_outcome():
-    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-    noise = pyro.sample("noise", normal([8], 1))
+    mean = mean_of()
+    noise = pyro.sample("noise", dist.Normal(torch.zeros(8), 1.0).to_event(1))
     pyro.deterministic("y", mean.unsqueeze(-1) + noise)
 
 
 FOUND = {
-    "plate": (rows_in_a_plate, ("y",), (8, 3)),
-    "rows right of columns": (rows_right_of_columns, ("y",), (8, 3)),
-    "no plate": (rows_without_a_plate, ("y",), (8, 3)),
-    "counts": (counts_of_replicates, ("y",), (8, 1)),
-    "replicates at one design": (replicates_at_one_design, ("y",), (8, 1)),
+    "plate": (rows_in_a_plate, 3),
+    "rows right of columns": (rows_right_of_columns, 3),
+    "no plate": (rows_without_a_plate, 3),
+    "counts": (counts_of_replicates, 1),
+    "replicates at one design": (replicates_at_one_design, 1),
 }
 NOT_FOUND = {
     "own designs": own_design_for_each_row,
@@ -118,96 +123,99 @@ NOT_FOUND = {
 }
 
 
-@pytest.mark.parametrize(("model", "names", "shape"), FOUND.values(), ids=FOUND)
+@pytest.mark.parametrize(("model", "row_dim"), FOUND.values(), ids=FOUND)
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_exchangeable_rows_are_found(model, names, shape, vectorize):
-    (rows,) = exchangeable_rows(resolve(model, "y", "mean", vectorize=vectorize))
-    assert rows.names == names
-    assert rows.entries.shape == shape
-    assert sorted(rows.entries.flatten().tolist()) == list(range(rows.entries.numel()))
+def test_exchangeable_rows_are_found(model, row_dim, vectorize):
+    (rows,) = exchangeable_rows(Experiment(model, "y", "mean", vectorize=vectorize))
+    assert rows.names == ("y",)
+    assert rows.entries.shape == (8, row_dim)
+    assert sorted(rows.entries.flatten().tolist()) == list(range(8 * row_dim))
 
 
 def test_rows_of_two_sites_go_together_with_the_nuisance_of_their_plate():
-    (rows,) = exchangeable_rows(resolve(rows_with_nuisance, ["x", "y"], "mean"))
+    (rows,) = exchangeable_rows(Experiment(rows_with_nuisance, ["x", "y"], "mean"))
     assert rows.names == ("x", "y")
     assert rows.entries.tolist() == [[index, index + 8] for index in range(8)]
     # x unobserved: it is nuisance of the same plate, and y alone makes the rows.
-    (rows,) = exchangeable_rows(resolve(rows_with_nuisance, "y", "mean"))
+    (rows,) = exchangeable_rows(Experiment(rows_with_nuisance, "y", "mean"))
     assert rows.names == ("y",)
 
 
 def test_columns_are_told_from_rows():
-    (rows,) = exchangeable_rows(resolve(rows_right_of_columns, "y", "mean"))
+    (rows,) = exchangeable_rows(Experiment(rows_right_of_columns, "y", "mean"))
     assert rows.entries[0].tolist() == [0, 8, 16]
 
 
 @pytest.mark.parametrize("model", NOT_FOUND.values(), ids=NOT_FOUND)
 def test_other_rows_are_left_alone(model):
     for _ in range(5):
-        assert exchangeable_rows(resolve(model, "y")) == []
+        assert exchangeable_rows(Experiment(model, "y")) == []
 
 
 def test_rows_without_a_density_are_left_alone():
-    assert exchangeable_rows(resolve(computed_outcome, "y", "mean")) == []
+    assert exchangeable_rows(Experiment(computed_outcome, "y", "mean")) == []
 
 
 def picked(model, **more):
-    return outcome_summary(resolve(model, "y", **more), None)
+    return outcome_summary(Experiment(model, "y", **more), None)
 
 
 def test_short_outcomes_get_no_summary():
     assert picked(own_design_for_each_row) is None
 
 
-def test_long_outcomes_get_one():
-    def long_series():
-        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mean.unsqueeze(-1) * torch.linspace(0, 1, 100), 1.0).to_event(1))
+@pytest.mark.parametrize(
+    ("shape", "kind", "words"),
+    [((100,), ConvolutionalSummary, "100 steps of y"), ((10, 10), FeedForwardSummary, "100 entries of y")],
+)
+def test_long_outcomes_get_one(shape, kind, words):
+    def model():
+        weights = torch.linspace(0, 1, 100).reshape(shape)
+        mean = mean_of()
+        pyro.sample(
+            "y", dist.Normal(mean.reshape(*mean.shape, *(1 for _ in shape)) * weights, 1.0).to_event(len(shape))
+        )
 
-    def many_short_ones():
-        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        weights = torch.linspace(0, 1, 100).reshape(10, 10)
-        pyro.sample("y", dist.Normal(mean[..., None, None] * weights, 1.0).to_event(2))
-
-    summary = picked(long_series)
-    assert isinstance(summary.parts[0], ConvolutionalSummary)
-    assert "100 steps of y" in summary.description
-    summary = picked(many_short_ones)
-    assert isinstance(summary.parts[0], FeedForwardSummary)
-    assert "100 entries of y" in summary.description
+    summary = picked(model)
+    assert isinstance(summary.parts[0], kind)
+    assert words in summary.description
 
 
 def test_correlations_are_given_where_the_targets_ask_for_them():
-    assert not picked(twelve_variances(6)).parts[0].cross
-    assert picked(rows_in_a_plate).parts[0].cross
+    assert not picked(twelve_variances(6)).parts[0].head.cross
+    assert picked(rows_in_a_plate).parts[0].head.cross
+
+
+def brief(model=rows_in_a_plate, outcomes="y", num_steps=10, **options):
+    options = {"training": Fresh(num_steps=num_steps), "num_samples": 100, "seed": 0, **options}
+    return eig_flow(model, outcomes, "mean", **options)
 
 
 def test_the_result_says_what_was_picked():
-    result = eig_flow(rows_in_a_plate, "y", "mean", num_steps=20, num_samples=100, seed=0)
-    assert result.summary == "deep set of 8 exchangeable rows of y"
-    assert result.summary in str(result)
-    result = eig_flow(rows_in_a_plate, "y", "mean", summary=nn.Identity(), num_steps=2, num_samples=100, seed=0)
-    assert result.summary == "Identity"
+    result = brief()
+    assert result.learned.summary == SET
+    assert SET in str(result)
+    assert brief(summary=nn.Identity()).learned.summary == "Identity"
 
 
 def test_a_caller_names_parts_by_site():
     def model():
-        mean = pyro.sample("mean", normal([2], 1))
+        mean = mean_of(2)
         with pyro.plate("rows", 6):
             pyro.sample("a", dist.Normal(mean, 1.0).to_event(1))
             pyro.sample("b", dist.Normal(mean[..., 0], 1.0))
         pyro.sample("c", dist.Normal(mean[..., :1] * torch.linspace(0, 1, 20), 1.0).to_event(1))
         pyro.sample("d", dist.Normal(mean[..., 1], 1.0))
 
-    experiment = resolve(model, ["a", "b", "c", "d"], "mean")
+    experiment = Experiment(model, ["a", "b", "c", "d"], "mean")
     given = {("a", "b"): DeepSetSummary(3, 5), "c": RecurrentSummary(20, summary_dim=4)}
     summary = outcome_summary(experiment, given)
     y = torch.randn(7, experiment.y_dim)
     own = torch.cat([y[:, :12].unflatten(1, (6, 2)), y[:, 12:18, None]], -1).flatten(1)
     expected = torch.cat([given["a", "b"](own), given["c"](y[:, 18:38]), y[:, 38:]], -1)
     torch.testing.assert_close(summary(y), expected)
-    result = eig_flow(model, ["a", "b", "c", "d"], "mean", summary=given, num_steps=20, num_samples=100, seed=0)
-    assert result.summary == "DeepSetSummary of a and b, RecurrentSummary of c"
+    result = brief(model, ["a", "b", "c", "d"], summary=given)
+    assert result.learned.summary == "DeepSetSummary of a and b, RecurrentSummary of c"
 
 
 @pytest.mark.filterwarnings("ignore:outcome there.0. is constant")
@@ -220,7 +228,7 @@ def test_sets_of_varying_size_are_masked_by_a_site():
         return there
 
     summary = {("y", "there"): DeepSetSummary(1, 8, masked=True)}
-    result = eig_flow(model, ["y", "there"], "mean", summary=summary, num_steps=600, num_samples=20_000, seed=0)
+    result = brief(model, ["y", "there"], 600, summary=summary, num_samples=20_000)
     # Of n rows the information is log(1 + 4 n) / 2; n is uniform on one to six and tells nothing itself.
     exact = sum(0.5 * torch.log1p(torch.tensor(4.0 * n)) for n in range(1, 7)) / 6
     assert exact - 0.05 - 4 * result.standard_error < result.eig < exact + 4 * result.standard_error
@@ -238,26 +246,23 @@ def test_sets_of_varying_size_are_masked_by_a_site():
 )
 def test_a_wrong_summary_is_refused(given, error, message):
     with pytest.raises(error, match=message):
-        outcome_summary(resolve(rows_in_a_plate, "y", "mean"), given)
+        outcome_summary(Experiment(rows_in_a_plate, "y", "mean"), given)
 
 
 def test_every_door_takes_summaries():
-    common = {"num_steps": 10, "seed": 0}
-    model = replicates_at_one_design
+    model, common = replicates_at_one_design, {"training": Fresh(num_steps=10), "seed": 0}
     curve = amortise_eig(model, "y", "mean", **common)
-    assert curve.at({"xi": torch.rand(3)}, num_samples=100, seed=0).summary == "deep set of 8 exchangeable rows of y"
-    assert eig_critic(model, "y", "mean", num_samples=256, **common).bound == "lower"
-    best = optimise_design(model, "y", "mean", num_starts=2, num_samples=100, **common)
-    assert best.final.summary == "deep set of 8 exchangeable rows of y"
-    both = eig_flow(model, "y", "mean", designs={"xi": torch.rand(3)}, ensemble=True, num_samples=100, **common)
-    assert both.summary == "deep set of 8 exchangeable rows of y"
+    assert curve.at({"xi": torch.rand(3)}, num_samples=100, seed=0).learned.summary == SET
+    assert eig_critic(model, "y", "mean", num_samples=256, **common).learned.summary == SET
+    assert optimise_design(model, "y", "mean", num_starts=2, num_samples=100, **common).final.learned.summary == SET
+    assert brief(model, designs={"xi": torch.rand(3)}, ensemble=True).learned.summary == SET
 
 
 def test_recurrent_networks_are_not_stacked():
     with pytest.raises(NotImplementedError, match="recurrent networks stacked"):
-        eig_flow(series, "y", "mean", summary=RecurrentSummary(8), learning_rate=[1e-3, 2e-3], num_steps=2, seed=0)
+        brief(series, summary=RecurrentSummary(8), training=Fresh(num_steps=2, learning_rate=[1e-3, 2e-3]))
 
 
 def test_a_composed_summary_is_taken_as_it_is():
     summary = ComposedSummary([DeepSetSummary(3)], [torch.arange(24)], 24, "mine")
-    assert outcome_summary(resolve(rows_in_a_plate, "y", "mean"), summary) is summary
+    assert outcome_summary(Experiment(rows_in_a_plate, "y", "mean"), summary) is summary

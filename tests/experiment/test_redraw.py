@@ -97,15 +97,16 @@ def test_estimators_on_a_pool_pay_for_its_forward_runs_alone(estimate):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_same_experiments_teach_more_with_new_outcomes():
-    """Six pools of 300, paired by seed; t_5 above 3.4 has probability 0.01 where redrawing does nothing."""
+    """Ten pools of 300, paired by seed; t_9 above 2.82 has probability 0.01 where redrawing does nothing."""
     experiment = Experiment(linear_gaussian.linear_gaussian(), "y", "theta")
 
     def bound(seed, training):
         return eig_flow(experiment, training=training, num_samples=5_000, seed=seed).eig
 
-    gains = torch.stack([bound(seed, Pool(300)) - bound(seed, Pool(300, redraw_outcomes=False)) for seed in range(6)])
-    assert gains.mean() / (gains.std() / math.sqrt(6)) > 3.4
+    gains = torch.stack([bound(seed, Pool(300)) - bound(seed, Pool(300, redraw_outcomes=False)) for seed in range(10)])
+    assert gains.mean() / (gains.std() / math.sqrt(10)) > 2.82
 
 
 def test_pool_training_sees_new_outcomes_every_pass():

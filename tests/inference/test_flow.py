@@ -120,13 +120,10 @@ def test_a_member_of_a_batch_of_designs(batch):
     check_log_evidence(torch.stack(weighted.log_weights).detach(), linear_gaussian_log_evidence(OUTCOME, DESIGNS[1]))
 
 
-@pytest.mark.parametrize("index", [None, 2, (0, 0)])
-def test_a_batch_needs_a_fitting_index(batch, index):
-    with pytest.raises(ValueError, match=r"design_index: .* batch shape \(2,\)"):
-        flow_posterior(batch, OUTCOME, design_index=index)
-
-
-def test_one_design_takes_no_index(gaussian):
+def test_a_batch_needs_a_fitting_index_and_one_design_none(batch, gaussian):
+    for index in (None, 2, (0, 0)):
+        with pytest.raises(ValueError, match=r"design_index: .* batch shape \(2,\)"):
+            flow_posterior(batch, OUTCOME, design_index=index)
     with pytest.raises(ValueError, match="holds one design"):
         flow_posterior(gaussian, OUTCOME, design_index=0)
 
@@ -179,7 +176,7 @@ def test_replay_and_predictive(gaussian):
 
 def test_variational_refinement_leaves_the_result_alone(counted):
     before = copy.deepcopy(counted.density.state_dict())
-    guide = flow_guide(counted, COUNTS)
+    guide, other = flow_guide(counted, COUNTS), flow_guide(counted, COUNTS)
     kept = copy.deepcopy(guide.density.state_dict())
     model = pyro.condition(counting, COUNTS)
     for loss in (Trace_ELBO(), Trace_ELBO(num_particles=64, vectorize_particles=True, max_plate_nesting=1)):
@@ -187,7 +184,9 @@ def test_variational_refinement_leaves_the_result_alone(counted):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             losses = [svi.step() for _ in range(20)]
-    assert all(torch.equal(value, before[name]) for name, value in counted.density.state_dict().items())
+    other()  # another guide does not share the weights
+    for density in (counted.density, other.density):
+        assert all(torch.equal(value, before[name]) for name, value in density.state_dict().items())
     assert any(not torch.equal(value, kept[name]) for name, value in guide.density.state_dict().items())
     # The negative ELBO is the negative log evidence plus a divergence of well under one nat.
     assert -counting_log_evidence() - 0.2 < losses[-1] < -counting_log_evidence() + 1.0
@@ -212,13 +211,6 @@ def test_the_posterior_of_one_experiment_is_the_prior_of_the_next(gaussian):
     assert len(pyro.get_param_store()) == 0
 
 
-def test_two_guides_do_not_share_weights(gaussian):
-    first, second = flow_guide(gaussian, OUTCOME), flow_guide(gaussian, OUTCOME)
-    first(), second()
-    assert first.name != second.name
-    assert first.density is not second.density
-
-
 def test_a_nuisance_is_integrated_out_by_draws_and_refused_as_guide(implicit):
     # y = sinh(xi theta + e) with xi = 1 and e ~ N(0, 1/2): Gaussian in arsinh(y).
     posterior = flow_posterior(implicit, torch.tensor(0.8), 4_000, seed=0)
@@ -230,29 +222,25 @@ def test_a_nuisance_is_integrated_out_by_draws_and_refused_as_guide(implicit):
         flow_guide(implicit, torch.tensor(0.8))
 
 
-def test_deterministic_targets_are_drawn_and_refused_as_guide():
-    def model():
+def test_targets_that_are_drawn_and_refused_as_guide():
+    def deterministic():
         theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         pyro.deterministic("twice", 2 * theta)
         pyro.sample("y", dist.Normal(theta, 1.0))
 
-    result = quick(Experiment(model, "y", "twice", prior_entropy=2.1))
-    assert flow_posterior(result, torch.tensor(0.5), 7, seed=0).values["twice"].shape == (1, 7)
-    with pytest.raises(NotImplementedError, match="are deterministic"):
-        flow_guide(result, torch.tensor(0.5))
-
-
-def test_supports_that_depend_on_another_target():
-    def model():
+    def dependent():
         top = pyro.sample("top", dist.Uniform(0.5, 2.0))
         part = pyro.sample("part", dist.Uniform(0.0, top))
         pyro.sample("y", dist.Normal(part, 0.4))
 
-    result = quick(model, "y")
-    values = flow_posterior(result, torch.tensor(1.0), 500, seed=0).values
+    computed = quick(Experiment(deterministic, "y", "twice", prior_entropy=2.1))
+    assert flow_posterior(computed, torch.tensor(0.5), 7, seed=0).values["twice"].shape == (1, 7)
+    moving = quick(dependent, "y")
+    values = flow_posterior(moving, torch.tensor(1.0), 500, seed=0).values
     assert (values["part"] < values["top"]).all()
-    with pytest.raises(NotImplementedError, match="supports of targets"):
-        flow_guide(result, torch.tensor(1.0))
+    for result, why in ((computed, "are deterministic"), (moving, "supports of targets")):
+        with pytest.raises(NotImplementedError, match=why):
+            flow_guide(result, torch.tensor(1.0))
 
 
 class Regression(PyroModule):
@@ -341,29 +329,24 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("function", [flow_posterior, flow_guide])
-def test_refuses_wrong_outcomes_and_leaves_everything_as_it_was(gaussian, case, function):
-    outcome, message = REFUSED[case]
-    state = torch.get_rng_state()
-    with pytest.raises(ValueError, match=message):
-        function(gaussian, outcome)
-    if function is flow_guide:
-        assert torch.equal(torch.get_rng_state(), state)
-    assert len(pyro.get_param_store()) == 0
+def test_refuses_wrong_outcomes_and_leaves_everything_as_it_was(gaussian, function):
+    for outcome, message in REFUSED.values():
+        state = torch.get_rng_state()
+        with pytest.raises(ValueError, match=message):
+            function(gaussian, outcome)
+        if function is flow_guide:
+            assert torch.equal(torch.get_rng_state(), state)
+        assert len(pyro.get_param_store()) == 0
 
 
-def test_results_without_a_posterior_density():
+def test_densities_of_outcomes_none_and_broken_ones_give_no_posterior(gaussian):
     model = linear_gaussian()
     without = eig_nmc(model, "y", num_outer_samples=20, num_inner_samples=20, seed=0)
-    with pytest.raises(ValueError, match="eig_nmc learned no density of the targets"):
-        flow_posterior(without, OUTCOME)
     of_outcomes = eig_marginal(model, "y", training=Fresh(num_steps=2), num_samples=100, seed=0)
-    with pytest.raises(ValueError, match="eig_marginal"):
-        flow_posterior(of_outcomes, OUTCOME)
-
-
-def test_a_density_that_breaks_down_is_an_error(gaussian):
+    for result in (without, of_outcomes):
+        with pytest.raises(ValueError, match=f"{result.estimator} learned no density of the targets"):
+            flow_posterior(result, OUTCOME)
     density = copy.deepcopy(gaussian.density)
     density.theta_scaling.scale.fill_(math.nan)
     with pytest.raises(ArithmeticError, match="theta"):

@@ -2,19 +2,17 @@
 
 import math
 
-import pyro
-import pytest
 import torch
 from pyro import poutine
 from torch.distributions import MultivariateNormal
 
-from pyro_voed import eig_flow, resolve, sample_joint
-from pyro_voed.experiment.simulate import unpack_targets
-from pyro_voed.inference import flow_posterior
+from pyro_voed import Experiment, sample_joint
 from pyro_voed.problems import covariance as cv
 
 Z_MAX = 5.0
 """Largest standardised error that passes: an exact method exceeds it with probability 6e-7 in each comparison."""
+
+SPREAD = torch.tensor(cv.TABLE_SCALES)
 
 
 def table_matrix():
@@ -22,33 +20,20 @@ def table_matrix():
     matrix = torch.eye(12)
     matrix[torch.tril_indices(12, 12, -1).unbind()] = correlation
     matrix = matrix + matrix.tril(-1).mT
-    scale = torch.tensor(cv.TABLE_SCALES)
-    return scale[:, None] * matrix * scale
+    return SPREAD[:, None] * matrix * SPREAD
 
 
-def test_ninety_coordinates_and_no_design():
-    experiment = resolve(cv.covariance(), "y")
-    assert (experiment.theta_dim, experiment.y_dim) == (12 + 12 + 66, 263 * 12)
-    assert experiment.design_labels == ()
-    assert experiment.has_log_prior
-    assert experiment.program.vectorised
-
-
-def test_coordinates_and_values_say_the_same():
-    experiment = resolve(cv.covariance(), "y")
-    sample = sample_joint(experiment, 200)
-    for name, value in unpack_targets(experiment, sample.theta).items():
-        torch.testing.assert_close(value, sample.values[name], rtol=1e-5, atol=1e-5)
+def assert_rows_of_the_table(y):
+    # An entry's standard error is sqrt((1 + r^2) / n) in units of the scales.
+    error = (torch.cov(y.mT) - table_matrix()).abs() / (SPREAD[:, None] * SPREAD)
+    assert (error < Z_MAX * math.sqrt(2 / len(y))).all()
 
 
 def test_rows_have_the_covariance_of_scales_and_correlations():
     values = cv.table_values()
     y = poutine.condition(cv.covariance(num_rows=200_000), data=values)()
-    spread = torch.tensor(cv.TABLE_SCALES)
-    error = (torch.cov(y.mT) - table_matrix()).abs() / (spread[:, None] * spread)
-    # An entry's standard error is sqrt((1 + r^2) / n) in units of the scales.
-    assert (error < Z_MAX * math.sqrt(2 / 200_000)).all()
-    assert (y.mean(0).abs() < Z_MAX * spread / math.sqrt(200_000)).all()
+    assert_rows_of_the_table(y)
+    assert (y.mean(0).abs() < Z_MAX * SPREAD / math.sqrt(200_000)).all()
 
 
 def test_the_likelihood_is_that_of_a_full_covariance_matrix():
@@ -63,7 +48,7 @@ def test_the_likelihood_is_that_of_a_full_covariance_matrix():
 
 def test_prior_correlations_are_uniform():
     # Each correlation of a uniform matrix of K variables has r^2 of mean 1 / (K + 1) and is symmetric.
-    sample = sample_joint(resolve(cv.covariance(5, 2), "y"), 20_000)
+    sample = sample_joint(Experiment(cv.covariance(5, 2), "y"), 20_000)
     correlation = cv.correlations(sample.values)["correlation"]
     assert correlation.shape == (20_000, 10)
     for moment, expected in ((correlation, 0.0), (correlation.square(), 1 / 6)):
@@ -95,24 +80,4 @@ def test_observed_rows_follow_the_table_and_their_seed():
     assert y.shape == (263, 12)
     assert torch.equal(y, cv.observed_rows())
     assert not torch.equal(y, cv.observed_rows(seed=1))
-    many = cv.observed_rows(100_000)
-    spread = torch.tensor(cv.TABLE_SCALES)
-    error = (torch.cov(many.mT) - table_matrix()).abs() / (spread[:, None] * spread)
-    assert (error < Z_MAX * math.sqrt(2 / 100_000)).all()
-
-
-# A factor's zeros are constant by nature.
-def test_posteriors_of_a_small_one_are_covariances():
-    result = eig_flow(cv.covariance(3, 5), "y", num_steps=30, batch_size=64, num_samples=200, seed=0)
-    y = pyro.condition(cv.covariance(3, 5), data={"mean": torch.zeros(3), "scale": torch.ones(3)})()
-    values = flow_posterior(result, y, 100, seed=0).values
-    assert (values["scale"] > 0).all()
-    correlation = cv.correlations(values)["correlation"]
-    assert correlation.shape == (1, 100, 3)
-    assert (correlation.abs() <= 1).all()
-
-
-@pytest.mark.parametrize("sizes", [(1, 5), (3, 0)])
-def test_wrong_sizes_are_refused(sizes):
-    with pytest.raises(ValueError, match="at least 2 variables and 1 row"):
-        cv.covariance(*sizes)
+    assert_rows_of_the_table(cv.observed_rows(100_000))

@@ -1,6 +1,5 @@
 import math
 
-import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -77,21 +76,6 @@ def test_dependent_nuisance_eig_follows_from_the_program():
     eig = 0.5 * (covariance[0, 0].log() + covariance[1, 1].log() - torch.logdet(covariance))
     assert eig.item() == pytest.approx(lg.DEPENDENT_NUISANCE_EIG)
     assert lg.DEPENDENT_NUISANCE_EIG == pytest.approx(0.693147, abs=5e-7)
-
-
-def test_initial_design_is_copied_into_the_parameter():
-    design = torch.tensor(lg.DEFAULT_DESIGN)
-    lg.linear_gaussian(design)()
-    with torch.no_grad():
-        pyro.param("xi").add_(1.0)
-    torch.testing.assert_close(design, torch.tensor(lg.DEFAULT_DESIGN))
-
-
-def test_wrong_inputs_are_refused():
-    with pytest.raises(ValueError, match="one column for each of the 2 prior scales"):
-        lg.linear_gaussian(torch.ones(3, 4))
-    with pytest.raises(ValueError, match="got 11"):
-        lg.ab_test_design(11)
 
 
 def test_prior_scales_reach_the_site():

@@ -72,11 +72,6 @@ def test_exact_eig_takes_batches_and_leaves_the_random_stream():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_one_repeat_has_no_standard_error():
-    with pytest.raises(ValueError, match="num_repeats of at least 2"):
-        mm.exact_eig(torch.tensor(mm.START_DESIGNS), num_repeats=1)
-
-
 def test_mean_rate_is_finite_with_gradients_at_extreme_designs_and_parameters():
     # theta = -0.11 is six prior standard deviations away and makes the half-rate concentration about zero.
     theta = torch.tensor([[0.5, 0.5], [-0.11, -0.11], [1.1, 1.1], [0.5, -0.12]])

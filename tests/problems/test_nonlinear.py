@@ -108,16 +108,3 @@ def test_programs_and_exact_values_agree_at_several_designs(model, exact):
     difference = result.eig.double() - exact(designs)
     assert (difference > -4 * result.standard_error).all()
     assert (difference < 4 * result.standard_error + (0.01 if model is nl.nonlinear else 0.03)).all()
-
-
-def test_candidates_may_lie_outside_no_interval():
-    for exact in (nl.exact_eig, nl.exact_eig_one):
-        with pytest.raises(ValueError, match=r"numbers in \[0, 1\], got values from 0.5 to 1.5"):
-            exact(torch.tensor([0.5, 1.5]))
-
-
-@pytest.mark.parametrize("design", [0.0, 1.0, -0.2, math.nan])
-@pytest.mark.parametrize("factory", [nl.nonlinear, nl.nonlinear_one])
-def test_initial_design_at_an_end_is_refused(factory, design):
-    with pytest.raises(ValueError, match=r"expected a number in \(0, 1\)"):
-        factory(design)

@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import chi2
 
-from pyro_voed import eig_nmc, resolve, sample_joint
+from pyro_voed import Experiment, eig_nmc, sample_joint
 from pyro_voed.problems import twelve_variances as tv
 
 Z_MAX = 5.0
@@ -15,7 +15,7 @@ Z_MAX = 5.0
 
 
 def simulated(num_samples, num_rows=10, num_variables=12):
-    experiment = resolve(tv.twelve_variances(num_rows, num_variables), "y")
+    experiment = Experiment(tv.twelve_variances(num_rows, num_variables), "y")
     values = sample_joint(experiment, num_samples).values
     return values["variance"], values["y"]
 
@@ -111,25 +111,3 @@ def test_batches_agree_with_their_members():
     means = tv.exact_posterior_mean(batch)
     assert means.shape == (2, 3, 3)
     torch.testing.assert_close(means[1, 2], tv.exact_posterior_mean(batch[1, 2]))
-
-
-def test_every_variance_is_a_coordinate():
-    experiment = resolve(tv.twelve_variances(), "y")
-    assert (experiment.theta_dim, experiment.y_dim, experiment.design_labels) == (12, 120, ())
-    assert experiment.program.vectorised
-
-
-@pytest.mark.parametrize("column", [0.0, math.nan, math.inf])
-def test_columns_without_a_posterior_are_refused(column):
-    y = torch.ones(5, 2)
-    y[:, 1] = column
-    with pytest.raises(ValueError, match="not all zeros"):
-        tv.exact_posterior_mean(y)
-
-
-def test_wrong_sizes_are_refused():
-    for function in (tv.twelve_variances, tv.exact_eig, tv.exact_correlation):
-        with pytest.raises(ValueError, match="num_rows must be at least 1, got 0"):
-            function(0)
-    with pytest.raises(ValueError, match="num_variables must be at least 1, got 0"):
-        tv.twelve_variances(10, 0)
