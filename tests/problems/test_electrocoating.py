@@ -36,7 +36,7 @@ def coat(bath, film, current=0.1, interval=24.0, **options):
 def prior_draws(num_samples):
     """Packed targets, `(num_samples, 3)`."""
     sites = (ec.EFFICIENCY, ec.MINIMUM_CURRENT, ec.MINIMUM_CHARGE)
-    return torch.stack([ec.TruncatedNormal(*torch.tensor(site)).sample((num_samples,)) for site in sites], -1)
+    return torch.stack([ec.TruncatedNormal(*torch.tensor(site)).sample(torch.Size([num_samples])) for site in sites], -1)
 
 
 def order(errors):
