@@ -35,9 +35,9 @@ def masked():
 MASKED_EIG = 0.5 * math.log(3.0)
 
 
-def poisson():
+def poisson(exposure=2.0):
     """Gamma prior and Poisson outcome, exact posteriors Gamma(3 + y, 1 + xi)."""
-    xi = pyro.param("xi", torch.tensor(2.0), constraint=constraints.positive)
+    xi = pyro.param("xi", torch.tensor(exposure), constraint=constraints.positive)
     theta = pyro.sample("theta", dist.Gamma(3.0, 1.0))
     pyro.sample("y", dist.Poisson(xi * theta))
 

@@ -37,6 +37,7 @@ from pyro_voed import (
 )
 from pyro_voed.densities import SplineCouplingFlow
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian
+from tests.closed_forms import MASKED_EIG, gain_eig, masked, poisson, poisson_eig, scalar
 
 SIDE = 4.0
 AGREE = 4.5
@@ -92,16 +93,6 @@ def chain_eig(sites, targets, outcomes):
     return (entropy(targets) + entropy(outcomes) - entropy([*targets, *outcomes])).item()
 
 
-def scalar():
-    xi = pyro.param("xi", torch.tensor(1.5))
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    pyro.sample("y", dist.Normal(xi * theta, 1.0))
-
-
-def scalar_eig(xi=1.5):
-    return 0.5 * torch.log1p(torch.as_tensor(xi) ** 2)
-
-
 def two_labels():
     gain = pyro.param("gain", torch.tensor(1.0), constraint=constraints.positive)
     places = pyro.param("places", torch.tensor([1.0, 0.0]))
@@ -113,27 +104,6 @@ def independent():
     """The outcome ignores the target."""
     pyro.sample("theta", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(1.0, 2.0))
-
-
-def poisson(exposure):
-    """Gamma prior, Poisson outcome: the marginal is negative binomial."""
-
-    def model():
-        xi = pyro.param("xi", torch.tensor(exposure), constraint=constraints.positive)
-        theta = pyro.sample("theta", dist.Gamma(3.0, 1.0))
-        pyro.sample("y", dist.Poisson(xi * theta))
-
-    return model
-
-
-def poisson_eig(exposure):
-    """E log p(y | theta) - E log p(y), by the sum over y and the trapezoidal rule over theta."""
-    theta, y = torch.linspace(1e-6, 40.0, 40_001).double(), torch.arange(200).double()
-    shape, success = torch.tensor(3.0).double(), torch.tensor(exposure / (1 + exposure)).double()
-    density = dist.Gamma(shape, torch.ones_like(shape)).log_prob(theta).exp()
-    log_p = dist.Poisson(exposure * theta[:, None]).log_prob(y)  # (theta, y)
-    conditional = torch.trapezoid(density[:, None] * log_p.exp() * log_p, theta, dim=0).sum()
-    return (conditional + torch.special.entr(dist.NegativeBinomial(shape, success).log_prob(y).exp()).sum()).item()
 
 
 def in_a_plate():
@@ -152,13 +122,6 @@ def positive_target():
     """The target of `scalar` on another scale."""
     theta = pyro.sample("theta", dist.LogNormal(0.0, 1.0))
     pyro.sample("y", dist.Normal(1.5 * theta.log(), 1.0))
-
-
-def masked():
-    """Three measurements of which the second is not made."""
-    theta = pyro.sample("theta", dist.Normal(torch.zeros(1), 1.0))
-    with pyro.plate("measurements", 3), pyro.poutine.mask(mask=torch.tensor([True, False, True])):
-        pyro.sample("y", dist.Normal(theta, 1.0))
 
 
 def coin_in_the_noise():
@@ -248,16 +211,16 @@ CASES = {
         estimators=("flow",),
     ),
     "independence": Case(independent, 0.0),
-    "Poisson": Case(poisson(2.0), poisson_eig(2.0), is_discrete=True),
-    "Poisson with many outcomes": Case(poisson(20.0), poisson_eig(20.0), is_discrete=True),
+    "Poisson": Case(poisson, poisson_eig(), is_discrete=True),
+    "Poisson with many outcomes": Case(functools.partial(poisson, 20.0), poisson_eig(20.0), is_discrete=True),
     "two outcomes, linked": Case(
         chain(LINKED), chain_eig(LINKED, ["a", "b"], ["first", "second"]), ["first", "second"]
     ),
-    "scalar": Case(scalar, scalar_eig()),
-    "in a plate": Case(in_a_plate, scalar_eig([0.5, 1.0, 2.0]).sum()),
-    "positive outcome": Case(positive_outcome, scalar_eig()),
-    "positive target": Case(positive_target, scalar_eig()),
-    "masked": Case(masked, 0.5 * math.log(3.0)),
+    "scalar": Case(scalar, gain_eig(1.5)),
+    "in a plate": Case(in_a_plate, gain_eig([0.5, 1.0, 2.0]).sum()),
+    "positive outcome": Case(positive_outcome, gain_eig(1.5)),
+    "positive target": Case(positive_target, gain_eig(1.5)),
+    "masked": Case(masked, MASKED_EIG),
     "nuisance": Case(chain(NOISE), 0.5 * math.log(1.5), targets="theta", estimators=("flow", *NESTED)),
     "discrete nuisance": Case(coin_in_the_noise, coin_eig(), targets="theta", estimators=("flow", *NESTED)),
     "dependent nuisance": Case(
@@ -313,23 +276,22 @@ def coin_guide(observations):
     pyro.sample("theta", dist.Bernoulli(logits=pyro.param("weight", torch.tensor(0.3)) * observations["y"]))
 
 
-def ba(experiment, **options):
-    guide = coin_guide if experiment.targets[0].is_discrete else normal_guide
-    return eig_ba(experiment, guide=guide, **MOMENT, **options)
+def ba(model, *labels, **options):
+    guide = coin_guide if isinstance(model, Experiment) and model.targets[0].is_discrete else normal_guide
+    return eig_ba(model, *labels, guide=guide, **{**MOMENT, **options})
 
 
-def ensemble(experiment, *, designs=None, **options):
-    return eig_flow(experiment, ensemble=True, designs=designs or {"xi": PAIR}, **MOMENT, **options)
+def ensemble(model, *labels, designs=None, **options):
+    return eig_flow(model, *labels, ensemble=True, designs=designs or {"xi": PAIR}, **{**MOMENT, **options})
 
 
-def amortised(experiment, *, designs=None, **options):
-    density = amortise_eig(experiment, training=MOMENT["training"], progress=False, **options)
-    return density.at(designs, num_samples=40, **options)
+def amortised(model, *labels, designs=None, training=MOMENT["training"], num_samples=40, **options):
+    density = amortise_eig(model, *labels, training=training, progress=False, **options)
+    return density.at(designs, num_samples=num_samples, **options)
 
 
-def certified(experiment, **options):
-    result = eig_flow(experiment, **MOMENT, **options)
-    return certify(result, width=3.0, max_simulations=50_000)
+def certified(model, *labels, **options):
+    return certify(eig_flow(model, *labels, **{**MOMENT, **options}), width=3.0, max_simulations=20_000)
 
 
 ESTIMATORS = {

@@ -23,7 +23,7 @@ from pyro_voed.problems.linear_gaussian import (
     exact_eig,
     linear_gaussian,
 )
-from tests.estimators.cases import scalar
+from tests.closed_forms import scalar
 
 THRESHOLD = 4.5
 DESIGN = torch.tensor(DEFAULT_DESIGN)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyro_voed import Fresh, Pool
+from tests.closed_forms import gain_eig
 from tests.estimators.cases import (
     AGREE,
     BRIEF,
@@ -20,7 +21,6 @@ from tests.estimators.cases import (
     agree,
     estimate,
     on_its_side,
-    scalar_eig,
     two_labels,
 )
 
@@ -56,7 +56,7 @@ def test_independent_experiments_add_up(name):
         pyro.sample("y", dist.Normal(1.5 * pyro.sample("theta", dist.Normal(0.0, 1.0)), 1.0))
         pyro.sample("z", dist.Normal(pyro.sample("phi", dist.Normal(0.0, 1.0)), 0.5))
 
-    on_its_side(estimate(name, Case(both, None, ["y", "z"])), scalar_eig(1.5) + scalar_eig(2.0), 0.12)
+    on_its_side(estimate(name, Case(both, None, ["y", "z"])), gain_eig(1.5) + gain_eig(2.0), 0.12)
 
 
 @pytest.mark.parametrize("name", NESTED)  # for the learned ones the next test is sharper
@@ -76,7 +76,7 @@ def test_packed_coordinates_make_reparametrised_models_the_same_model():
 @pytest.mark.parametrize("name", EXPLICIT)
 def test_a_replaced_prior_changes_the_information(name):
     result = estimate(name, SCALAR, prior=lambda: pyro.sample("theta", dist.Normal(3.0, 0.2)))
-    assert abs(result.eig - scalar_eig(1.5 * 0.2)) <= 0.05 + SIDE * result.standard_error
+    assert abs(result.eig - gain_eig(1.5 * 0.2)) <= 0.05 + SIDE * result.standard_error
 
 
 @pytest.mark.parametrize("name", ["flow", "nmc"])
@@ -99,7 +99,7 @@ def over_designs(name, designs):
 def test_a_batch_of_designs_keeps_its_shape_and_the_law_of_sides(name):
     result = over_designs(name, DESIGNS)
     assert result.eig.shape == result.standard_error.shape == DESIGNS.shape
-    on_its_side(result, scalar_eig(DESIGNS), 0.15)
+    on_its_side(result, gain_eig(DESIGNS), 0.15)
     torch.testing.assert_close(result.designs["xi"], DESIGNS)
 
 
@@ -116,7 +116,7 @@ def test_a_batch_of_designs_agrees_with_single_designs(name):
 def test_candidates_for_one_of_two_labels(name):
     gains = torch.tensor([0.5, 2.0])
     result = estimate(name, Case(two_labels, None), designs={"gain": gains})
-    assert ((result.eig - scalar_eig(gains)).abs() <= 0.1 + SIDE * result.standard_error).all()
+    assert ((result.eig - gain_eig(gains)).abs() <= 0.1 + SIDE * result.standard_error).all()
 
 
 # --- what is learned, and from what ---------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_pool_of_simulations_is_enough(name):
 
 def test_a_pool_is_shared_by_a_batch_of_designs():
     result = estimate("flow", SCALAR, training=Pool(1_500, learning_rate=1e-2), designs={"xi": DESIGNS[0]})
-    assert ((result.eig - scalar_eig(DESIGNS[0])).abs() <= 0.15 + SIDE * result.standard_error).all()
+    assert ((result.eig - gain_eig(DESIGNS[0])).abs() <= 0.15 + SIDE * result.standard_error).all()
 
 
 # --- standard errors ------------------------------------------------------------------------------------------------
