@@ -105,12 +105,6 @@ def test_a_batch_of_designs_and_training_further():
     assert (densities.marginal.context_dim, densities.given_targets.context_dim) == (2, 3)
 
 
-def test_equal_seeds_give_equal_results():
-    quick = {**QUICK, "training": Fresh(num_steps=5), "num_samples": 100}
-    first, second = (eig_marginal_likelihood(implicit_toy(), "y", "theta", **quick) for _ in range(2))
-    assert torch.equal(first.eig, second.eig)
-
-
 def test_a_density_of_other_dimensions_is_refused():
     values = torch.randn(10, 2)
     wrong = build_density(SMALL, values, values, num_designs=0, summary=None)
