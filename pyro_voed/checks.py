@@ -98,8 +98,8 @@ def check_share(value: float, argument: str) -> float:
 def check_shape(values: Tensor, shape: tuple[int | None, ...], argument: str) -> None:
     """Raise ValueError unless the shape is the one wanted, None standing for any size."""
     if values.ndim != len(shape) or any(w not in (None, size) for w, size in zip(shape, values.shape, strict=True)):
-        wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-        raise ValueError(f"{argument}: expected shape {wanted}, got {tuple(values.shape)}.")
+        wanted = ", ".join("any" if size is None else str(size) for size in shape) + "," * (len(shape) == 1)
+        raise ValueError(f"{argument}: expected shape ({wanted}), got {tuple(values.shape)}.")
 
 
 def check_finite(values: Tensor, argument: str, error: type[Exception] = ValueError) -> None:

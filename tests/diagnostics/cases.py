@@ -5,6 +5,7 @@ one or either side. Shares counted over repeats have the standard error of a bin
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -44,3 +45,8 @@ def conjugate(num_simulations, num_draws, *, dim=1, scale=1.0, bias=0.0, densiti
         return SimulatedPosteriors(truths, draws, columns)
     log_density = posterior.log_prob(truths.unsqueeze(1)).sum(-1).squeeze(1)
     return SimulatedPosteriors(truths, draws, columns, y, log_density, posterior.log_prob(draws).sum(-1))
+
+
+def with_density(result, density):
+    """An estimate as if it had learned another density."""
+    return replace(result, learned=replace(result.learned, density=density))

@@ -15,7 +15,7 @@ from pyro_voed.diagnostics.local_c2st import local_c2st, local_classifier_test
 from pyro_voed.diagnostics.simulated import simulate_posteriors
 from pyro_voed.estimators import eig_flow
 from pyro_voed.problems.linear_gaussian import DEFAULT_DESIGN, exact_posterior, linear_gaussian
-from tests.diagnostics.cases import near
+from tests.diagnostics.cases import near, with_density
 
 
 def draw(y, shift):
@@ -88,7 +88,7 @@ def test_probabilities_say_where_the_mass_is_wrong():
 
 def test_the_user_function_on_an_exact_density(untrained):
     for shift, outcome, is_right in ((0.0, 1.0, True), (1.0, 1.5, False)):
-        result = dataclasses.replace(untrained, density=ExactPosterior(shift))
+        result = with_density(untrained, ExactPosterior(shift))
         simulated = simulate_posteriors(result, 600, 1, seed=1)
         found = local_c2st(simulated, result, torch.tensor([outcome, 0.5, 0.2]), num_draws=300, num_null=29, seed=0)
         assert (found.p_value > 1 / 30) == is_right
@@ -98,7 +98,7 @@ def test_the_user_function_on_an_exact_density(untrained):
 
 
 def test_seeds_and_the_callers_state(untrained):
-    result = dataclasses.replace(untrained, density=ExactPosterior(0.0))
+    result = with_density(untrained, ExactPosterior(0.0))
     simulated = simulate_posteriors(result, 100, 1, seed=1)
     state = torch.get_rng_state()
     with torch.no_grad():

@@ -20,7 +20,7 @@ from pyro_voed.estimators import eig_flow
 from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference.flow import trained_density
 from pyro_voed.problems.linear_gaussian import linear_gaussian
-from tests.diagnostics.cases import THRESHOLD, near
+from tests.diagnostics.cases import THRESHOLD, near, with_density
 
 
 class Mean(nn.Module):
@@ -38,7 +38,7 @@ def untrained():
 @pytest.fixture(scope="module")
 def summarised(untrained):
     density = StandardisedDensity(AffineCouplingFlow(2, 1), Standardise(2), Standardise(3), Mean())
-    return dataclasses.replace(untrained, density=density)
+    return with_density(untrained, density)
 
 
 def outcomes(result, num):
@@ -120,7 +120,7 @@ def test_the_design_drops_out_of_the_comparison():
 
 def test_a_density_without_a_summary_gives_the_outcome_itself(untrained):
     y = torch.randn(4, 3)
-    foreign = dataclasses.replace(untrained, density=AffineCouplingFlow(2, 3))
+    foreign = with_density(untrained, AffineCouplingFlow(2, 3))
     assert torch.equal(summarise(trained_density(foreign), y), y)
     standardised = summarise(trained_density(untrained), y)
     assert torch.allclose(standardised, untrained.density.context_scaling(y))
@@ -168,10 +168,10 @@ def test_what_does_not_fit_is_refused(untrained):
         misspecification(untrained, torch.zeros(2))
     with pytest.raises(ValueError, match="num_simulations: expected at least 100"):
         misspecification(untrained, torch.zeros(3), 99)
-    with pytest.raises(ValueError, match="learns no posterior density"):
-        misspecification(dataclasses.replace(untrained, density=None), torch.zeros(3))
-    broken = dataclasses.replace(
-        untrained, density=StandardisedDensity(AffineCouplingFlow(2, 1), Standardise(2), Standardise(3), Broken())
+    with pytest.raises(ValueError, match="learned no density of the targets"):
+        misspecification(dataclasses.replace(untrained, learned=None), torch.zeros(3))
+    broken = with_density(
+        untrained, StandardisedDensity(AffineCouplingFlow(2, 1), Standardise(2), Standardise(3), Broken())
     )
     with pytest.raises(ArithmeticError, match="summaries of 1 of 1 observed outcomes are not finite"):
         misspecification(broken, torch.full((3,), 1e4), 100, num_null=5)

@@ -145,7 +145,7 @@ def test_realisations_refuse_shapes_that_do_not_fit():
     zeros = torch.zeros
     for message, designs, outcomes, curves in (
         (r"observations: expected shape \(any, 2\), got \(4, 3\)", zeros(2), zeros(4, 3), {}),
-        (r"designs: expected shape \(any\), got \(2, 1\)", zeros(2, 1), zeros(4, 2), {}),
+        (r"designs: expected shape \(any,\), got \(2, 1\)", zeros(2, 1), zeros(4, 2), {}),
         ("expected both or neither", zeros(2), zeros(4, 2), {"curve_designs": zeros(5)}),
         (r"curve_values: .* \(any, 5\)", zeros(2), zeros(4, 2), {"curve_designs": zeros(5), "curve_values": zeros(5)}),
     ):

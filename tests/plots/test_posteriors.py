@@ -111,7 +111,7 @@ def test_posterior_plots_refuse_what_they_cannot_draw():
         plot_posterior_pair({"flow": torch.ones(50, 2)})
     with pytest.raises(ValueError, match="expected dimension 2 throughout, got 3 in 'prior'"):
         plot_posterior_pair({"flow": good}, prior=torch.randn(50, 3))
-    with pytest.raises(ValueError, match=r"true_values: expected shape \(2\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"true_values: expected shape \(2,\), got \(3,\)"):
         plot_posterior_pair({"flow": good}, true_values=torch.zeros(3))
     with pytest.raises(ValueError, match=r"no column called \['phi'\]"):
         plot_posterior_pair({"flow": posterior(theta=(2,))}, true_values={"phi": torch.tensor(0.0)})
