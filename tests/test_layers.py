@@ -1,12 +1,15 @@
-"""Imports only go down: the order of the layers, read from the source."""
+"""Imports only go down, and what touches what: laws of the layers, read from the source.
+
+Each law gathers all its breaches, so that one failure names every file that is in the way.
+"""
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parents[1] / "pyro_voed"
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 LAYERS = {
     # Names of modules and packages under pyro_voed, the lowest layer first; equals may not import each other, but for
@@ -29,129 +32,125 @@ LAYERS = {
     "plots": 6,
 }
 BESIDE = {("summaries", "densities")}
-PYRO_SIDE = {"experiment"}
-TORCH_SIDE = {"bounds", "densities", "summaries", "training"}
 FOUNDATIONS = {name for name, layer in LAYERS.items() if layer == 0}
-STANDARD = set(sys.stdlib_module_names) | {"__future__"}
+TORCH_SIDE = {"bounds", "densities", "summaries", "training"}
+PROGRAMS = ("poutine", "infer", "nn", "param", "sample", "plate", "primitives")
+"""Parts of Pyro that a file of the torch side may not import; distributions are torch objects."""
+PRIMITIVES = {"param", "sample", "plate", "poutine", "get_param_store", "module", "deterministic"}
+"""And attributes of `pyro` that it may not reach."""
 
-FILES = sorted(PACKAGE.rglob("*.py"))
 
-
-def module_of(path):
+def part_of(path):
     """First name under the package: `densities` for densities/coupling.py, `checks` for checks.py."""
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
+def nodes_of(path):
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports_of(path):
     """Every absolute module name that a file imports anywhere in it, type checking blocks included."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide where they point"
-            if node.module == "pyro_voed":
-                names |= {f"pyro_voed.{alias.name}" for alias in node.names}
-            else:
-                names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            own = [] if node.module == "pyro_voed" else [node.module]
+            names |= {*own, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
-def inner_imports(path):
+def parts_imported(path):
     """Which other parts of the package a file imports."""
-    parts = {name.split(".")[1] for name in imports_of(path) if name.startswith("pyro_voed.")}
-    return parts - {module_of(path)}
+    return {name.split(".")[1] for name in imports_of(path) if name.startswith("pyro_voed.")} - {part_of(path)}
 
 
-@pytest.fixture(
-    params=[path for path in FILES if path != PACKAGE / "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def path(request):
-    return request.param
+def breaches(rule, *parts):
+    """What a rule finds in the files of some parts, of all where none is named: nothing where it holds."""
+    files = [path for path in FILES if not parts or part_of(path) in parts]
+    return [f"{path.relative_to(PACKAGE)}: {found}" for path in files for found in rule(path)]
 
 
 def test_every_part_has_a_layer():
-    parts = {module_of(path) for path in FILES} - {"__init__", "problems"}
-    assert parts <= set(LAYERS), f"give {parts - set(LAYERS)} a layer"
+    assert {part_of(path) for path in FILES} - {"problems"} <= set(LAYERS)
 
 
-def test_imports_only_go_down(path):
-    if module_of(path) == "problems":
-        return
-    own = LAYERS[module_of(path)]
-    for name in inner_imports(path):
-        assert name in LAYERS, f"{name} is no layer that others may import"
-        beside = (module_of(path), name) in BESIDE
-        assert LAYERS[name] < own or beside, f"{path.name} (layer {own}) imports {name} (layer {LAYERS[name]})"
+def test_imports_only_go_down():
+    def rule(path):
+        own = part_of(path)
+        lower = {name for name in LAYERS if LAYERS[name] < LAYERS[own] or (own, name) in BESIDE}
+        return parts_imported(path) - lower
+
+    assert breaches(rule, *LAYERS) == []
 
 
-def test_problems_stand_alone(path):
-    allowed = STANDARD | {"pyro", "torch", "numpy", "jaxtyping"}
-    if module_of(path) == "problems":
-        assert inner_imports(path) == set()
-        assert {name.split(".")[0] for name in imports_of(path)} - {"pyro_voed"} <= allowed
-    else:
-        assert "problems" not in inner_imports(path)
+def test_problems_stand_alone():
+    allowed = {*sys.stdlib_module_names, "__future__", "pyro", "torch", "numpy", "jaxtyping", "pyro_voed"}
+    assert breaches(lambda path: parts_imported(path), "problems") == []
+    assert breaches(lambda path: {name.split(".")[0] for name in imports_of(path)} - allowed, "problems") == []
+    assert breaches(lambda path: parts_imported(path) & {"problems"}, *LAYERS) == []
 
 
-def test_densities_and_training_know_nothing_of_pyro_programs(path):
-    if module_of(path) not in TORCH_SIDE:
-        return
-    imported = imports_of(path)
-    assert inner_imports(path) <= TORCH_SIDE | FOUNDATIONS
-    forbidden = ("pyro.poutine", "pyro.infer", "pyro.nn", "pyro.param", "pyro.sample", "pyro.plate", "pyro.primitives")
-    assert not [name for name in imported if name.startswith(forbidden)]
-    # Distributions are torch objects; the programs' primitives are reached as attributes of `pyro`.
-    attributes = {
-        node.attr
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pyro"
-    }
-    assert not attributes & {"param", "sample", "plate", "poutine", "get_param_store", "module", "deterministic"}
+def test_densities_and_training_know_nothing_of_pyro_programs():
+    def rule(path):
+        forbidden = tuple(f"pyro.{name}" for name in PROGRAMS)
+        reached = {
+            node.attr
+            for node in nodes_of(path)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pyro"
+        }
+        return [
+            *(parts_imported(path) - TORCH_SIDE - FOUNDATIONS),
+            *(name for name in imports_of(path) if name.startswith(forbidden)),
+            *(reached & PRIMITIVES),
+        ]
+
+    assert breaches(rule, *TORCH_SIDE) == []
 
 
-def test_the_pyro_side_has_no_networks(path):
-    if module_of(path) in PYRO_SIDE:
-        imported = imports_of(path)
-        assert not [name for name in imported if name.startswith(("torch.nn", "torch.optim", "pyro.nn"))]
-        assert not inner_imports(path) & TORCH_SIDE
+def test_the_pyro_side_has_no_networks():
+    networks = ("torch.nn", "torch.optim", "pyro.nn")
+    assert breaches(lambda path: parts_imported(path) & TORCH_SIDE, "experiment") == []
+    assert breaches(lambda path: [name for name in imports_of(path) if name.startswith(networks)], "experiment") == []
 
 
-def test_poutine_stays_where_it_belongs(path):
-    uses = any(name.startswith("pyro.poutine") for name in imports_of(path))
-    assert not uses or module_of(path) in PYRO_SIDE | {"inference", "estimators"}
+def test_poutine_stays_where_it_belongs():
+    uses = breaches(lambda path: [name for name in imports_of(path) if name.startswith("pyro.poutine")])
+    assert [use for use in uses if not use.startswith(("experiment/", "inference/", "estimators/"))] == []
 
 
-STILL_SEEDING = {"nuts.py"}
+STILL_SEEDING = {"inference/reference/nuts.py"}
 
 
-def test_only_the_keeper_of_the_callers_state_seeds_its_streams(path, request):
-    if path.name in STILL_SEEDING:
-        request.applymarker(pytest.mark.xfail(strict=False, reason="chains of NUTS still seed the stream"))
-    if path.name == "caller_state.py":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            seeds = node.func.attr in ("set_rng_seed", "manual_seed", "manual_seed_all", "seed")
-            # A generator of its own is nobody else's stream.
-            own = isinstance(node.func.value, ast.Call) and getattr(node.func.value.func, "attr", "") == "Generator"
-            assert own or not seeds, f"line {node.lineno}: use `isolated` or `common_stream`"
+def test_only_the_keeper_of_the_callers_state_seeds_its_streams():
+    def rule(path):
+        for node in nodes_of(path):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                seeds = node.func.attr in ("set_rng_seed", "manual_seed", "manual_seed_all", "seed")
+                # A generator of its own is nobody else's stream.
+                own = isinstance(node.func.value, ast.Call) and getattr(node.func.value.func, "attr", "") == "Generator"
+                if seeds and not own:
+                    yield f"line {node.lineno} seeds; use `isolated` or `common_stream`"
+
+    kept = {"experiment/caller_state.py", *STILL_SEEDING}
+    assert [found for found in breaches(rule) if found.split(":")[0] not in kept] == []
 
 
 def test_no_import_circles():
-    graph = {}
-    for path in FILES:
-        name = ".".join(("pyro_voed", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        graph[name] = imports_of(path)
-    graph = {
-        name: {other for other in imported if other in graph and other != name} for name, imported in graph.items()
+    names = {
+        ".".join(("pyro_voed", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in [*FILES, PACKAGE / "__init__.py"]
     }
+    graph = {name: imports_of(path) & set(names) - {name} for name, path in names.items()}
     while leaves := [name for name, imported in graph.items() if not imported]:
         graph = {name: imported - set(leaves) for name, imported in graph.items() if name not in leaves}
     assert graph == {}, f"import circle among {sorted(graph)}"
 
 
-def test_nothing_of_zuko_is_imported(path):
+def test_nothing_of_zuko_is_imported():
     # Its import turns argument validation off in the whole process.
-    assert not [name for name in imports_of(path) if name.split(".")[0] == "zuko"]
+    assert breaches(lambda path: [name for name in imports_of(path) if name.split(".")[0] == "zuko"]) == []
