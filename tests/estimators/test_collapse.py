@@ -77,6 +77,31 @@ def test_checking_costs_no_simulations():
     assert costs[0] == costs[1] == 400
 
 
+class Recorder(nn.Module):
+    """A summary that hands outcomes on and keeps what it was shown, in training and out of it."""
+
+    shown: list = []  # noqa: RUF012, the density works on a copy of the module
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, y):
+        Recorder.shown.append((self.training, y.detach().reshape(-1, 3)))
+        return self.scale * y
+
+
+def test_a_density_is_judged_by_experiments_outside_its_pool():
+    Recorder.shown = []
+    assert learn(Recorder(), training=Pool(200, redraw_outcomes=False, max_epochs=3)).collapse is not None
+    in_training = [index for index, (training, _) in enumerate(Recorder.shown) if training]
+    rows = lambda parts: {tuple(row) for _, y in parts for row in y.tolist()}  # noqa: E731
+    seen, judged = rows(Recorder.shown[: in_training[-1] + 1]), rows(Recorder.shown[in_training[-1] + 1 :])
+    assert len(seen) >= 200
+    assert len(judged) >= 500
+    assert not seen & judged
+
+
 def test_the_probe_sees_variances_through_the_moments_of_rows():
     experiment = Experiment(twelve_variances(10), "y", "variance")
 
