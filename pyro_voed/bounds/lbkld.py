@@ -10,7 +10,6 @@ from torch import Tensor
 
 NUM_BLOCKS = 20
 NUM_NEIGHBOURS = 4
-DISTANCES_AT_ONCE = 2**22
 MINIMAL_WEIGHT = 0.05
 
 
@@ -101,18 +100,17 @@ def _whiten(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _log_volumes(z: Tensor, block: Tensor, num_blocks: int, num_neighbours: int) -> Tensor:
     """Return log rectangle volumes, with all points and without each block, `(num, 1 + num_blocks)`."""
+    from scipy.spatial import cKDTree  # here, because `import pyro_voed` should not pay for it
+
     # A block holds each neighbour with probability 1/20, so none can hold all but `num_neighbours` of these.
     num_kept = min(2 * num_neighbours + 8, len(z) - 1)
+    points = z.detach().cpu().numpy()
+    found = cKDTree(points).query(points, num_kept + 1, p=torch.inf)[1][:, 1:]  # nearest first, itself left out
+    neighbours = torch.from_numpy(found).to(z.device)
+    sides = 2.0 * (z.unsqueeze(1) - z[neighbours]).abs()  # (num, num_kept, dim)
     volumes = []
-    for rows in torch.arange(len(z), device=z.device).split(max(1, DISTANCES_AT_ONCE // len(z))):
-        distances = torch.cdist(z[rows], z, p=torch.inf)
-        distances[torch.arange(len(rows)), rows] = torch.inf
-        neighbours = distances.topk(num_kept, dim=1, largest=False).indices  # nearest first
-        sides = 2.0 * (z[rows].unsqueeze(1) - z[neighbours]).abs()  # (rows, num_kept, dim)
-        own = []
-        for index in range(-1, num_blocks):
-            kept = block[neighbours] != index
-            counted = kept & (kept.cumsum(1) <= num_neighbours)
-            own.append(sides.masked_fill(~counted.unsqueeze(-1), 0.0).amax(1).log().sum(-1))
-        volumes.append(torch.stack(own, 1))
-    return torch.cat(volumes)
+    for index in range(-1, num_blocks):
+        kept = block[neighbours] != index
+        counted = kept & (kept.cumsum(1) <= num_neighbours)
+        volumes.append(sides.masked_fill(~counted.unsqueeze(-1), 0.0).amax(1).log().sum(-1))
+    return torch.stack(volumes, 1)
