@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 
 import pyro_voed
 from pyro_voed import Experiment, Fresh, amortise_eig, certify, eig_flow, eig_nmc, flow_posterior, load, save
+from pyro_voed.plots import plot_eig
 from pyro_voed.summaries import FeedForwardSummary
 from tests import kept
 from tests.kept import CASES, QUIET, TRAINED
@@ -124,11 +126,12 @@ def test_a_new_process_has_the_same_numbers(tmp_path):
 # --- without a model ------------------------------------------------------------------------------------------------
 
 
-def test_numbers_need_no_model(tmp_path):
+def test_numbers_and_figures_need_no_model(tmp_path):
     save(CASES["flow over designs"][0](), tmp_path / "curve.pt")
     curve = load(tmp_path / "curve.pt")
     assert curve.experiment is None
     assert curve.learned.density is not None
+    plt.close(plot_eig(curve).figure)
     for ask in (lambda: flow_posterior(curve, OUTCOME, design_index=0), lambda: certify(curve)):
         with pytest.raises(ValueError, match=r"load it with model="):
             ask()
