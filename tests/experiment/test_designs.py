@@ -12,7 +12,6 @@ from pyro_voed.experiment.designs import pack_designs, unpack_designs
 from pyro_voed.experiment.packing import pack_run
 from pyro_voed.experiment.programs import run_rows
 from tests.experiment.cases import (
-    SIMULATED,
     Z_MAX,
     assert_same_distribution,
     candidates,
@@ -20,14 +19,11 @@ from tests.experiment.cases import (
     normal,
     scalar_design_beside_a_plate,
     several_designs,
+    with_designs,
 )
 
 
-@pytest.fixture(params=SIMULATED)
-def case(request):
-    return SIMULATED[request.param]
-
-
+@with_designs
 @pytest.mark.parametrize("batch", [(4,), (2, 3)], ids=str)
 def test_a_batch_of_designs_agrees_with_its_members_draw_by_draw(case, batch):
     plain = Experiment(*case)
@@ -51,6 +47,7 @@ def test_a_batch_of_designs_agrees_with_its_members_draw_by_draw(case, batch):
                 torch.testing.assert_close(got[(slice(None), *index)], expected, rtol=1e-4, atol=1e-4)
 
 
+@with_designs
 def test_a_batch_of_designs_agrees_with_its_members_in_distribution(case):
     plain = Experiment(*case)
     designs = candidates(plain, 3)

@@ -11,14 +11,7 @@ from pyro import poutine
 from pyro_voed import Experiment, sample_joint
 from pyro_voed.experiment.packing import pack_run, put_targets, unpack_targets
 from pyro_voed.experiment.programs import run_rows
-from tests.experiment.cases import SIMULATED, Z_MAX, event_design, normal, several_designs
-
-
-@pytest.fixture
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+from tests.experiment.cases import Z_MAX, both_ways, bounded_chain, event_design, normal, several_designs
 
 
 def uniform_chain():
@@ -40,7 +33,7 @@ DEPENDENT = {
 }
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@both_ways
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_targets_of_dependent_supports_come_back_as_they_were(name, vectorize, double_precision):
     model, sites = DEPENDENT[name]
@@ -71,7 +64,7 @@ def test_log_dets_of_dependent_supports_are_those_of_autodiff(double_precision):
 
 def test_the_log_prior_of_dependent_bounds_integrates_to_one(double_precision):
     # Importance sampling with a wide known density in place of a grid: E_r[p / r] = 1.
-    experiment = Experiment(*SIMULATED["dependent bounds"])
+    experiment = Experiment(bounded_chain, "y")
     proposal = dist.Normal(torch.zeros(2), 3.0).to_event(1)
     theta = proposal.sample((20_000,))
     run = put_targets(experiment, theta, experiment.design_values)
@@ -133,7 +126,7 @@ def masked_by_distribution_in_a_plate():
         return pyro.sample("y", dist.Normal(theta, 1.0).mask(MEASURED))
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@both_ways
 @pytest.mark.parametrize(
     "model", [masked_by_distribution, masked_by_handler_in_a_plate, masked_by_distribution_in_a_plate]
 )

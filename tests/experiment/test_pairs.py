@@ -2,7 +2,6 @@
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -13,20 +12,13 @@ from pyro_voed.experiment.packing import pack_run
 from pyro_voed.experiment.pairs import log_likelihood_of_pairs, log_sums, normal_pairs, pairwise_log_likelihood
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.scoring import log_joint, outcome_log_likelihood
-from tests.experiment.cases import SCORED, masked, moving_support, normal
+from tests.experiment.cases import CLOSE, EXPLICIT, both_ways, explicit, masked, moving_support, normal
 
-CLOSE = {"rtol": 2e-4, "atol": 2e-4}
-"""Coordinates are mapped there and back in single precision."""
-
-NORMAL = ["linear_gaussian", "michaelis_menten", "plates", "nested plates", "simplex", "dependent support"]
-NORMAL += ["discrete target", "normals of many scales"]
+NORMAL = {"scalar design", "design in a plate", "scalar design beside a plate", "matrix design", "dependent bounds"}
+NORMAL |= {"michaelis_menten", "nested plates", "simplex", "discrete target", "normals of many scales"}
 
 
-@pytest.fixture(autouse=True)
-def _unvalidated(clean_process):
-    # As in every estimator: with validation torch refuses to score what lies outside a support.
-    with pyro.validation_enabled(False):
-        yield
+pytestmark = pytest.mark.usefixtures("unvalidated")
 
 
 def inner_run(experiment, num_rows):
@@ -35,10 +27,10 @@ def inner_run(experiment, num_rows):
     return run, {site.name: run.value(site.name) for site in experiment.observations}
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize("name", SCORED)
-def test_all_pairs_score_as_pair_by_pair(name, vectorize):
-    experiment = Experiment(*SCORED[name], vectorize=vectorize)
+@both_ways
+@explicit
+def test_all_pairs_score_as_pair_by_pair(case, vectorize):
+    experiment = Experiment(*case, vectorize=vectorize)
     outcomes = sample_joint(experiment, 5)
     run, own = inner_run(experiment, 7)
     theta = pack_run(experiment, run, torch.Size([7]), False).theta
@@ -53,10 +45,10 @@ def test_all_pairs_score_as_pair_by_pair(name, vectorize):
 
 
 @pytest.mark.parametrize("omit_own", [True, False])
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", EXPLICIT)
 def test_sums_in_blocks_are_those_of_the_pairs(name, omit_own, monkeypatch):
     monkeypatch.setattr(pairs, "NORMAL_PAIRS", (3, 5))
-    experiment = Experiment(*SCORED[name])
+    experiment = Experiment(*EXPLICIT[name])
     run, outcomes = inner_run(experiment, 11)
     assert (normal_pairs(experiment, run) is not None) is (name in NORMAL), "only plain normals are normal pairs"
     each = log_likelihood_of_pairs(experiment, experiment.design_values, outcomes, run, 11).double()

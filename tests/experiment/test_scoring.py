@@ -11,23 +11,15 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro_voed import Experiment, sample_joint
 from pyro_voed.experiment.scoring import log_joint
 from pyro_voed.problems import linear_gaussian
-from tests.experiment.cases import SCORED, discrete_outcome, masked, moving_support, normal, two_kinds
+from tests.experiment.cases import CLOSE, both_ways, discrete_outcome, explicit, linked, masked, moving_support, normal
 
-CLOSE = {"rtol": 2e-4, "atol": 2e-4}
-"""Coordinates are mapped there and back in single precision."""
-
-
-@pytest.fixture(autouse=True)
-def _unvalidated(clean_process):
-    # As in every estimator: with validation torch refuses to score what lies outside a support.
-    with pyro.validation_enabled(False):
-        yield
+pytestmark = pytest.mark.usefixtures("unvalidated")
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize("name", SCORED)
-def test_the_generating_draws_score_as_when_they_were_drawn(name, vectorize):
-    experiment = Experiment(*SCORED[name], vectorize=vectorize)
+@both_ways
+@explicit
+def test_the_generating_draws_score_as_when_they_were_drawn(case, vectorize):
+    experiment = Experiment(*case, vectorize=vectorize)
     sample = sample_joint(experiment, 60, likelihood=True)
     log_prior, log_likelihood = log_joint(experiment, sample.theta, sample.values, experiment.design_values)
     assert log_prior.shape == log_likelihood.shape == (60,)
@@ -80,16 +72,16 @@ def test_what_is_not_measured_scores_nothing():
 
 
 def test_a_replaced_prior_is_the_one_that_scores():
-    experiment = Experiment(two_kinds, ["y", "z"], prior=lambda: normal("theta", 0.5, 2.0))
+    experiment = Experiment(linked, ["y", "z"], prior=lambda: normal("theta", 0.5, 2.0))
     sample = sample_joint(experiment, 20)
     log_prior, _ = log_joint(experiment, sample.theta, sample.values, {})
     torch.testing.assert_close(log_prior, dist.Normal(0.5, 2.0).log_prob(sample.theta[:, 0]))
 
 
 def test_an_automatic_guide_as_prior_cannot_score_and_is_refused():
-    guide = AutoDiagonalNormal(pyro.condition(two_kinds, data={"y": torch.tensor(0.0), "z": torch.tensor(1.0)}))
+    guide = AutoDiagonalNormal(pyro.condition(linked, data={"y": torch.tensor(0.0), "z": torch.tensor(1.0)}))
     guide()
-    experiment = Experiment(two_kinds, ["y", "z"], prior=guide)
+    experiment = Experiment(linked, ["y", "z"], prior=guide)
     sample = sample_joint(experiment, 20, likelihood=True)
     with pytest.raises(NotImplementedError, match="auxiliary sites"):
         log_joint(experiment, sample.theta, sample.values, {})
