@@ -128,32 +128,27 @@ def recovery(simulated: SimulatedPosteriors, *, mass: float = 0.9) -> RecoveryRe
     # Moments about 0 of large, narrow quantities would cancel; every statistic is the same after centring.
     centred = truths - truths.mean(0)
     moments = torch.stack([centred, centred.square(), error.square(), variance], -1)
-    nrmse, nrmse_error = _jackknife(moments, lambda means: (means[..., 2] / _variance(means)).sqrt())
-    contraction, contraction_error = _jackknife(
-        moments, lambda means: 1 - means[..., 3] / (_variance(means) * len(truths) / (len(truths) - 1))
-    )
-    correlation = _correlation(mean, truths)
     z = -error / variance.sqrt()
-    z_mean, z_mean_error = mean_and_standard_error(z)
-    z_sd, z_sd_error = _jackknife(
-        torch.stack([z, z.square()], -1), lambda means: (_variance(means) * len(z) / (len(z) - 1)).sqrt()
-    )
+    correlation = _correlation(mean, truths)
+    found = {
+        "correlation": (correlation, (1 - correlation.square()) / math.sqrt(len(truths) - 3)),
+        "nrmse": _jackknife(moments, lambda means: (means[..., 2] / _variance(means)).sqrt()),
+        "contraction": _jackknife(
+            moments, lambda means: 1 - means[..., 3] / (_variance(means) * len(truths) / (len(truths) - 1))
+        ),
+        "z_mean": mean_and_standard_error(z),
+        "z_sd": _jackknife(
+            torch.stack([z, z.square()], -1), lambda means: (_variance(means) * len(z) / (len(z) - 1)).sqrt()
+        ),
+    }
     return RecoveryResult(
         columns=simulated.columns,
         truths=simulated.truths,
         posterior_mean=mean,
         interval=torch.quantile(draws, tails, dim=1),
         mass=mass,
-        correlation=correlation,
-        correlation_error=(1 - correlation.square()) / math.sqrt(len(truths) - 3),
-        nrmse=nrmse,
-        nrmse_error=nrmse_error,
-        contraction=contraction,
-        contraction_error=contraction_error,
-        z_mean=z_mean,
-        z_mean_error=z_mean_error,
-        z_sd=z_sd,
-        z_sd_error=z_sd_error,
+        **{name: value for name, (value, _) in found.items()},
+        **{f"{name}_error": error for name, (_, error) in found.items()},
     )
 
 

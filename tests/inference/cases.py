@@ -50,3 +50,9 @@ def check_moments(draws, mean, variance, effective):
     # Squares mix no better than the values, and skewed posteriors have up to twice a Gaussian's error of the variance.
     off = (draws.var(0) - variance).abs() / (2 * variance * (2 / effective.clamp(max=len(draws))).sqrt())
     assert off.max() < THRESHOLD, f"variances are {off} standard errors off"
+
+
+def check_site(posterior, site, mean, variance):
+    """Compare one site of a posterior sample with its exact mean and variance, by the effective size it states."""
+    mean, variance = torch.as_tensor(mean), torch.as_tensor(variance)
+    check_moments(posterior.flat(site).double(), mean, variance, posterior.effective_sample_size[site])

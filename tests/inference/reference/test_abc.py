@@ -18,7 +18,7 @@ from pyro_voed.inference.reference.abc_terms import adjusted, prior_scale, weigh
 from pyro_voed.problems.finite import DEFAULT_DESIGN, PRIOR_PROBABILITY, finite
 from pyro_voed.problems.implicit_toy import NOISE_SCALE, implicit_toy
 from pyro_voed.problems.linear_gaussian import dependent_nuisance
-from tests.inference.cases import THRESHOLD, check_moments
+from tests.inference.cases import THRESHOLD, check_site
 
 NOISE = 0.5
 SHORT = {"num_simulations": 2000, "seed": 0}
@@ -55,53 +55,80 @@ def test_rejection_has_the_posterior_of_its_tolerance_which_goes_to_the_exact_on
     for tolerance in (1.5, 0.5, 0.05):
         posterior = quietly(scalar, SCALAR_OUTCOME, "y", num_simulations=100_000, tolerance=tolerance)
         mean, variance = at_tolerance(tolerance)
-        effective = posterior.effective_sample_size["theta"]
-        check_moments(posterior.flat("theta").double(), mean, variance, effective)
+        check_site(posterior, "theta", mean, variance)
         gaps.append(abs(float(variance) - SCALAR_VARIANCE))
         assert posterior.tolerance == tolerance
+        effective = posterior.effective_sample_size["theta"]
         assert float(effective) == pytest.approx(posterior.flat("theta").shape[0])
         assert abs(float(posterior.acceptance_rate[0]) * 100_000 - float(effective)) < 1
     assert gaps[0] > 5 * gaps[1] > 100 * gaps[2]
 
 
-def test_discrete_outcomes_at_tolerance_zero_give_the_exact_posterior():
-    def counting():
-        rate = pyro.sample("rate", dist.Gamma(3.0, 1.0))
-        pyro.sample("count", dist.Poisson(rate))
-
-    exact = dist.Gamma(7.0, 2.0)
-    for num_populations in (1, 3):
-        posterior = abc_posterior(
-            counting, torch.tensor(4.0), "count", tolerance=0.0, num_populations=num_populations, seed=0
-        )
-        assert posterior.tolerance == 0.0
-        effective = posterior.effective_sample_size["rate"]
-        assert effective > 1000
-        check_moments(posterior.flat("rate"), exact.mean, exact.variance, effective)
+def counting():
+    rate = pyro.sample("theta", dist.Gamma(3.0, 1.0))
+    pyro.sample("y", dist.Poisson(rate))
 
 
-def test_a_discrete_target():
-    posterior = abc_posterior(finite(), torch.tensor(1.0), "y", tolerance=0.0, num_simulations=20_000, seed=0)
-    joint = torch.tensor([1 - PRIOR_PROBABILITY, PRIOR_PROBABILITY]) * torch.tensor([0.0, 1.0]).add(DEFAULT_DESIGN) / 2
-    share = joint[1] / joint.sum()
-    off = posterior.flat("theta").mean() - share
-    assert off.abs() < THRESHOLD * (share * (1 - share) / posterior.effective_sample_size["theta"]).sqrt()
+def bounded():
+    top = pyro.sample("top", dist.Uniform(0.5, 2.0))
+    theta = pyro.sample("theta", dist.Uniform(0.0, top))
+    pyro.sample("y", dist.Binomial(20, probs=theta / 2))
 
 
-def test_populations_on_bounded_supports():
-    def model():
-        top = pyro.sample("top", dist.Uniform(0.5, 2.0))
-        part = pyro.sample("part", dist.Uniform(0.0, top))
-        pyro.sample("hits", dist.Binomial(20, probs=part / 2))
+def repeated():
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("repeats", 20):
+        pyro.sample("y", dist.Normal(theta, 2.0))
 
+
+def guide():
+    pyro.sample("theta", dist.Normal(1.0, 0.5))
+
+
+def bounded_moments():
     grid = torch.linspace(1e-4, 2.0, 20_000, dtype=torch.double)
-    density = dist.Binomial(20, probs=grid / 2).log_prob(torch.tensor(15.0)).exp()
-    density = density * torch.log(2.0 / grid.clamp(min=0.5))
-    mean = (grid * density)[:-1].sum() / density[:-1].sum()
-    variance = (grid.square() * density)[:-1].sum() / density[:-1].sum() - mean**2
-    posterior = abc_posterior(model, torch.tensor(15.0), "hits", tolerance=0.0, num_populations=3, seed=0)
-    assert (posterior.values["part"] <= posterior.values["top"]).all()
-    check_moments(posterior.flat("part").double(), mean, variance, posterior.effective_sample_size["part"])
+    weight = dist.Binomial(20, probs=grid / 2).log_prob(torch.tensor(15.0)).exp()
+    weight = (weight * torch.log(2.0 / grid.clamp(min=0.5)))[:-1]
+    mean = (grid[:-1] * weight).sum() / weight.sum()
+    return mean, (grid[:-1].square() * weight).sum() / weight.sum() - mean**2
+
+
+JOINT = torch.tensor([1 - PRIOR_PROBABILITY, PRIOR_PROBABILITY]) * torch.tensor([0.0, 1.0]).add(DEFAULT_DESIGN)
+SHARE = JOINT[1] / JOINT.sum()
+REPEATS = torch.linspace(-1.0, 2.0, 20)
+OWN = {
+    "statistic": lambda y: y.mean(-1, keepdim=True),
+    "distance": lambda simulated, observed: (simulated - observed).abs().amax(-1),
+}
+TOY = 1 / (1 + (1.9 / NOISE_SCALE) ** 2)
+EXACT = {
+    # model, outcome, options, exact mean and variance
+    "counts": (counting, 4.0, {"tolerance": 0.0}, (3.5, 1.75)),
+    "counts, populations": (counting, 4.0, {"tolerance": 0.0, "num_populations": 3}, (3.5, 1.75)),
+    "discrete target": (finite(), 1.0, {"tolerance": 0.0}, (SHARE, SHARE * (1 - SHARE))),
+    "bounds": (bounded, 15.0, {"tolerance": 0.0, "num_populations": 3}, bounded_moments()),
+    "own statistic and distance": (repeated, REPEATS, OWN, (5 / 6 * REPEATS.mean(), 1 / 6)),
+    "implicit, another design": (
+        Experiment(implicit_toy(), "y", "theta", seed=0),
+        1.5,
+        {"designs": {"xi": torch.tensor(1.9)}, "quantile": 0.005},
+        (TOY * 1.9 / NOISE_SCALE**2 * math.asinh(1.5), TOY),
+    ),
+    "populations and a guide as prior": (
+        Experiment(scalar, "y", prior=guide, seed=0), 1.2, {"num_populations": 2, "quantile": 0.02}, (1.1, 0.125)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_posteriors_that_are_exact_up_to_a_small_tolerance(case):
+    model, outcome, options, (mean, variance) = EXACT[case]
+    posterior = abc_posterior(model, torch.as_tensor(outcome), "y", seed=0, **options)
+    check_site(posterior, "theta", mean, variance)
+    if "tolerance" in options:
+        assert posterior.tolerance == 0.0
+    if "top" in posterior.values:
+        assert (posterior.values["theta"] <= posterior.values["top"]).all()
 
 
 def test_populations_come_nearer_than_rejection_at_equal_cost():
@@ -116,9 +143,8 @@ def test_populations_come_nearer_than_rejection_at_equal_cost():
     assert often.acceptance_rate[0].shape == (5,)
     shrink = 100 / 100.25
     # At this tolerance the variance is 3 % larger than the posterior's, within the error of these draws.
-    effective = often.effective_sample_size["theta"]
-    assert effective.min() > 150
-    check_moments(often.flat("theta"), shrink * outcome, torch.full((2,), 0.25 * shrink), effective)
+    assert often.effective_sample_size["theta"].min() > 150
+    check_site(often, "theta", shrink * outcome, torch.full((2,), 0.25 * shrink))
 
 
 def test_populations_keep_both_modes_with_their_weights():
@@ -134,61 +160,12 @@ def test_populations_keep_both_modes_with_their_weights():
     assert abs(upper - share) < THRESHOLD * math.sqrt(share * (1 - share) / effective)
 
 
-def test_an_implicit_model_at_another_design_and_an_untouched_store():
-    model = implicit_toy()
-    model()
-    stored = pyro.get_param_store()._params["xi"]
-    before, state = stored.clone(), torch.get_rng_state()
-    posterior = abc_posterior(
-        model, torch.tensor(1.5), "y", "theta", designs={"xi": torch.tensor(1.9)}, quantile=0.005, seed=0
-    )
-    variance = 1 / (1 + (1.9 / NOISE_SCALE) ** 2)
-    mean = variance * 1.9 / NOISE_SCALE**2 * math.asinh(1.5)
-    effective = posterior.effective_sample_size["theta"]
-    check_moments(posterior.flat("theta"), torch.tensor(mean), torch.tensor(variance), effective)
-    assert pyro.get_param_store()._params["xi"] is stored
-    assert torch.equal(stored, before)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_the_regression_takes_out_what_the_tolerance_makes():
     options = {"tolerance": 1.5, "num_simulations": 20_000}
-    posterior = quietly(scalar, SCALAR_OUTCOME, "y", regression_adjustment=True, **options)
-    effective = posterior.effective_sample_size["theta"]
-    check_moments(posterior.flat("theta"), torch.tensor(SCALAR_MEAN), torch.tensor(SCALAR_VARIANCE), effective)
-    plain = quietly(scalar, SCALAR_OUTCOME, "y", **options)
+    adjusted_one = quietly(scalar, SCALAR_OUTCOME, "y", regression_adjustment=True, **options)
+    check_site(adjusted_one, "theta", SCALAR_MEAN, SCALAR_VARIANCE)
     with pytest.raises(AssertionError, match="standard errors off"):
-        check_moments(plain.flat("theta"), torch.tensor(SCALAR_MEAN), torch.tensor(SCALAR_VARIANCE), effective)
-
-
-def test_a_statistic_and_a_distance_of_the_users_own():
-    def repeated():
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        with pyro.plate("repeats", 20):
-            pyro.sample("y", dist.Normal(theta, 2.0))
-
-    outcome = torch.linspace(-1.0, 2.0, 20)
-    variance = 1 / (1 + 20 / 4.0)
-    posterior = abc_posterior(
-        repeated,
-        outcome,
-        "y",
-        statistic=lambda y: y.mean(-1, keepdim=True),
-        distance=lambda simulated, observed: (simulated - observed).abs().amax(-1),
-        seed=0,
-    )
-    mean = variance * 20 / 4.0 * outcome.mean()
-    check_moments(posterior.flat("theta"), mean, torch.tensor(variance), posterior.effective_sample_size["theta"])
-
-
-def test_populations_weigh_by_a_guide_that_is_the_prior():
-    def guide():
-        pyro.sample("theta", dist.Normal(1.0, 0.5))
-
-    experiment = Experiment(scalar, "y", prior=guide)
-    posterior = abc_posterior(experiment, SCALAR_OUTCOME, num_populations=2, quantile=0.02, seed=0)
-    effective = posterior.effective_sample_size["theta"]
-    check_moments(posterior.flat("theta"), torch.tensor(1.1), torch.tensor(0.125), effective)
+        check_site(quietly(scalar, SCALAR_OUTCOME, "y", **options), "theta", SCALAR_MEAN, SCALAR_VARIANCE)
 
 
 def test_coarse_answers_are_never_silent():

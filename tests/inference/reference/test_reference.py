@@ -24,7 +24,7 @@ from tests.inference.cases import (
     DESIGN,
     OUTCOME,
     THRESHOLD,
-    check_moments,
+    check_site,
     counting,
     counting_log_evidence,
     counting_posterior,
@@ -188,7 +188,7 @@ def test_the_posterior_is_the_exact_one(method, name):
     assert posterior.method == method
     assert set(posterior.values) == set(case.exact) | ({"top"} if case.model is bounded else set())
     for site, (mean, variance) in case.exact.items():
-        check_moments(posterior.flat(site).double(), mean, variance, posterior.effective_sample_size[site])
+        check_site(posterior, site, mean, variance)
     if name == "gaussian":  # whose coefficients are independent
         smallest = posterior.effective_sample_size["theta"].min().clamp(max=len(posterior.flat("theta")))
         assert abs(posterior.flat("theta").T.corrcoef()[0, 1]) < THRESHOLD / smallest.sqrt()

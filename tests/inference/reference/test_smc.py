@@ -23,7 +23,7 @@ from pyro_voed.inference.reference.smc_terms import (
 )
 from pyro_voed.problems.linear_gaussian import linear_gaussian
 from pyro_voed.problems.nonlinear import NOISE_OFFSET, NOISE_SCALE, THETA3_SCALE, nonlinear
-from tests.inference.cases import OUTCOME, THRESHOLD, check_moments
+from tests.inference.cases import OUTCOME, THRESHOLD, check_moments, check_site
 
 SHORT = {"num_particles": 100, "num_runs": 2, "seed": 0}
 
@@ -76,7 +76,7 @@ def test_the_nonlinear_problem_by_quadrature():
     for name, grid in (("theta1", theta1), ("theta2", theta2), ("theta3", theta3)):
         exact = (density * grid).sum() / density.sum()
         variance = (density * grid.square()).sum() / density.sum() - exact**2
-        check_moments(posterior.flat(name).double(), exact, variance, posterior.effective_sample_size[name])
+        check_site(posterior, name, exact, variance)
     check_evidence(posterior, (density.sum() / 80**2 * (real[1] - real[0])).log())
 
 
@@ -94,7 +94,7 @@ def test_outcomes_that_most_particles_rule_out():
     ends = normal.log_prob(torch.tensor([1.0, 2.0])).exp()
     mean = (ends[0] - ends[1]) / evidence
     variance = 1 + (ends[0] - 2 * ends[1]) / evidence - mean**2
-    check_moments(posterior.flat("theta"), mean, variance, posterior.effective_sample_size["theta"])
+    check_site(posterior, "theta", mean, variance)
 
 
 def test_effective_sizes_and_the_evidence_agree_with_the_spread_of_many_runs():
