@@ -78,9 +78,16 @@ def outcome_guide():
     pyro.sample("y", dist.Normal(0.0, pyro.param("spread", torch.tensor(2.0), constraint=constraints.positive)))
 
 
+def of_earlier_outcome():
+    """A prior that is the posterior of an earlier experiment, by a fitted guide."""
+    earlier = pyro_voed.eig_ba(model, "y", guide=posterior_guide, training=TRAINED, num_samples=50, **QUIET)
+    return Experiment(model, "y", prior=earlier.density.condition_on(torch.tensor(0.5)))
+
+
 EXPERIMENTS = {
     "model": lambda: Experiment(model, "y"),
     "prior": lambda: Experiment(model, "y", prior=narrow),
+    "prior by a guide": of_earlier_outcome,
     "one by one": lambda: Experiment(model, "y", vectorize=False),
     "mixed": lambda: Experiment(mixed, "y"),
     "arguments": lambda: Experiment(in_rows, "y", model_args=(2.0,), model_kwargs={"shift": 1.0}),

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -33,7 +33,8 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_voed.checks import as_site_values, check_callable, check_picklable, warn
+from pyro_voed.checks import as_site_values, check_callable, check_picklable
+from pyro_voed.estimators.guide_checks import check_sites, warn_unregistered
 from pyro_voed.experiment.caller_state import param_store_kept
 from pyro_voed.experiment.designs import unpack_designs
 from pyro_voed.experiment.experiment import Experiment
@@ -41,11 +42,9 @@ from pyro_voed.experiment.packing import JointSample, pack_run
 from pyro_voed.experiment.programs import (
     Program,
     ProgramRun,
-    base_distribution,
     is_deterministic,
     run_rows,
     sample_nodes,
-    support_transform,
 )
 from pyro_voed.experiment.sites import Site
 
@@ -129,10 +128,8 @@ class GuideDensity(torch.nn.Module):
         Weights of networks are not among them: they are in the networks. To carry fitted values over to the store:
         `for name, value in density.values().items(): pyro.get_param_store()[name] = value.detach()`.
         """
-        return {
-            name: transform_to(constraint)(leaf)
-            for name, constraint, leaf in zip(self.names, self.constraints, self.unconstrained, strict=True)
-        }
+        found = zip(self.names, self.constraints, self.unconstrained, strict=True)
+        return {name: transform_to(constraint)(leaf) for name, constraint, leaf in found}
 
     def log_prob(self, sample: JointSample) -> Tensor:
         """Return the guide's log density of the packed outcomes (or targets), nats, `(num_samples, *design_batch)`.
@@ -200,13 +197,10 @@ class GuideDensity(torch.nn.Module):
                 )
         fixed = {**own, **{name: value.detach().clone() for name, value in self.values().items()}}
 
-        def posterior(*args: Any, **kwargs: Any) -> Any:
-            with poutine.substitute(data=fixed):
-                return self._call(given)
+        return ConditionedGuide(self, given, fixed)
 
-        return posterior
-
-    def _call(self, observations: Mapping[str, Tensor]) -> Any:
+    def call(self, observations: Mapping[str, Tensor]) -> Any:
+        """Run the guide as it stands, given an outcome where it is of the targets."""
         given = (dict(observations),) if self.of_targets else ()
         with _without_namesakes(self.guide):
             return self.guide(*given, *self.experiment.model_args, **self.experiment.model_kwargs)
@@ -219,10 +213,10 @@ class GuideDensity(torch.nn.Module):
             for site in self.experiment.designs:
                 store.setdefault(site.name, site.value.clone(), site.constraint)
             with poutine.trace() as recorder:
-                self._call(observations)
+                self.call(observations)
             trace = recorder.trace
             nodes = {name: node for name, node in sample_nodes(trace).items() if not is_deterministic(node)}
-            _check_sites(nodes, self.scored, self.of_targets)
+            check_sites(nodes, self.scored, self.of_targets)
             params = {name: node for name, node in trace.nodes.items() if node["type"] == "param"}
             self._register(params)
         return params, nodes
@@ -296,12 +290,12 @@ class GuideDensity(torch.nn.Module):
         if self.program.vectorised:
             ones = (1,) * self.further_plates
             laid_out = {name: value.reshape(num_rows, *ones, *self.layouts[name]) for name, value in given.items()}
-            program = replace(self.program, call=partial(self._call, laid_out), constants=constants)
+            program = replace(self.program, call=partial(self.call, laid_out), constants=constants)
             return run_rows(program, num_rows, shapes, designs=designs, row_designs=row_designs, row_values=values)
         traces: list[Any] = []
         for row in range(num_rows):
             own = {name: value[row] for name, value in given.items()}
-            program = replace(self.program, call=partial(self._call, own), constants=constants)
+            program = replace(self.program, call=partial(self.call, own), constants=constants)
             put = {name: value[row : row + 1] for name, value in values.items()}
             own_designs = {name: value[row : row + 1] for name, value in row_designs.items()}
             run = run_rows(program, 1, shapes, designs=designs, row_designs=own_designs, row_values=put)
@@ -333,7 +327,7 @@ class GuideDensity(torch.nn.Module):
                     f"guide: run for {CHECK_SIZE} experiments at once it raised {type(error).__name__}: {error}. "
                     f"{advice}"
                 ) from error
-        self._warn_unregistered(together)
+        warn_unregistered(together, self.parameters())
         if not self.program.vectorised or isinstance(self.guide, torch.nn.Module) or self.weights:
             # Dropout and batch norm make networks differ from run to run by intention.
             return
@@ -348,19 +342,29 @@ class GuideDensity(torch.nn.Module):
                 f"those scored one by one, {alone.tolist()}: it mixes experiments. {advice}"
             )
 
-    def _warn_unregistered(self, score: Tensor) -> None:
-        known = {id(parameter) for parameter in self.parameters()}
-        unknown = [leaf for leaf in _leaves(score) if id(leaf) not in known]
-        if unknown:
-            warn(
-                f"guide: {len(unknown)} tensors with requires_grad (shapes {[tuple(x.shape) for x in unknown[:4]]}) "
-                "are used but not registered, so they are not trained. Register networks by pyro.module, other "
-                "tensors by pyro.param.",
-            )
-
 
 def _nothing() -> None:
     """Stand for a guide's call until it is bound to outcomes."""
+
+
+@dataclass(frozen=True)
+class ConditionedGuide:
+    """A fitted guide at one outcome, as a Pyro program; made by `GuideDensity.condition_on`.
+
+    Attributes:
+        density: The density that the guide describes.
+        observations: The outcome, by site.
+        fixed: Values of its parameters and of the designs that it reads.
+    """
+
+    density: GuideDensity
+    observations: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the guide; arguments are taken and ignored."""
+        with poutine.substitute(data=dict(self.fixed)):
+            return self.density.call(self.observations)
 
 
 @contextmanager
@@ -393,52 +397,3 @@ def _layouts(experiment: Experiment, run: ProgramRun) -> dict[str, torch.Size]:
         site.name: site.shape if values[site.name].shape == site.shape else values[site.name].shape[1:]
         for site in experiment.observations
     }
-
-
-def _check_sites(nodes: Mapping[str, Any], scored: Sequence[Site], of_targets: bool) -> None:
-    role = "target" if of_targets else "outcome"
-    names = [site.name for site in scored]
-    if set(nodes) != set(names):
-        raise ValueError(
-            f"guide: expected it to sample the {role} sites {names} and nothing else, it samples {list(nodes)}."
-        )
-    for site in scored:
-        fn, value = nodes[site.name]["fn"], nodes[site.name]["value"]
-        # A guide may need singletons where the model has none, to get a latent out of a plate's values.
-        if [size for size in value.shape if size != 1] != [size for size in site.shape if size != 1]:
-            raise ValueError(
-                f"guide: site '{site.name}' has shape {tuple(value.shape)}, in the model {tuple(site.shape)}."
-            )
-        is_discrete = bool(base_distribution(fn).support.is_discrete)
-        if is_discrete != site.is_discrete:
-            kinds = ("discrete", "continuous") if is_discrete else ("continuous", "discrete")
-            raise ValueError(
-                f"guide: site '{site.name}' is {kinds[0]} in the guide and {kinds[1]} in the model, so mass and "
-                "density would be compared. Change the guide's family."
-            )
-        if site.transform is not None and _free_dim(fn, value) not in (None, site.packed_dim):
-            raise ValueError(
-                f"guide: site '{site.name}' has {_free_dim(fn, value)} free coordinates in the guide and "
-                f"{site.packed_dim} in the model (a simplex has one less than entries), so their densities cannot be "
-                "compared. Change the guide's family."
-            )
-
-
-def _free_dim(fn: Any, value: Tensor) -> int | None:
-    try:
-        return support_transform(fn).inv(value).numel()
-    except NotImplementedError:
-        return None
-
-
-def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the leaf tensors that a result was computed from."""
-    stack, seen = [tensor.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack += [parent for parent, _ in node.next_functions]
