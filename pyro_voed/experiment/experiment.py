@@ -239,7 +239,7 @@ class Experiment:
         return self.program.num_calls
 
     def at_stored_designs(self) -> Experiment:
-        """Return the experiment at the designs that the parameter store holds now."""
+        """Return the experiment at the designs that the parameter store, or the module that owns them, holds now."""
         store = pyro.get_param_store()
         sites = []
         for site in self.designs:
@@ -247,6 +247,8 @@ class Experiment:
                 # By its name: what a PyroParam reads from the store is not the value that the store holds.
                 value = store[site.name]
                 site = replace(site, value=value.detach().clone(), leaf=store._params[site.name])
+            elif site.leaf is not None and not site.in_store:
+                site = replace(site, value=site.transform(site.leaf.detach()).clone())
             sites.append(site)
         return self._with(designs=tuple(sites))
 

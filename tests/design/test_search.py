@@ -63,13 +63,9 @@ def test_all_combinations_are_compared_and_the_best_is_found(noisy, together):
     assert isinstance(result, DesignResult)
     assert [result.path, result.history, result.interrupted] == [None, None, False]
     assert "best of 12 candidates" in str(result)
-
-
-def test_a_list_is_taken_row_by_row(noisy):
+    # Or a list is taken row by row.
     values = {"gain": [0.1, 1.9, 1.0], "angles": [[0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]}
-    result = search_grid(noisy(0.0), values, product=False, seed=0)
-    assert result.candidates.eig.shape == (3,)
-    assert result.designs["gain"] != 1.0
+    assert search_grid(noisy(0.0), values, product=False, together=together, seed=0).designs["gain"] != 1.0
 
 
 def test_the_estimate_is_fresh_and_the_table_errs_upwards(noisy):
