@@ -7,7 +7,7 @@ it was not trained on. With equal chances of either set, no classifier exceeds t
     a^\star = \tfrac12 + \tfrac14 \int |p(x) - q(x)| \, dx ,
 
 so 0.5 means indistinguishable and 1 disjoint; for unit normals :math:`d` apart, :math:`a^\star = \Phi(d / 2)`. The
-classifier (`classifiers`) is cross-validated over folds and over seeds of its initial weights and folds. What is learnt
+classifier (`classifiers`) is cross-validated over folds and over seeds of its initial weights and folds. What it learns
 falls short of :math:`a^\star`, so the test may miss a difference and does not invent one. `agreement` therefore reports
 it between two controls: the reference against itself, which is what perfect agreement looks like, and the reference
 against itself shifted, which is what a known small error looks like.

@@ -14,7 +14,7 @@ over that of uniform ranks, is the factor by which the posterior would have to b
 draws (U-shaped ranks, of variance above 1/12) mean a posterior "too narrow", truths in the middle one "too wide".
 
 Uniform ranks are necessary, not sufficient: the prior in place of the posterior passes as well. Its
-contraction (`recovery`) shows that it has learnt nothing. Nor do ranks of single columns see how columns depend on
+contraction (`recovery`) shows that it has learned nothing. Nor do ranks of single columns see how columns depend on
 each other: give functions of the targets as quantities, or see `tarp`.
 
 References:

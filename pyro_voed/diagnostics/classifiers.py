@@ -19,7 +19,7 @@ from pyro_voed.training.ascent import Ascent
 from pyro_voed.training.loop import fit_fresh
 
 # Measured with 1,000 draws a side on a shift, a scale, a correlation, two modes and a bent shape in two to ten
-# dimensions. Without the penalty a small shift in ten dimensions is told apart with an accuracy of 0.505, with it 0.52
+# dimensions. Without the penalty a small shift in ten dimensions is seen with an accuracy of 0.505, with it 0.52
 # of at most 0.56; ten times as much misses the bent shape.
 BATCH_SIZE = 256
 LEARNING_RATE = 5e-3

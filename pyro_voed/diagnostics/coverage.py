@@ -10,7 +10,7 @@ holds the truth where the share of draws with a higher density than the truth's 
 interval of a column holds it where its rank among the draws is neither in the lowest nor in the highest
 :math:`(1 - \alpha) / 2`. Among :math:`L` draws a share has :math:`L + 1` possible values; it is put at a random place
 within its cell, :math:`u = (r + v) / (L + 1)` with :math:`v` uniform, so that under calibration coverage is exactly
-:math:`\alpha` at every level, whatever :math:`L`.
+:math:`\alpha` at every level, regardless of :math:`L`.
 
 A coverage below the level is that of a posterior too narrow (overconfident) or in the wrong place, which coverage alone
 cannot tell apart (`calibration` can); one above is that of a posterior too wide.

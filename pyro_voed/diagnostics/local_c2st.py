@@ -62,7 +62,7 @@ class LocalC2STResult:
         probability: Of being a truth rather than a draw, for each draw, `(num_draws,)`: above 1/2 where the posterior
             puts too little mass, below where it puts too much.
         draws: The posterior draws at the outcome that they belong to, `(num_draws, dim)`.
-        num_simulations: Simulated experiments that the classifiers learnt from.
+        num_simulations: Simulated experiments that the classifiers learned from.
         seconds: Wall time.
     """
 

@@ -1,6 +1,6 @@
 r"""Could the model have simulated this outcome?
 
-A learnt posterior has only seen simulated outcomes; where the model is wrong, the outcome in hand may be unlike all of
+A learned posterior has only seen simulated outcomes; where the model is wrong, the outcome in hand may be unlike all of
 them, and the posterior extrapolates without saying so. Outcomes are compared by what the density sees of them: with
 :math:`s(y)` the learned summary of the density's context, or the standardised outcome where there is none, whitened by
 the covariance of simulated summaries, the statistic of observed outcomes :math:`y_1, \dots, y_M` is the squared maximum
@@ -13,8 +13,8 @@ mean discrepancy from simulated ones :math:`\tilde y_1, \dots, \tilde y_N`,
 whose kernel is the mean of Gaussian kernels of half, one and two median distances. For one outcome (:math:`M = 1`)
 only the middle term varies, and :math:`t` falls as the kernel density estimate of simulated summaries at the outcome
 rises. The p-value is the rank of :math:`t` among the same statistic of fresh sets of :math:`M` simulated outcomes
-against the same :math:`N`: exact, whatever the density has learnt, where the model is right. A difference that the
-summary does not carry goes unseen, but does not reach the posterior either.
+against the same :math:`N`: exact where the model is right, regardless of what the density has learned. A difference
+that the summary does not carry goes unseen, but does not reach the posterior either.
 
 References:
     M. Schmitt, P.-C. Bürkner, U. Köthe and S. T. Radev (2022), Detecting model misspecification in amortized Bayesian

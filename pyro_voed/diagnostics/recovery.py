@@ -11,7 +11,7 @@ column:
 
 For the exact posterior the law of total variance ties the first three together: :math:`\mathrm{contraction} = \rho^2 =
 1 - \mathrm{NRMSE}^2`. A contraction near 0 says that the data hold nothing about the quantity, or that nothing was
-learnt; below 0, that the posterior is wider than the prior, which the average over outcomes of an exact one never is.
+learned; below 0, that the posterior is wider than the prior, which the average over outcomes of an exact one never is.
 Contraction above :math:`1 - \mathrm{NRMSE}^2` is that of a posterior too sure of itself. The z-scores have mean 0 and,
 where posteriors are normal, standard deviation :math:`\sqrt{(1 + 1/L)(L - 1)/(L - 3)}`, near 1, with mean and variance
 from :math:`L` draws.

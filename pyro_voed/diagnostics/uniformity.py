@@ -36,7 +36,7 @@ NUM_NULL_SETS = 10_000
 """Sets drawn under uniformity: the p-value 0.05 is then known to 0.002."""
 
 NULL_SEED = 20_220_301
-"""The null is drawn from a generator of its own, so equal sizes have equal bands, whatever the caller's seed."""
+"""The null is drawn from a generator of its own, so equal sizes have equal bands, regardless of the seed."""
 
 
 def random_ranks(

@@ -35,21 +35,10 @@ def plot_certificate(result: EIGResult, design_label: str | None = None, ax: Axe
     Example:
         >>> import torch
         >>> error = torch.tensor(0.01)
+        >>> low, high, k = torch.tensor(1.0), torch.tensor(1.01), torch.tensor(0.2)
+        >>> interval = torch.tensor([0.98, 1.03])
         >>> certificate = Certificate(
-        ...     interval=torch.tensor([0.98, 1.03]),
-        ...     confidence=0.95,
-        ...     lower=torch.tensor(1.0),
-        ...     lower_standard_error=error,
-        ...     upper=torch.tensor(1.01),
-        ...     upper_standard_error=error,
-        ...     pareto_k=torch.tensor(0.2),
-        ...     certified=True,
-        ...     width_reached=True,
-        ...     num_flow_samples=(10_000,),
-        ...     num_outer_samples=(500,),
-        ...     num_inner_samples=(16,),
-        ...     num_simulations=18_500,
-        ...     seconds=1.0,
+        ...     interval, 0.95, low, error, high, error, k, True, True, (10_000,), (500,), (16,), 18_500, 1.0
         ... )
         >>> estimate = EIGResult(
         ...     torch.tensor(1.0), error, "lower", "eig_flow", 0, 0, 0.0, {}, (), (), certificate=certificate

@@ -55,18 +55,8 @@ def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None
     Example:
         >>> import torch
         >>> xi = torch.linspace(0.0, 3.0, 7)
-        >>> result = EIGResult(
-        ...     eig=0.5 * torch.log1p(xi**2),
-        ...     standard_error=torch.full((7,), 0.02),
-        ...     bound="lower",
-        ...     estimator="eig_flow",
-        ...     num_simulations=10_000,
-        ...     num_samples=1_000,
-        ...     seconds=1.0,
-        ...     designs={"xi": xi},
-        ...     target_labels=("theta",),
-        ...     observation_labels=("y",),
-        ... )
+        >>> eig, error = 0.5 * torch.log1p(xi**2), torch.full((7,), 0.02)
+        >>> result = EIGResult(eig, error, "lower", "eig_flow", 10_000, 1_000, 1.0, {"xi": xi}, ("theta",), ("y",))
         >>> plot_eig(result).get_ylabel()
         'expected information gain (nats)'
     """
@@ -169,28 +159,11 @@ def plot_design_path(result: DesignResult, design_label: str | None = None, ax: 
 
     Example:
         >>> import torch
-        >>> steps = torch.arange(0, 101, 10)
-        >>> at_best = EIGResult(
-        ...     eig=torch.tensor(1.2),
-        ...     standard_error=torch.tensor(0.01),
-        ...     bound="lower",
-        ...     estimator="eig_flow",
-        ...     num_simulations=10_000,
-        ...     num_samples=1_000,
-        ...     seconds=1.0,
-        ...     designs={"xi": torch.ones(2)},
-        ...     target_labels=("theta",),
-        ...     observation_labels=("y",),
-        ... )
-        >>> result = DesignResult(
-        ...     final=at_best,
-        ...     path={"xi": (steps / 100.0).unsqueeze(-1) * torch.ones(2)},
-        ...     path_steps=steps,
-        ...     history=FitHistory(torch.zeros(100), torch.ones(100), "budget", seconds=1.0),
-        ...     start_eigs=torch.tensor([1.2]),
-        ...     num_simulations=10_000,
-        ...     seconds=1.0,
-        ... )
+        >>> steps, value = torch.arange(0, 101, 10), torch.tensor(1.2)
+        >>> final = EIGResult(value, value / 100, "lower", "eig_flow", 0, 0, 0.0, {"xi": torch.ones(2)}, (), ())
+        >>> history = FitHistory(torch.zeros(100), torch.ones(100), "budget", seconds=1.0)
+        >>> path = {"xi": (steps / 100.0).unsqueeze(-1) * torch.ones(2)}
+        >>> result = DesignResult(final, 10_000, 1.0, path=path, path_steps=steps, history=history)
         >>> plot_design_path(result).get_ylabel()
         'design xi'
     """

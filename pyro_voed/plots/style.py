@@ -1,7 +1,7 @@
 """Colours, line styles and the small helpers that all figures share.
 
-Colours are those of Okabe and Ito, told apart with any common colour vision; line styles or markers repeat what they
-say. Neither the backend nor matplotlib's global settings are touched.
+Colours are those of Okabe and Ito, which any common colour vision distinguishes; line styles or markers repeat what
+they say. Neither the backend nor matplotlib's global settings are touched.
 
 References:
     M. Okabe and K. Ito (2008), "Color universal design".

@@ -36,18 +36,8 @@ def plot_eig_surface(result: EIGResult, design_variables: Sequence[str] | None =
     Example:
         >>> import torch
         >>> first, second = torch.meshgrid(torch.linspace(0.0, 1.0, 5), torch.linspace(0.0, 2.0, 6), indexing="ij")
-        >>> result = EIGResult(
-        ...     eig=first * (2.0 - second),
-        ...     standard_error=torch.full((5, 6), 0.01),
-        ...     bound="lower",
-        ...     estimator="eig_flow",
-        ...     num_simulations=10_000,
-        ...     num_samples=1_000,
-        ...     seconds=1.0,
-        ...     designs={"dose": first, "time": second},
-        ...     target_labels=("theta",),
-        ...     observation_labels=("y",),
-        ... )
+        >>> eig, designs = first * (2.0 - second), {"dose": first, "time": second}
+        >>> result = EIGResult(eig, torch.full((5, 6), 0.01), "lower", "eig_flow", 0, 0, 0.0, designs, (), ())
         >>> plot_eig_surface(result).get_title()
         'largest: 2.00 ± 0.02 nats'
     """

@@ -99,7 +99,7 @@ def _log_prior(run: ProgramRun, name: str) -> Tensor:
     # Rounded off the end of the support a density may be NaN. Elsewhere the check is too strict: sums are rounded too.
     if log_prob.isnan().any():
         log_prob = torch.where(log_prob.isnan(), run.log_prob(name, on_support=True), log_prob)
-    # A value that overflowed has density 0, whatever its infinite Jacobian.
+    # A value that overflowed has density 0, regardless of its infinite Jacobian.
     return torch.where(log_prob > -torch.inf, log_prob + run.unconstrained(name)[1], log_prob)
 
 

@@ -102,7 +102,7 @@ def next_temperature(
 def stratified_ancestors(weights: Float[Tensor, " num_particles"]) -> Int[Tensor, " num_particles"]:
     """Draw an ancestor for each particle, one from each of as many equal strata of the weights' distribution.
 
-    The variance is at most that of independent draws, whatever the weights.
+    The variance is at most that of independent draws, for any weights.
 
     Args:
         weights: Weights, which need not add up to one.
