@@ -1,6 +1,6 @@
 """Pyro guides as densities: what is scored, what is trained, what is left alone, what is refused.
 
-Statistical checks: 4.5 standard errors, false-positive rate 7 in a million each; there are three, and seeds are fixed.
+Statistical checks: 4.5 standard errors, false-positive rate 7 in a million each; there are two, and seeds are fixed.
 """
 
 import pyro
@@ -9,12 +9,14 @@ import pytest
 import torch
 from pyro.infer import Importance, Predictive
 from pyro.nn import PyroModule, PyroParam
+from torch import nn
 from torch.distributions import constraints
 
 from pyro_voed import Experiment, Fresh, eig_ba, eig_nmc, sample_joint
 from pyro_voed.estimators.guide import GuideDensity
 from pyro_voed.problems.finite import finite
 from pyro_voed.problems.linear_gaussian import DEFAULT_DESIGN, exact_eig, exact_posterior, linear_gaussian
+from tests.estimators.cases import normal, param
 
 DESIGN = torch.tensor(DEFAULT_DESIGN)
 OUTCOME = torch.tensor([1.0, 2.0, 1.5])
@@ -30,8 +32,16 @@ def as_it_is(guide, **options):
     return fitted(guide, num_steps=0, **options)
 
 
+def pair(mean, scale):
+    pyro.sample("theta", dist.Normal(mean, scale).to_event(1))
+
+
+def scales(start=(1.0, 1.0)):
+    return param("scale", start, constraints.positive)
+
+
 def exact_gaussian(observations):
-    """The exact posterior at whatever design there is; nothing to learn."""
+    """The exact posterior at any design; nothing to learn."""
     xi = pyro.param("xi", DESIGN)
     precision = torch.diag(torch.tensor([1.0, 1.0 / 2.25])) + xi.mT @ xi
     mean = torch.linalg.solve(precision, xi.mT @ observations["y"].unsqueeze(-1)).squeeze(-1)
@@ -39,30 +49,30 @@ def exact_gaussian(observations):
 
 
 def affine(observations):
-    weights = pyro.param("weights", torch.zeros(2, 3))
-    scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
-    mean = (weights * observations["y"].unsqueeze(-2)).sum(-1)
-    pyro.sample("theta", dist.Normal(mean, scale).to_event(1))
+    pair((pyro.param("weights", torch.zeros(2, 3)) * observations["y"].unsqueeze(-2)).sum(-1), scales())
 
 
-class PlainGuide(torch.nn.Module):
+class PlainGuide(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = torch.nn.Linear(3, 2)
-        self.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+        self.layer = nn.Linear(3, 2)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
 
     def forward(self, observations):
-        pyro.sample("theta", dist.Normal(self.layer(observations["y"]), self.frozen).to_event(1))
+        pair(self.layer(observations["y"]), self.frozen)
 
 
 class PyroGuide(PyroModule):
     def __init__(self):
         super().__init__()
-        self.layer = PyroModule[torch.nn.Linear](3, 2)
+        self.layer = PyroModule[nn.Linear](3, 2)
         self.scale = PyroParam(torch.ones(2), constraint=constraints.positive)
 
     def forward(self, observations):
-        pyro.sample("theta", dist.Normal(self.layer(observations["y"]), self.scale).to_event(1))
+        pair(self.layer(observations["y"]), self.scale)
+
+
+# --- what is scored -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
@@ -70,18 +80,16 @@ def test_a_guide_scores_as_the_posterior_it_is(vectorize):
     experiment = Experiment(linear_gaussian(), "y", vectorize=vectorize)
     sample = sample_joint(experiment, 50)
     density = GuideDensity(exact_gaussian, experiment, experiment.design_values, of_targets=True, trained=False)
-    mean, covariance = exact_posterior(sample.y, DESIGN)
-    expected = dist.MultivariateNormal(mean, covariance).log_prob(sample.theta)
+    expected = dist.MultivariateNormal(*exact_posterior(sample.y, DESIGN)).log_prob(sample.theta)
     assert torch.allclose(density.log_prob(sample), expected, atol=1e-4)
 
 
 def test_a_guide_is_scored_in_packed_coordinates():
     def model():
-        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
-        pyro.sample("y", dist.Normal(rate, 1.0))
+        normal("y", pyro.sample("rate", dist.Gamma(2.0, 1.0)))
 
     def guide(observations):
-        pyro.sample("rate", dist.Gamma(pyro.param("a", torch.tensor(2.0)), 1.0).expand(observations["y"].shape))
+        pyro.sample("rate", dist.Gamma(param("a", 2.0), 1.0).expand(observations["y"].shape))
 
     experiment = Experiment(model, "y")
     sample = sample_joint(experiment, 20)
@@ -90,18 +98,35 @@ def test_a_guide_is_scored_in_packed_coordinates():
     assert torch.allclose(density.log_prob(sample), sample.log_prior, atol=1e-5)
 
 
+def test_what_was_not_measured_is_not_told():
+    seen = []
+
+    def model():
+        theta = normal("theta", torch.zeros(1))
+        with pyro.plate("two", 2), pyro.poutine.mask(mask=torch.tensor([True, False])):
+            normal("y", theta)
+
+    def guide(observations):
+        seen.append(observations["y"])
+        normal("theta", param("a", 0.5) * observations["y"].sum(-1, keepdim=True))
+
+    fitted(guide, model)
+    assert all((value[..., 1] == 0).all() and (value[..., 0] != 0).any() for value in seen)
+
+
+# --- what is trained, and what is left alone ------------------------------------------------------------------------
+
+
 def test_explicit_parameters_start_at_the_store_and_leave_it_alone():
-    pyro.param("scale", torch.tensor([0.5, 2.0]), constraint=constraints.positive)
-    pyro.param("other", torch.zeros(1))
+    stored = scales((0.5, 2.0)).detach().clone()
+    param("other", [0.0])
     before = dict(pyro.get_param_store()._params)
-    untrained = as_it_is(affine)
-    assert torch.allclose(untrained.density.values()["scale"], torch.tensor([0.5, 2.0]))
-    trained = fitted(affine)
-    assert not torch.allclose(trained.density.values()["scale"], torch.tensor([0.5, 2.0]), atol=0.01)
+    assert torch.allclose(as_it_is(affine).density.values()["scale"], stored)
+    assert not torch.allclose(fitted(affine).density.values()["scale"], stored, atol=0.01)
     after = pyro.get_param_store()._params
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
-    assert torch.allclose(pyro.param("scale"), torch.tensor([0.5, 2.0]))
+    assert torch.allclose(pyro.param("scale"), stored)
 
 
 @pytest.mark.parametrize("make", [PlainGuide, PyroGuide])
@@ -112,22 +137,20 @@ def test_a_module_is_copied_and_the_copy_is_trained(make):
     result = fitted(guide)
     trained = result.density.guide.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
-    assert not torch.equal(trained["layer.weight"], before["layer.weight"])
-    if make is PyroGuide:
-        assert not torch.equal(trained["scale_unconstrained"], before["scale_unconstrained"])
-    again = as_it_is(result.density)
-    assert torch.equal(again.eig, as_it_is(result.density).eig)
+    for name in ("layer.weight", "scale_unconstrained")[: 1 + (make is PyroGuide)]:
+        assert not torch.equal(trained[name], before[name])
+    again, third = as_it_is(result.density), as_it_is(result.density)
+    assert torch.equal(again.eig, third.eig)
     assert torch.equal(again.density.guide.state_dict()["layer.weight"], trained["layer.weight"])
 
 
 def test_networks_inside_a_function_are_trained_in_place():
-    network = torch.nn.Linear(3, 2)
+    network = nn.Linear(3, 2)
     before = network.weight.detach().clone()
 
     def guide(observations):
         pyro.module("network", network)
-        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
-        pyro.sample("theta", dist.Normal(network(observations["y"]), scale).to_event(1))
+        pair(network(observations["y"]), scales())
 
     result = fitted(guide)
     assert not torch.equal(network.weight, before)
@@ -137,23 +160,19 @@ def test_networks_inside_a_function_are_trained_in_place():
 
 
 def test_an_unregistered_network_is_named():
-    network = torch.nn.Linear(3, 2)
-
-    def guide(observations):
-        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
-        pyro.sample("theta", dist.Normal(network(observations["y"]), scale).to_event(1))
-
+    network = nn.Linear(3, 2)
     with pytest.warns(UserWarning, match="2 tensors with requires_grad .* are not trained"):
-        fitted(guide)
+        fitted(lambda observations: pair(network(observations["y"]), scales()))
+
+
+# --- the fitted posterior -------------------------------------------------------------------------------------------
 
 
 def test_the_fitted_posterior_is_a_pyro_program():
-    result = as_it_is(exact_gaussian)
-    posterior = result.density.condition_on(OUTCOME)
+    posterior = as_it_is(exact_gaussian).density.condition_on(OUTCOME)
     draws = Predictive(linear_gaussian(), guide=posterior, num_samples=1_000)()["theta"].reshape(1_000, 2)
     mean, covariance = exact_posterior(OUTCOME, DESIGN)
-    off = (draws.mean(0) - mean).abs() / (covariance.diagonal() / 1_000).sqrt()
-    assert off.max() < THRESHOLD
+    assert ((draws.mean(0) - mean).abs() / (covariance.diagonal() / 1_000).sqrt()).max() < THRESHOLD
     weighted = Importance(pyro.condition(linear_gaussian(), {"y": OUTCOME}), posterior, num_samples=20).run()
     weights = torch.stack(weighted.log_weights)
     # With the exact posterior every importance weight is the evidence.
@@ -161,8 +180,7 @@ def test_the_fitted_posterior_is_a_pyro_program():
 
 
 def test_the_fitted_posterior_is_the_next_prior():
-    result = as_it_is(exact_gaussian)
-    posterior = result.density.condition_on({"y": OUTCOME})
+    posterior = as_it_is(exact_gaussian).density.condition_on({"y": OUTCOME})
     second = eig_nmc(Experiment(linear_gaussian(), "y", prior=posterior), num_outer_samples=4_000, seed=0)
     # Information adds up: two experiments are one with every row twice.
     exact = exact_eig(torch.cat([DESIGN, DESIGN])) - exact_eig(DESIGN)
@@ -171,58 +189,25 @@ def test_the_fitted_posterior_is_the_next_prior():
 
 def test_conditioning_over_a_batch_of_designs_needs_the_design():
     designs = torch.stack([DESIGN, 2.0 * DESIGN])
-    result = as_it_is(exact_gaussian, designs={"xi": designs})
+    density = as_it_is(exact_gaussian, designs={"xi": designs}).density
     with pytest.raises(ValueError, match="fitted over a batch of 'xi'"):
-        result.density.condition_on(OUTCOME)
-    posterior = result.density.condition_on(OUTCOME, {"xi": designs[1]})
-    node = pyro.poutine.trace(posterior).get_trace().nodes["theta"]
+        density.condition_on(OUTCOME)
+    node = pyro.poutine.trace(density.condition_on(OUTCOME, {"xi": designs[1]})).get_trace().nodes["theta"]
     assert torch.allclose(node["fn"].mean, exact_posterior(OUTCOME, designs[1])[0], atol=1e-4)
     with pytest.raises(ValueError, match="one experiment's shape"):
-        result.density.condition_on(OUTCOME.expand(2, 3), {"xi": designs[1]})
-
-
-def test_what_was_not_measured_is_not_told():
-    seen = []
-
-    def model():
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        mask = torch.tensor([True, False])
-        with pyro.plate("two", 2), pyro.poutine.mask(mask=mask):
-            pyro.sample("y", dist.Normal(theta.unsqueeze(-1) if theta.dim() == 0 else theta, 1.0))
-
-    def guide(observations):
-        seen.append(observations["y"])
-        loc = pyro.param("a", torch.tensor(0.5)) * observations["y"].sum(-1, keepdim=True)
-        pyro.sample("theta", dist.Normal(loc, 1.0))
-
-    fitted(guide, model)
-    assert all((value[..., 1] == 0).all() and (value[..., 0] != 0).any() for value in seen)
+        density.condition_on(OUTCOME.expand(2, 3), {"xi": designs[1]})
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def wrong_site(observations):
-    pyro.sample("eta", dist.Normal(pyro.param("a", torch.zeros(2)), 1.0).to_event(1))
-
-
-def wrong_shape(observations):
-    pyro.sample("theta", dist.Normal(pyro.param("a", torch.zeros(3)), 1.0).to_event(1))
-
-
-def wrong_kind(observations):
-    pyro.sample("theta", dist.Normal(pyro.param("a", torch.tensor(0.0)), 1.0))
-
-
 def mixing(observations):
     y = observations["y"]
-    centred = y - y.mean(0) if y.dim() > 1 else y
-    pyro.sample("theta", dist.Normal(pyro.param("a", torch.zeros(())) + centred[..., :2], 1.0).to_event(1))
+    pair(param("a", 0.0) + (y - y.mean(0) if y.dim() > 1 else y)[..., :2], 1.0)
 
 
 def shares():
-    parts = pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
-    pyro.sample("y", dist.Normal(parts[..., 0], 1.0))
+    normal("y", pyro.sample("shares", dist.Dirichlet(torch.ones(3)))[..., 0])
 
 
 def free_shares(observations):
@@ -231,18 +216,19 @@ def free_shares(observations):
 
 
 REFUSED = {
-    "another site": (linear_gaussian(), wrong_site, ValueError, "expected it to sample the target sites"),
-    "another shape": (linear_gaussian(), wrong_shape, ValueError, r"has shape \(3,\), in the model \(2,\)"),
-    "another kind": (finite(), wrong_kind, ValueError, "is continuous in the guide and discrete in the model"),
-    "nothing to learn": (linear_gaussian(), exact_gaussian, ValueError, "nothing to learn"),
-    "mixes experiments": (linear_gaussian(), mixing, ValueError, "it mixes experiments"),
-    "another dimension": (shares, free_shares, ValueError, "3 free coordinates in the guide and 2 in the model"),
-    "no program": (linear_gaussian(), 3, TypeError, "guide"),
-}
+    "another site": (None, lambda observations: normal("eta", param("a", 0.0)), "sample the target sites"),
+    "another shape": (None, lambda observations: pair(param("a", [0.0] * 3), 1.0), r"\(3,\), in the model \(2,\)"),
+    "another kind": (
+        finite(), lambda observations: normal("theta", param("a", 0.0)), "is continuous in the guide and discrete in"
+    ),
+    "nothing to learn": (None, exact_gaussian, "nothing to learn"),
+    "mixes experiments": (None, mixing, "it mixes experiments"),
+    "another dimension": (shares, free_shares, "3 free coordinates in the guide and 2 in the model"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_guides_that_do_not_fit_the_model_are_refused(name):
-    model, guide, error, words = REFUSED[name]
-    with pytest.raises(error, match=words):
+    model, guide, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words):
         fitted(guide, model)
