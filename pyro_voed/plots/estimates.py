@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ from pyro_voed.plots.style import (
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, element_names
 
 LOOKS = [(BLUE, "o"), (VERMILLION, "s"), (BLACK, "D"), (GREEN, "^")]
-INTERVAL = {"color": GREEN, "alpha": 0.25, "linewidth": 0, "label": "certified interval"}
+INTERVAL: dict[str, Any] = {"color": GREEN, "alpha": 0.25, "linewidth": 0, "label": "certified interval"}
 
 MOST_MARKED = 30
 """More points than this are drawn without markers."""
@@ -234,7 +235,13 @@ def plot_realisations(
         for index, curve in enumerate(to_numpy(curve_values)):
             ax.plot(to_numpy(curve_designs), curve, color=colours[index] if matched else GREY, linewidth=1.2, alpha=0.8)
     for index, (outcome, colour) in enumerate(zip(to_numpy(observations), colours, strict=False)):
-        look = {"marker": "osD^vP"[index % 6], "s": 28, "edgecolor": "white", "linewidth": 0.5, "zorder": 3}
+        look: dict[str, Any] = {
+            "marker": "osD^vP"[index % 6],
+            "s": 28,
+            "edgecolor": "white",
+            "linewidth": 0.5,
+            "zorder": 3,
+        }
         ax.scatter(to_numpy(designs), outcome, color=colour, label=f"experiment {index + 1}", **look)
     ax.set(xlabel=design_name, ylabel=observation_name)
     return ax
