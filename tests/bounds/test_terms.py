@@ -60,38 +60,14 @@ class Channel:
         return own, self.prior(inner.T) + self.given(inner.T) - log_q
 
 
-def ba(channel, factor):
-    return ba_terms(channel.log_q(factor), channel.prior(channel.theta))
-
-
-def marginal(channel, factor):
-    return marginal_terms(channel.given(channel.theta), channel.marginal(factor))
-
-
-def likelihood(channel, factor):
-    return marginal_likelihood_terms(channel.given(channel.theta, factor), channel.marginal())
-
-
-def both_learned(channel, factor):
-    return marginal_likelihood_terms(channel.given(channel.theta), channel.marginal(factor))
-
-
-def ace(channel, factor):
-    return ace_terms(channel.given(channel.theta), *channel.weights(factor))
-
-
-def vnmc(channel, factor):
-    return vnmc_terms(channel.given(channel.theta), channel.weights(factor)[1])
-
-
 # Terms, and which way, and in closed form how far, densities that are twice too wide move their mean.
 BOUNDS = {
-    "ba": (ba, -1, WIDE),
-    "marginal": (marginal, 1, WIDE),
-    "marginal likelihood, given": (likelihood, -1, WIDE),
-    "marginal likelihood, alone": (both_learned, 1, WIDE),
-    "ace": (ace, -1, None),
-    "vnmc": (vnmc, 1, None),
+    "ba": (lambda c, wide: ba_terms(c.log_q(wide), c.prior(c.theta)), -1, WIDE),
+    "marginal": (lambda c, wide: marginal_terms(c.given(c.theta), c.marginal(wide)), 1, WIDE),
+    "likelihood learned": (lambda c, wide: marginal_likelihood_terms(c.given(c.theta, wide), c.marginal()), -1, WIDE),
+    "marginal learned": (lambda c, wide: marginal_likelihood_terms(c.given(c.theta), c.marginal(wide)), 1, WIDE),
+    "ace": (lambda c, wide: ace_terms(c.given(c.theta), *c.weights(wide)), -1, None),
+    "vnmc": (lambda c, wide: vnmc_terms(c.given(c.theta), c.weights(wide)[1]), 1, None),
 }
 
 

@@ -56,11 +56,10 @@ def test_nothing_is_said_of_a_target_that_the_outcome_tells_nothing_about():
         check = learn(nn.Linear(3, 6)).collapse
     assert check.collapsed == ()
     # Exact: 1 / (1 + 0.25) of the variance of what is measured, nothing of the last.
-    error = check.probed_standard_error
-    assert (abs(check.probed[:3] - 0.8) < 4 * error[:3] + 0.01).all()
-    assert (abs(check.recovered[:3] - 0.8) < 4 * check.recovered_standard_error[:3] + 0.02).all()
-    assert (abs(check.contraction[:3] - 0.8) < 4 * check.contraction_standard_error[:3] + 0.03).all()
-    assert abs(check.probed[3]) < 4 * error[3] + 0.01
+    for share, gap in (("probed", 0.01), ("recovered", 0.02), ("contraction", 0.03)):
+        off = (getattr(check, share)[:3] - 0.8).abs()
+        assert (off < 4 * getattr(check, f"{share}_standard_error")[:3] + gap).all()
+    assert abs(check.probed[3]) < 4 * check.probed_standard_error[3] + 0.01
 
 
 def test_without_a_summary_nothing_is_checked():

@@ -23,100 +23,87 @@ from pyro_voed.summaries import (
     FeedForwardSummary,
     RecurrentSummary,
 )
+from tests.closed_forms import check_bounds
+from tests.estimators.cases import normal, param
 
 SET = "deep set of 8 exchangeable rows of y"
 
 
 def mean_of(dim=None):
     """Draw the target, a number or a vector."""
-    fn = dist.Normal(0.0, 1.0) if dim is None else dist.Normal(torch.zeros(dim), 1.0).to_event(1)
-    return pyro.sample("mean", fn)
+    return normal("mean") if dim is None else pyro.sample("mean", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
 
 
-def rows_in_a_plate():
-    mean = mean_of(3)
-    with pyro.plate("rows", 8):
-        pyro.sample("y", dist.Normal(mean, 1.0).to_event(1))
+def in_rows(draw, *before):
+    """A model that draws an outcome in a plate of eight rows, given what was drawn before the plate."""
+
+    def model():
+        given = [make() for make in before]
+        with pyro.plate("rows", 8):
+            draw(*given)
+
+    return model
 
 
-def rows_right_of_columns():
+def right_of_columns():
     with pyro.plate("columns", 3, dim=-2):
         mean = mean_of()
         with pyro.plate("rows", 8, dim=-1):
-            pyro.sample("y", dist.Normal(mean, 1.0))
+            normal("y", mean)
 
 
-def rows_without_a_plate():
+def without_a_plate():
     mean = mean_of(3)
     pyro.sample("y", dist.Normal(mean.unsqueeze(-2), 1.0).expand([*mean.shape[:-1], 8, 3]).to_event(2))
 
 
-def rows_with_nuisance():
-    slope = mean_of()
-    with pyro.plate("rows", 8):
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        shift = pyro.sample("shift", dist.Normal(0.0, 0.3))
-        pyro.sample("y", dist.Normal(slope * x + shift, 1.0))
-
-
-def counts_of_replicates():
-    rate = pyro.sample("mean", dist.Gamma(3.0, 1.0))
-    with pyro.plate("rows", 8):
-        pyro.sample("y", dist.Poisson(rate))
-
-
-def replicates_at_one_design():
-    xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.unit_interval)
-    mean = mean_of()
-    with pyro.plate("rows", 8):
-        pyro.sample("y", dist.Normal(xi * mean, 1.0))
-
-
-def own_design_for_each_row():
-    # All equal at first: only at that design are the rows exchangeable.
-    xi = pyro.param("xi", lambda: 0.5 * torch.ones(8), constraint=constraints.unit_interval)
-    mean = mean_of()
-    with pyro.plate("rows", 8):
-        pyro.sample("y", dist.Normal(xi * mean, 1.0))
-
-
-def own_target_for_each_row():
-    with pyro.plate("rows", 8):
-        mean = mean_of()
-        pyro.sample("y", dist.Normal(mean, 1.0))
+def with_nuisance(slope):
+    normal("y", slope * normal("x") + normal("shift", 0.0, 0.3))
 
 
 def series():
-    decay = pyro.sample("mean", dist.Uniform(1.0, 5.0))
-    times = torch.arange(8.0)
+    decay, times = pyro.sample("mean", dist.Uniform(1.0, 5.0)), torch.arange(8.0)
     covariance = torch.exp(-(times[:, None] - times).abs() / decay[..., None, None])
     pyro.sample("y", dist.MultivariateNormal(torch.zeros(8), covariance))
 
 
 def ring():
     # Rolling the ring leaves it as it is; other permutations do not.
-    strength = pyro.sample("mean", dist.Uniform(0.1, 0.4))
     neighbours = torch.eye(8).roll(1, 0) + torch.eye(8).roll(-1, 0)
-    precision = torch.eye(8) - strength[..., None, None] * neighbours
+    precision = torch.eye(8) - pyro.sample("mean", dist.Uniform(0.1, 0.4))[..., None, None] * neighbours
     pyro.sample("y", dist.MultivariateNormal(torch.zeros(8), precision_matrix=precision))
 
 
-def computed_outcome():
-    mean = mean_of()
+def computed():
     noise = pyro.sample("noise", dist.Normal(torch.zeros(8), 1.0).to_event(1))
-    pyro.deterministic("y", mean.unsqueeze(-1) + noise)
+    pyro.deterministic("y", mean_of().unsqueeze(-1) + noise)
 
+
+def design(size):
+    return lambda: param("xi", [0.5] * size if size else 0.5, constraints.unit_interval)
+
+
+def designed(xi, mean):
+    normal("y", xi * mean)
+
+
+rows_in_a_plate = in_rows(lambda mean: pyro.sample("y", dist.Normal(mean, 1.0).to_event(1)), lambda: mean_of(3))
+rows_with_nuisance = in_rows(with_nuisance, mean_of)
+one_design, own_designs = (in_rows(designed, design(size), mean_of) for size in (0, 8))
 
 FOUND = {
     "plate": (rows_in_a_plate, 3),
-    "rows right of columns": (rows_right_of_columns, 3),
-    "no plate": (rows_without_a_plate, 3),
-    "counts": (counts_of_replicates, 1),
-    "replicates at one design": (replicates_at_one_design, 1),
-}
+    "rows right of columns": (right_of_columns, 3),
+    "no plate": (without_a_plate, 3),
+    "counts": (
+        in_rows(lambda rate: pyro.sample("y", dist.Poisson(rate)), lambda: pyro.sample("mean", dist.Gamma(3.0, 1.0))), 1
+    ),
+    "replicates at one design": (one_design, 1),
+}  # fmt: skip
 NOT_FOUND = {
-    "own designs": own_design_for_each_row,
-    "own targets": own_target_for_each_row,
+    # All equal at first: only at that design are the rows exchangeable.
+    "own designs": own_designs,
+    "own targets": in_rows(lambda: normal("y", mean_of())),
     "series": series,
     "ring": ring,
     "Michaelis-Menten": michaelis_menten(torch.full((7,), 0.5)),
@@ -142,7 +129,7 @@ def test_rows_of_two_sites_go_together_with_the_nuisance_of_their_plate():
 
 
 def test_columns_are_told_from_rows():
-    (rows,) = exchangeable_rows(Experiment(rows_right_of_columns, "y", "mean"))
+    (rows,) = exchangeable_rows(Experiment(right_of_columns, "y", "mean"))
     assert rows.entries[0].tolist() == [0, 8, 16]
 
 
@@ -153,15 +140,15 @@ def test_other_rows_are_left_alone(model):
 
 
 def test_rows_without_a_density_are_left_alone():
-    assert exchangeable_rows(Experiment(computed_outcome, "y", "mean")) == []
+    assert exchangeable_rows(Experiment(computed, "y", "mean")) == []
 
 
-def picked(model, **more):
-    return outcome_summary(Experiment(model, "y", **more), None)
+def picked(model):
+    return outcome_summary(Experiment(model, "y"), None)
 
 
 def test_short_outcomes_get_no_summary():
-    assert picked(own_design_for_each_row) is None
+    assert picked(own_designs) is None
 
 
 @pytest.mark.parametrize(
@@ -170,11 +157,8 @@ def test_short_outcomes_get_no_summary():
 )
 def test_long_outcomes_get_one(shape, kind, words):
     def model():
-        weights = torch.linspace(0, 1, 100).reshape(shape)
-        mean = mean_of()
-        pyro.sample(
-            "y", dist.Normal(mean.reshape(*mean.shape, *(1 for _ in shape)) * weights, 1.0).to_event(len(shape))
-        )
+        mean = mean_of()[(..., *[None] * len(shape))] * torch.linspace(0, 1, 100).reshape(shape)
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(len(shape)))
 
     summary = picked(model)
     assert isinstance(summary.parts[0], kind)
@@ -203,9 +187,9 @@ def test_a_caller_names_parts_by_site():
         mean = mean_of(2)
         with pyro.plate("rows", 6):
             pyro.sample("a", dist.Normal(mean, 1.0).to_event(1))
-            pyro.sample("b", dist.Normal(mean[..., 0], 1.0))
+            normal("b", mean[..., 0])
         pyro.sample("c", dist.Normal(mean[..., :1] * torch.linspace(0, 1, 20), 1.0).to_event(1))
-        pyro.sample("d", dist.Normal(mean[..., 1], 1.0))
+        normal("d", mean[..., 1])
 
     experiment = Experiment(model, ["a", "b", "c", "d"], "mean")
     given = {("a", "b"): DeepSetSummary(3, 5), "c": RecurrentSummary(20, summary_dim=4)}
@@ -221,17 +205,14 @@ def test_a_caller_names_parts_by_site():
 @pytest.mark.filterwarnings("ignore:outcome there.0. is constant")
 def test_sets_of_varying_size_are_masked_by_a_site():
     def model():
-        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
-        size = pyro.sample("size", dist.Categorical(torch.ones(6)))
-        there = pyro.deterministic("there", (torch.arange(6) <= size.unsqueeze(-1)).float())
+        mean, size = normal("mean", 0.0, 2.0), pyro.sample("size", dist.Categorical(torch.ones(6)))
+        pyro.deterministic("there", (torch.arange(6) <= size.unsqueeze(-1)).float())
         pyro.sample("y", dist.Normal(mean.unsqueeze(-1), 1.0).expand([*mean.shape, 6]).to_event(1))
-        return there
 
     summary = {("y", "there"): DeepSetSummary(1, 8, masked=True)}
     result = brief(model, ["y", "there"], 600, summary=summary, num_samples=20_000)
     # Of n rows the information is log(1 + 4 n) / 2; n is uniform on one to six and tells nothing itself.
-    exact = sum(0.5 * torch.log1p(torch.tensor(4.0 * n)) for n in range(1, 7)) / 6
-    assert exact - 0.05 - 4 * result.standard_error < result.eig < exact + 4 * result.standard_error
+    check_bounds(result, 0.5 * torch.log1p(4.0 * torch.arange(1, 7)).mean(), 0.05)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +231,7 @@ def test_a_wrong_summary_is_refused(given, error, message):
 
 
 def test_every_door_takes_summaries():
-    model, common = replicates_at_one_design, {"training": Fresh(num_steps=10), "seed": 0}
+    model, common = one_design, {"training": Fresh(num_steps=10), "seed": 0}
     curve = amortise_eig(model, "y", "mean", **common)
     assert curve.at({"xi": torch.rand(3)}, num_samples=100, seed=0).learned.summary == SET
     assert eig_critic(model, "y", "mean", num_samples=256, **common).learned.summary == SET
