@@ -1,15 +1,12 @@
 """README's code runs as it stands, and prints what README says it prints."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.scripts import ROOT, run_script
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 PRINTED = re.findall(r"^```text\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -22,15 +19,8 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def printed():
-    """What the blocks print, each run as a script of its own, without the shape checks of the tests."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    surroundings = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    outputs = []
-    for block in BLOCKS:
-        run = subprocess.run([sys.executable, "-c", block], env=surroundings, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr[-4000:]
-        outputs.append(run.stdout)
-    return outputs
+    """What the blocks print, each run as a script of its own."""
+    return [run_script("-c", block).stdout for block in BLOCKS]
 
 
 def test_every_block_says_what_it_prints(printed):

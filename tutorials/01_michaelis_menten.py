@@ -189,7 +189,7 @@ def posteriors(result, outcomes):
     rows = []
     for number, y in enumerate(outcomes):
         flow = flow_posterior(result, {"y": y}, num_samples=4_000, seed=number)
-        chains = {"num_samples": 500, "num_warmup": 100} if SMOKE else {"num_samples": 3_000, "num_warmup": 500}
+        chains = {"num_samples": 200, "num_warmup": 100} if SMOKE else {"num_samples": 3_000, "num_warmup": 500}
         reference = nuts_posterior(
             model, {"y": y}, "y", "theta", designs=result.designs, num_chains=4, jit_compile=True, seed=number, **chains
         )

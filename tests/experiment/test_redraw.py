@@ -11,7 +11,7 @@ from pyro_voed import Experiment, Pool, eig_critic, eig_flow, eig_marginal, info
 from pyro_voed.problems import finite, implicit_toy, linear_gaussian, michaelis_menten, nonlinear
 from pyro_voed.training.ascent import Ascent
 from pyro_voed.training.loop import VALIDATION_COPIES, fit_pool
-from tests.experiment.cases import Z_MAX, linked, normal
+from tests.experiment.cases import Z_MAX, both_ways, linked, normal
 
 
 def target_after_outcome():
@@ -40,7 +40,7 @@ def test_outcomes_are_redrawn_only_where_nothing_follows_from_them(model, outcom
     assert Experiment(model, outcomes, targets).redrawable is redrawable
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@both_ways
 def test_a_redraw_keeps_the_targets_and_costs_no_simulation(vectorize):
     experiment = Experiment(linear_gaussian.linear_gaussian(), "y", vectorize=vectorize)
     sample = sample_joint(experiment, 20, redraw=True)
@@ -52,20 +52,15 @@ def test_a_redraw_keeps_the_targets_and_costs_no_simulation(vectorize):
     assert not (again.y == sample.y).any()
 
 
-def test_redrawn_outcomes_have_the_law_of_the_outcome_given_the_targets():
+def test_redrawn_outcomes_have_the_law_of_the_outcome_given_the_targets_and_their_own_likelihood():
     experiment = Experiment(linear_gaussian.linear_gaussian(), "y")
     sample = sample_joint(experiment, 5, redraw=True, likelihood=True)
-    outcomes = torch.stack([sample.redraw().y for _ in range(4_000)])
     mean = sample.theta @ experiment.design_values["xi"].T
+    again = sample.redraw()
+    torch.testing.assert_close(again.log_likelihood, dist.Normal(mean, 1.0).log_prob(again.y).sum(-1))
+    outcomes = torch.stack([sample.redraw().y for _ in range(4_000)])
     assert ((outcomes.mean(0) - mean).abs() < Z_MAX / math.sqrt(4_000)).all()
     assert ((outcomes.var(0) - 1.0).abs() < Z_MAX * math.sqrt(2 / 4_000)).all()
-
-
-def test_log_likelihoods_follow_the_redrawn_outcomes():
-    experiment = Experiment(linear_gaussian.linear_gaussian(), "y")
-    again = sample_joint(experiment, 50, redraw=True, likelihood=True).redraw()
-    mean = again.theta @ experiment.design_values["xi"].T
-    torch.testing.assert_close(again.log_likelihood, dist.Normal(mean, 1.0).log_prob(again.y).sum(-1))
 
 
 def test_a_part_of_a_pool_redraws_its_own_rows_and_chunks_redraw_together():

@@ -125,11 +125,10 @@ def test_nothing_happens_at_rates_of_zero_nor_before_the_start(simulate):
 
 @BOTH
 def test_times_come_in_any_order_and_repeatedly(simulate):
-    # Births alone, so that counts rise with time whatever the path.
+    # Births alone, so that counts rise with time on any path.
     times = torch.tensor([[8.0, 2.0, 8.0, 0.0, 5.0], [1.0, 9.0, 9.0, 3.0, 2.0]]).repeat(50, 1)
     counts = simulate(torch.full((100,), 0.3), torch.zeros(100), times)
-    ordered = counts.gather(1, times.argsort(dim=1))
-    assert (ordered.diff(dim=1) >= 0).all()
+    assert (counts.gather(1, times.argsort(dim=1)).diff(dim=1) >= 0).all()
     assert torch.equal(counts[::2, 0], counts[::2, 2])
     assert torch.equal(counts[1::2, 1], counts[1::2, 2])
 
@@ -148,8 +147,7 @@ def test_rows_have_their_own_rates_and_times(simulate):
 def test_the_distribution_only_samples():
     counts = AphidCounts(torch.tensor([0.2, 0.3]), torch.tensor(1e-4), torch.tensor([15.0, 25.0, 5.0]))
     assert (counts.batch_shape, counts.event_shape) == ((2,), (3,))
-    larger = counts.expand((4, 2))
-    assert larger.sample((5,)).shape == (5, 4, 2, 3)
+    assert counts.expand((4, 2)).sample((5,)).shape == (5, 4, 2, 3)
     with pytest.raises(NotImplementedError, match="only samples"):
         counts.log_prob(torch.zeros(2, 3))
 
@@ -175,8 +173,7 @@ def test_draws_of_the_targets_follow_the_prior():
     factor = torch.linalg.cholesky(torch.tensor(PRIOR_COVARIANCE, dtype=torch.double))
     z = torch.linalg.solve_triangular(factor, (theta - torch.tensor(PRIOR_MEAN)).mT, upper=False)
     assert (z.mean(1).abs() <= SIDE / math.sqrt(4_000)).all()
-    spread = torch.cov(z) - torch.eye(2, dtype=torch.double)
-    assert (spread.abs() <= SIDE * math.sqrt(2 / 4_000)).all()
+    assert ((torch.cov(z) - torch.eye(2)).abs() <= SIDE * math.sqrt(2 / 4_000)).all()
 
 
 @pytest.mark.parametrize("times", [PUBLISHED[0], PUBLISHED[2], PUBLISHED[3]], ids=lambda row: str(row[0]))

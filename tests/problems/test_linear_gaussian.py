@@ -41,14 +41,6 @@ def test_eig_is_the_entropy_lost_from_prior_to_posterior(case):
     torch.testing.assert_close(lg.exact_eig(design, **scales), lost)
 
 
-def test_eig_takes_batches(case):
-    design, scales = case
-    batch = torch.stack([design, 2 * design, 0 * design])
-    torch.testing.assert_close(
-        lg.exact_eig(batch, **scales), torch.stack([lg.exact_eig(member, **scales) for member in batch])
-    )
-
-
 def test_default_eig():
     assert lg.DEFAULT_EIG == pytest.approx(1.1989476, abs=5e-8)
     assert lg.exact_eig(torch.tensor(lg.DEFAULT_DESIGN)).item() == pytest.approx(lg.DEFAULT_EIG, abs=1e-12)

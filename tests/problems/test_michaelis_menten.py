@@ -62,16 +62,6 @@ def test_exact_eig_does_not_depend_on_the_grid():
     torch.testing.assert_close(coarse, fine, rtol=0, atol=1e-6)
 
 
-def test_exact_eig_takes_batches_and_leaves_the_random_stream():
-    before = torch.get_rng_state()
-    designs = torch.tensor([[mm.START_DESIGNS], [mm.BEST_DESIGNS]])
-    sizes = {"grid_size": 61, "num_outcomes": 32, "num_repeats": 2}
-    eig, error = mm.exact_eig(designs, **sizes)
-    assert eig.shape == error.shape == (2, 1)
-    torch.testing.assert_close(eig[1, 0], mm.exact_eig(designs[1, 0], **sizes)[0])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_mean_rate_is_finite_with_gradients_at_extreme_designs_and_parameters():
     # theta = -0.11 is six prior standard deviations away and makes the half-rate concentration about zero.
     theta = torch.tensor([[0.5, 0.5], [-0.11, -0.11], [1.1, 1.1], [0.5, -0.12]])

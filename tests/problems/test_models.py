@@ -13,7 +13,7 @@ from pyro_voed.problems import aphids, covariance, electrocoating, finite, impli
 from pyro_voed.problems import michaelis_menten as mm
 from pyro_voed.problems import regression as rg
 from pyro_voed.problems import twelve_variances as tv
-from pyro_voed.problems.electrocoating_solver import make_bath, respond
+from pyro_voed.problems.electrocoating_solver import Film, deposit, make_bath, respond
 from pyro_voed.problems.regression_coupled import coupled_eig
 
 COATING = partial(electrocoating.electrocoating, num_times=4, num_steps=40)
@@ -104,6 +104,34 @@ def test_an_initial_design_is_copied_into_the_parameter(make, initial):
     assert torch.equal(given, torch.tensor(initial))
 
 
+UNIT = torch.tensor([[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]])
+MATRICES = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0)).double()
+CONCENTRATIONS = torch.tensor([[mm.START_DESIGNS] * 3, [mm.BEST_DESIGNS] * 3])
+EXACT = {
+    "finite": (finite.exact_eig, UNIT),
+    "implicit_toy": (implicit_toy.exact_eig, UNIT),
+    "nonlinear": (nonlinear.exact_eig, UNIT),
+    "nonlinear_one": (nonlinear.exact_eig_one, UNIT),
+    "linear_gaussian": (linear_gaussian.exact_eig, MATRICES),
+    "scales": (partial(linear_gaussian.exact_eig, prior_scales=(0.7, 2.0), noise_scale=0.5), MATRICES),
+    "michaelis_menten": (
+        lambda designs: mm.exact_eig(designs, grid_size=61, num_outcomes=32, num_repeats=2)[0],
+        CONCENTRATIONS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_answers_take_batches_and_no_random_numbers(name):
+    exact, designs = EXACT[name]
+    before = torch.get_rng_state()
+    values = exact(designs)
+    assert values.shape == (2, 3)
+    torch.testing.assert_close(values[1, 2], exact(designs[1, 2]))
+    rg.exact_eig(torch.eye(2), num_outcomes=16, num_repeats=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def calls(functions, arguments, words):
     """Each function with each arguments, and what the error says."""
     return [(partial(function, *given), words) for function in functions for given in arguments]
@@ -111,6 +139,7 @@ def calls(functions, arguments, words):
 
 ONES, COLUMN, NAN, INF = torch.ones(2), torch.ones(2, 1), math.nan, math.inf
 SMALL_BATH = partial(make_bath, 0.2, 0.3, depth=0.05, conductivity=0.1, num_cells=8, num_columns=8)
+FILM = Film(*torch.ones(3).double(), resistivity=4e6, resistivity_current=20.0, onset_width=0.05)
 COUNTS, ONE_DESIGN = (aphids.exact_counts, aphids.leaping_counts), (nonlinear.nonlinear, nonlinear.nonlinear_one)
 OF_ROWS = (tv.twelve_variances, tv.exact_eig, tv.exact_correlation)
 REFUSED = [
@@ -144,6 +173,10 @@ REFUSED = [
     (partial(COATING, num_steps=0), "num_steps: expected a positive number, got 0"),
     (partial(COATING, voltage_limit=0.0), "voltage_limit: expected a positive number, got 0"),
     (partial(make_bath, 0.0, 0.3, depth=0.1, conductivity=0.1), "length: expected a positive number, got 0"),
+    (
+        lambda: deposit(SMALL_BATH(), FILM, *ONES.double(), steps_per_interval=0),
+        "steps_per_interval: expected a positive",
+    ),
     (partial(SMALL_BATH, anode_cover=0.3), r"anode_cover: expected a whole number of 8 cells, got 2\.4"),
     (lambda: respond(SMALL_BATH(), torch.ones(1).double()), "film_resistance: expected 8 cells"),
     *calls([electrocoating.TruncatedNormal], [torch.tensor([0.0, 1.0, 2.0, 1.0])], "low: expected bounds below high"),

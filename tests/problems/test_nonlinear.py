@@ -80,14 +80,6 @@ def test_quadrature_has_converged(monkeypatch):
     torch.testing.assert_close((nl.exact_eig(designs), nl.exact_eig_one(designs)), before, rtol=0, atol=1e-10)
 
 
-def test_exact_eig_takes_batches():
-    designs = torch.tensor([[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]])
-    for exact in (nl.exact_eig, nl.exact_eig_one):
-        values = exact(designs)
-        assert values.shape == (2, 3)
-        assert values[1, 2] == exact(designs[1, 2])
-
-
 def test_density_of_the_outcome_is_that_of_the_mixture():
     trace = poutine.trace(nl.nonlinear(0.3)).get_trace()
     trace.compute_log_prob()

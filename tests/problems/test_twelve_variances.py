@@ -95,8 +95,8 @@ def test_the_log_posterior_gains_the_information_on_average():
 
 
 def test_the_density_is_zero_outside_the_prior():
-    y = torch.ones(5, 2)
-    assert tv.exact_log_posterior(torch.tensor([[0.5, 1.5], [-0.1, 0.5]]), y).tolist() == [-math.inf, -math.inf]
+    outside = torch.tensor([[0.5, 1.5], [-0.1, 0.5]])
+    assert tv.exact_log_posterior(outside, torch.ones(5, 2)).tolist() == [-math.inf, -math.inf]
 
 
 def test_nested_monte_carlo_agrees():
