@@ -21,6 +21,7 @@ def max_regret(result: EIGResult) -> tuple[Tensor, int]:
         ValueError: If the result has no interval.
 
     Example:
+        >>> import torch
         >>> from pyro_voed.certificates import certify
         >>> from pyro_voed.estimators import eig_nmc
         >>> from pyro_voed.problems.finite import finite

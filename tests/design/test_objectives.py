@@ -1,4 +1,4 @@
-"""What a design search climbs: every objective, with each kind of site; interruptions; misuse of projections and starts."""
+"""What a design search climbs: every objective, every kind of site; interruptions; misused projections and starts."""
 
 import signal
 from dataclasses import replace
