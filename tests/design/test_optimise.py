@@ -1,7 +1,4 @@
-"""Design search by gradient: where it goes, what it keeps to, what it refuses and what it leaves behind.
-
-Misuse and faults of the past are in `tests/faults/test_design.py`.
-"""
+"""Design search by gradient: where it goes, what it keeps to, what it refuses and what it leaves behind."""
 
 import math
 import warnings
@@ -19,6 +16,7 @@ from pyro_voed.design import optimise_design
 from pyro_voed.problems import finite, implicit_toy, michaelis_menten
 from pyro_voed.summaries import RecurrentSummary
 from pyro_voed.training.loop import TrainingStopped
+from tests.closed_forms import poisson_eig
 
 SIDE = 4.0
 """Standard errors on the wrong side that pass: an exact estimate exceeds them with probability 3.2e-5."""
@@ -80,6 +78,36 @@ def two_labels():
     return pyro.sample("y", dist.Normal(gain * torch.cos(angles) * theta, 1.0).to_event(1))
 
 
+def answer():
+    """A yes or no, most telling where it is undecided: at threshold 0, the prior's mean."""
+    xi = pyro.param("xi", torch.tensor(1.5))
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    return pyro.sample("y", dist.Bernoulli(logits=3.0 * (theta - xi)))
+
+
+def answer_eig(xi):
+    """Entropy of the answer less its mean entropy given the target, by the trapezoidal rule."""
+    z = torch.linspace(-8, 8, 2_001).double()
+    weight, answer = dist.Normal(0.0, 1.0).log_prob(z).exp(), dist.Bernoulli(logits=3.0 * (z - xi))
+    overall = dist.Bernoulli(torch.trapezoid(weight * answer.probs, z))
+    return (overall.entropy() - torch.trapezoid(weight * answer.entropy(), z)).item()
+
+
+def exposed():
+    """More exposure, more counts, more information."""
+    xi = pyro.param("xi", torch.tensor(1.5), constraint=constraints.interval(0.1, 8.0))
+    theta = pyro.sample("theta", dist.Gamma(3.0, 1.0))
+    return pyro.sample("y", dist.Poisson(xi * theta))
+
+
+def with_a_coin():
+    """A discrete nuisance that the design does not move needs no score."""
+    xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    coin = pyro.sample("coin", dist.Bernoulli(0.3))
+    return pyro.sample("y", dist.Normal(xi * theta + coin, 1.0))
+
+
 def michaelis_menten_eig(xi):
     return michaelis_menten.exact_eig(xi, grid_size=101, num_outcomes=512)[0]
 
@@ -90,6 +118,10 @@ OPTIMA = {
     "inside": (interior, None, 300, (0.8, 1.25), lambda xi: eig_of(inner_gain(xi)), 0.34),
     "of an implicit outcome": (implicit_toy.implicit_toy(), "theta", 150, (1.4, 2.0), implicit_toy.exact_eig, 0.0),
     "of a sum": (summed, None, 150, (0.3, 1.0), lambda xi: eig_of(xi.sum()), 0.5),
+    "of a binary outcome, inside": (answer, "theta", 300, (-0.5, 0.5), answer_eig, 0.29),
+    "of a count": (exposed, "theta", 150, (2.5, 8.0), lambda xi: poisson_eig(xi.item()), 0.0),
+    # The coin can only take information away.
+    "beside an idle nuisance": (with_a_coin, "theta", 150, (1.0, 2.0), eig_of, 0.0),
     "under a prior guide": (guided, None, 150, (1.3, 2.0), lambda xi: eig_of(xi, prior_scale=0.5), 0.0),
     # The start has 2.40.
     "of Michaelis-Menten": (michaelis_menten.michaelis_menten(), "theta", 150, (0.0, 1.0), michaelis_menten_eig, 3.3),
@@ -231,6 +263,27 @@ def test_the_best_design_is_left_where_the_next_search_starts(kind, ran_before):
         with torch.no_grad():
             kept.zero_()
         assert again.designs["xi"].item() == pytest.approx(found.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_an_error_in_mid_run_leaves_store_and_module_as_they_were(local):
+    runs = []
+
+    class Breaks(Module):
+        def forward(self):
+            runs.append(1)
+            if len(runs) == 100:
+                raise FloatingPointError("the simulator gave up")
+            return super().forward()
+
+    with pyro.settings.context(module_local_params=local):
+        module = Breaks()
+        module()
+        with pytest.raises(TrainingStopped) as caught:
+            climbed(module, 500)
+        assert isinstance(caught.value.__cause__, FloatingPointError)
+        assert module.xi.item() == pytest.approx(0.5)
+        assert list(pyro.get_param_store().keys()) == ([] if local else ["xi"])
 
 
 def test_the_result_tells_the_whole_way():

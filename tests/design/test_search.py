@@ -220,6 +220,13 @@ def test_an_estimator_without_a_model_is_searched_and_nothing_stored():
     assert list(pyro.get_param_store().keys()) == []
 
 
+def test_an_estimator_of_the_library_is_searched():
+    result = search_grid(lbkld(two_labels), {"gain": [0.1, 0.5, 2.0]}, seed=0)
+    assert result.designs["gain"] == 2.0
+    assert (result.bound, result.final.estimator) == ("lower", "eig_lbkld")
+    assert result.candidates.eig.argsort().tolist() == [0, 1, 2]
+
+
 def no_design():
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
     return pyro.sample("y", dist.Normal(theta, 1.0))

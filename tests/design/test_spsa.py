@@ -13,6 +13,7 @@ from pyro_voed import eig_lbkld, eig_pce
 from pyro_voed.design import search_grid, search_spsa
 from pyro_voed.design.perturbation import Gains, reflected, spsa_ascent, spsa_gradient
 from pyro_voed.design.spsa import _stop_reason
+from pyro_voed.problems import implicit_toy
 from pyro_voed.problems.aphids import aphids, leaping_counts
 from pyro_voed.problems.linear_gaussian import exact_eig
 
@@ -209,6 +210,15 @@ def test_the_optimum_of_a_linear_gaussian_experiment_is_found(common):
     assert best - exact < 0.02
     assert result.bound == "lower"
     assert result.eig <= exact + SIDE * result.standard_error
+
+
+def test_an_optimum_at_a_bound_is_reached():
+    def estimator(designs):
+        return eig_lbkld(implicit_toy.implicit_toy(), "y", "theta", designs=designs, num_samples=1_000)
+
+    result = search_spsa(estimator, num_steps=12, step_size=0.2, seed=0)
+    assert 1.8 < result.designs["xi"] <= 2.0
+    assert (result.path["xi"] <= 2.0).all()
 
 
 def test_the_time_to_count_aphids_is_found():
