@@ -140,12 +140,27 @@ def test_only_the_keeper_of_the_callers_state_seeds_its_streams():
     assert [found for found in breaches(rule) if found.split(":")[0] not in kept] == []
 
 
-def test_no_import_circles():
+@cache
+def import_graph():
+    """Which modules of the package each of them names in its imports."""
     names = {
         ".".join(("pyro_voed", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
         for path in [*FILES, PACKAGE / "__init__.py"]
     }
-    graph = {name: imports_of(path) & set(names) - {name} for name, path in names.items()}
+    return {name: imports_of(path) & set(names) - {name} for name, path in names.items()}
+
+
+def test_nested_monte_carlo_reaches_no_network():
+    reached, found = set(), {"pyro_voed.estimators.nmc"}
+    while found:
+        reached |= found
+        found = set().union(*(import_graph()[name] for name in found)) - reached
+    networks = ("pyro_voed.densities", "pyro_voed.summaries", "pyro_voed.training")
+    assert [name for name in sorted(reached) if name.startswith(networks)] == []
+
+
+def test_no_import_circles():
+    graph = dict(import_graph())
     while leaves := [name for name, imported in graph.items() if not imported]:
         graph = {name: imported - set(leaves) for name, imported in graph.items() if name not in leaves}
     assert graph == {}, f"import circle among {sorted(graph)}"
