@@ -67,20 +67,10 @@ def build_density(
     summary: nn.Module | None,
     discrete: list[Tensor | None] | None = None,
 ) -> StandardisedDensity:
-    """Return the density to train, its scales taken from a pilot.
+    """Return the density to train of `values` given `context`, pilot draws that its scales are taken from.
 
-    Args:
-        given: None for the default flow, a factory `(dim, context_dim) -> density`, or a density. One that comes from
-            an earlier result goes on from where it was, as a copy.
-        values: Pilot draws of what the density is of, `(num_samples, dim)`.
-        context: Pilot draws of what it is conditioned on, `(num_samples, context_dim)`.
-        num_designs: How many of the last context columns are designs, which bypass the summary.
-        summary: A learned statistic of the standardised outcome.
-        discrete: For each entry, the values it can take where it is discrete.
-
-    Raises:
-        ValueError: If a density from an earlier result has other dimensions.
-        TypeError: If `given` is neither factory nor density.
+    A `given` one from an earlier result goes on from where it was, as a copy. The last `num_designs` columns of the
+    context bypass the summary. `discrete` lists, for each entry, the values it can take, None for continuous ones.
     """
     dim, context_dim = values.shape[-1], context.shape[-1]
     if isinstance(given, StandardisedDensity):
@@ -136,13 +126,8 @@ def build_posterior(
 ) -> StandardisedDensity:
     """Return a conditional density of the targets given outcomes (and, over several designs, the design).
 
-    Args:
-        given: None for the default, a factory, a density, or that of an earlier result.
-        pilot: Simulations that scales are taken from.
-        experiment: The experiment.
-        summary: As the user gave it.
-        started: Also start a flow at the pilot's linear-Gaussian posterior. Not for pools, whose density starts once
-            the part that decides when training stops has been set aside (`start_posterior`).
+    Unless `started` is False, a flow starts at the pilot's linear-Gaussian posterior. On a pool it starts later, once
+    the part that decides when training stops has been set aside (`start_posterior`).
     """
     # A density of an earlier result has its own.
     module = None if isinstance(given, StandardisedDensity) else outcome_summary(experiment, summary)
@@ -163,8 +148,8 @@ def build_posterior(
 def start_posterior(density: StandardisedDensity, sample: JointSample) -> None:
     """Let a flow that has learnt nothing start at the linear-Gaussian posterior of a pool.
 
-    Not behind a summary that has yet to learn: what its random features predict on a pool is in part that pool's
-    chance, and training, which changes the features, does not get rid of it.
+    Not behind a summary that has yet to learn: what its random features predict is in part that pool's chance, and
+    training does not get rid of it.
     """
     if not learns(density.summary):
         density.start_(*target_rows(sample))

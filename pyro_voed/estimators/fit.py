@@ -52,18 +52,8 @@ class Evaluation(NamedTuple):
 class Fit:
     """What a density learns from: the simulations of an experiment at one design or a batch.
 
-    Attributes:
-        experiment: The experiment.
-        designs: The designs.
-        training: How to train, sizes filled in (`fit_of`).
-        rates: Learning rates to try.
-        name: Name of the estimator, for bars and errors.
-        likelihood: Simulations hold the outcomes' log likelihood.
-        pairs: Simulations, at one design, score all pairs of outcomes and draws.
-        prepare: What is done to simulations before they are learned from.
-        draw: Gives a minibatch of a size; default: `draw_training`.
-        fewest: Fewest rows of a pool.
-        progress: Show bars; None shows them on a terminal only.
+    `prepare` is applied to simulations before they are learned from; `draw(size)` gives a minibatch, by default
+    `draw_training`. `likelihood` and `pairs` say what simulations hold; a pool has at least `fewest` rows.
     """
 
     experiment: Experiment
@@ -90,10 +80,7 @@ class Fit:
         return self.training.batch_size
 
     def pool(self) -> JointSample | None:
-        """Simulate the fixed pool, not yet prepared; None where simulations are fresh or there is no training.
-
-        Where outcomes are a forward map plus explicit noise the pool can draw its outcomes anew.
-        """
+        """Simulate the fixed pool, not yet prepared; None where simulations are fresh or there is no training."""
         if not isinstance(self.training, Pool):
             return None
         experiment = self.experiment
@@ -112,7 +99,7 @@ class Fit:
         with torch.no_grad():
             if pool is None:
                 size = PILOT_SIZE if self.experiment.runs_together else SMALL_PILOT_SIZE
-                pool = (draw or self.draw or self._draw_training)(size)
+                pool = (draw or self._draw)(size)
             pilot = self.prepare(pool)
         check_pilot(self.experiment, pilot)
         return pilot
@@ -127,11 +114,8 @@ class Fit:
     ) -> FitHistory | None:
         """Train a density in place on fresh simulations or on the pool; None where there is nothing to train.
 
-        Validation of distributions is off, as it is costly. Before a density learns from a pool, `begin` gets the part
-        of it that is learned from.
-
-        Raises:
-            TrainingStopped: If an error ended training; it holds the density as last trained.
+        Validation of distributions is off, as it is costly. `begin` gets the part of a pool that is learned from. An
+        error raises `TrainingStopped`, which holds the density as last trained.
         """
         if not self.trains:
             density.eval()
@@ -145,9 +129,8 @@ class Fit:
                 assert pool is not None  # made by `pool`
                 history = self._train_on_pool(pool, objective, ascent, begin, common)
             else:
-                draw = self.draw or self._draw_training
                 history = fit_fresh(
-                    lambda: self._prepared(draw(self.batch_size)),
+                    lambda: self._prepared(self._draw(self.batch_size)),
                     objective,
                     ascent,
                     num_steps=self.training.num_steps,
@@ -193,10 +176,7 @@ class Fit:
         *,
         begin: Callable[[Any, JointSample], None] = lambda density, training: None,
     ) -> tuple[Any, FitHistory | None, Tensor | None]:
-        """Train a density with every learning rate in turn; return the best, its history and its rate.
-
-        They are compared on simulations that take no other part. With one rate nothing is compared.
-        """
+        """Train a density with every rate in turn; return the best on other simulations, its history and its rate."""
         found = []
         for rate in self.rates:
             density = build()
@@ -223,14 +203,7 @@ class Fit:
         designs: Mapping[str, Tensor] | None = None,
         chunk: int = EVALUATION_CHUNK,
     ) -> Evaluation:
-        """Return the terms on fresh simulations.
-
-        Where sites state their entropy, what their log densities explain of the terms is taken off
-        (`controlled_terms`), which leaves the mean and lowers the variance.
-
-        Raises:
-            ArithmeticError: If a term is not finite, naming site and count.
-        """
+        """Return the terms on fresh simulations, less what log densities of sites of known entropy explain of them."""
         experiment, designs = self.experiment, self.designs if designs is None else designs
         batch = design_batch_shape(experiment, designs)
         num_samples = num_samples or default_num_samples(experiment, batch)
@@ -265,7 +238,9 @@ class Fit:
         with torch.no_grad():
             return self.prepare(sample)
 
-    def _draw_training(self, size: int) -> JointSample:
+    def _draw(self, size: int) -> JointSample:
+        if self.draw is not None:
+            return self.draw(size)
         return draw_training(self.experiment, size, self.designs, likelihood=self.likelihood)
 
 
@@ -283,9 +258,8 @@ def fit_of(
 
     Args:
         experiment: The experiment.
-        designs: The designs.
-        training: As the user gave it; None trains on fresh simulations, or on a pool where experiments are run one by
-            one.
+        designs: The designs, as the driver hands them to `terms`.
+        training: As the user gave it; None is fresh simulations, or a pool where experiments are run one by one.
         name: Name of the estimator.
         rate: Its default learning rate.
         ensemble: Every design has a density of its own.
@@ -331,8 +305,7 @@ def weights_group(density: nn.Module, rates: Sequence[float]) -> dict[str, Any]:
     if isinstance(density, StackedDensity):
         group["members"] = density.num_members
         if len(rates) > 1:
-            factors = torch.tensor(rates).repeat_interleave(density.num_members // len(rates)) / max(rates)
-            group["factors"] = factors
+            group["factors"] = torch.tensor(rates).repeat_interleave(density.num_members // len(rates)) / max(rates)
     return group
 
 

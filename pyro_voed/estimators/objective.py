@@ -40,13 +40,12 @@ class Objective:
         of_targets: What is learned is a density of the targets given the outcome.
         attains: The terms are those of that density's own Barber-Agakov bound, each of one experiment alone, so that
             several starts can climb with stacked densities.
-        likelihood: The sample must hold the outcomes' log likelihood.
-        log_joint: The sample must score other targets at its outcomes (`JointSample.log_joint`).
-        pairs: The sample must score all pairs of its outcomes and its draws (`JointSample.pairs`).
+        likelihood, log_joint, pairs: What the sample must offer beyond draws: the outcomes' log likelihood,
+            `JointSample.log_joint` of other targets, `JointSample.pairs` of its outcomes and draws.
         build: Makes what is learned from what the user gave and a pilot.
         rescale: Refreshes its standardisation while designs move.
-        evaluation_size: Where terms of one batch depend on each other: size of the independent batches whose means
-            are averaged in the end.
+        evaluation_size: Where terms of one batch depend on each other: size of the independent batches whose means are
+            averaged in the end.
         inner_steps: Steps that the density alone takes between two steps of the design (a saddle point), 0 where both
             climb together.
 
@@ -76,12 +75,7 @@ class Objective:
 
 
 def as_objective(given: Any) -> Objective:
-    """Return an objective; a plain function with an attribute `bound` is taken as terms of a learned posterior.
-
-    Raises:
-        TypeError: If it is neither.
-        ValueError: If it is an upper bound without inner steps, which is no objective to ascend.
-    """
+    """Return an objective; a plain function with an attribute `bound` is taken as terms of a learned posterior."""
     bound = getattr(given, "bound", None)
     if not callable(given) or bound is None:
         raise TypeError(

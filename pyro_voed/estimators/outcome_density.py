@@ -48,9 +48,6 @@ def marginal_saddle(inner_steps: int = 4) -> Objective:
     the density descends for `inner_steps` steps between two steps of the design, whose gradient is that of the bound at
     the density as it stands.
 
-    Args:
-        inner_steps: Steps of the density for each step of the design.
-
     References:
         Dong et al. (2025), Eqs. 16, 17 and 31.
 

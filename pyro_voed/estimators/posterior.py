@@ -53,15 +53,7 @@ barber_agakov = Objective(
 
 @dataclass(frozen=True)
 class Posterior:
-    """A fitted posterior.
-
-    Attributes:
-        fit: What it learned from.
-        density: The density, or one for each design stacked.
-        terms: Its Barber-Agakov terms from a sample.
-        history: Training record; None where it was used as it was.
-        learning_rate: The rate chosen, where several were given.
-    """
+    """A fitted posterior, or one for each design stacked; `history` is None where it was used as it was."""
 
     fit: Fit
     density: Any
@@ -92,15 +84,7 @@ class Posterior:
 def fit_posterior(
     fit: Fit, density: Any, summary: Summary, *, ensemble: bool = False, pool: JointSample | None = None
 ) -> Posterior:
-    """Fit a conditional density of the targets.
-
-    Args:
-        fit: What it learns from.
-        density: As the user gave it.
-        summary: As the user gave it.
-        ensemble: Give every design a density of its own.
-        pool: A pool that was simulated before; None where the fit makes its own.
-    """
+    """Fit a conditional density of the targets, or one for each design, on `pool` or on simulations of its own."""
     batch = design_batch_shape(fit.experiment, fit.designs) if ensemble else torch.Size()
     if batch and not isinstance(fit.training, Pool):
         fit = replace(fit, draw=lambda size: draw_joint(fit.experiment, max(2, size // batch.numel()), fit.designs))

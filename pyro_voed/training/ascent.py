@@ -12,14 +12,10 @@ from torch import Tensor
 
 @dataclass
 class Ascent:
-    """Adam on groups of parameters, gradients taken for those alone.
+    """Adam on groups of parameters, gradients taken for those alone, each group's clipped to the norm `clip_norm`.
 
-    Args:
-        groups: Parameter groups as `torch.optim` takes them, each with its `lr`. A group whose tensors stack the
-            parameters of independent members also has `members`, their number: then each member is clipped by itself
-            and climbs its own mean, not its share of the mean over all; and it may have `factors`, one factor on the
-            rate for each member.
-        clip_norm: Largest norm of each group's (each member's) gradient; larger ones are scaled down to it.
+    A group has `params` and `lr`. One whose tensors stack independent members also has `members`, their number: each is
+    clipped by itself and climbs its own mean, not its share of the mean over all; `factors` scale each one's rate.
     """
 
     groups: Sequence[dict[str, Any]]

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,18 +38,6 @@ SHOW_EVERY = 50
 Batch = TypeVar("Batch")
 
 
-@runtime_checkable
-class Pool(Protocol):
-    """Simulations that can be counted and picked by row."""
-
-    @property
-    def num_samples(self) -> int:
-        """Rows in the pool."""
-
-    def __getitem__(self, rows: Any) -> Any:
-        """Return the rows picked."""
-
-
 def fit_fresh(
     draw: Callable[[], Batch],
     terms: Callable[[Batch], Tensor],
@@ -65,27 +53,10 @@ def fit_fresh(
     progress: bool | None = None,
     description: str = "fit",
 ) -> FitHistory:
-    """Ascend on fresh batches until the bound stops rising, then cool down.
+    """Ascend the mean of `terms(batch)` on fresh batches until it stops rising, then cool down.
 
-    Args:
-        draw: Gives a new batch.
-        terms: Gives the batch's terms, `(num_samples, ...)`; their mean is ascended.
-        ascent: Optimiser and parameters.
-        max_steps: Most steps in all, cool-down included.
-        window: Steps between looks at the bound.
-        cooldown_steps: Steps from the full rate to zero, by half a cosine.
-        num_steps: Take exactly this many steps, the last `cooldown_steps` (at most half) of them cooling down.
-        explain: Says what in a batch is not finite, for the error.
-        after_step: Called with the step's number after every step, for example to project designs.
-        before_cooldown: Called once when cooling starts.
-        progress: Show a bar; None shows it on a terminal only.
-        description: Word in front of the bar.
-
-    Returns:
-        The training record.
-
-    Raises:
-        ArithmeticError: If a term or gradient is not finite, with step, count and explanation.
+    The rate falls to zero by half a cosine in the last `cooldown_steps`; `num_steps` fixes the steps in all. `explain`
+    says what in a batch is not finite, `after_step` gets each step's number, `before_cooldown` is called once.
     """
     started = time.perf_counter()
     total = max_steps if num_steps is None else num_steps
@@ -122,7 +93,7 @@ def fit_fresh(
 
 
 def fit_pool(
-    pool: Pool,
+    pool: Any,
     terms: Callable[[Any], Tensor],
     ascent: Ascent,
     *,
@@ -145,27 +116,13 @@ def fit_pool(
     training goes on at a tenth of the rate, with the same patience.
 
     Args:
-        pool: The simulations.
-        terms: Gives a minibatch's terms; their mean is ascended.
-        ascent: Optimiser and parameters.
-        batch_size: Rows a step.
-        validation_fraction: Part of the pool that is kept for validation.
-        patience: Epochs without a better validation bound before the rate cools down; fewest of cooling down.
-        max_epochs: Most passes over the training part.
-        refresh: Gives a part of the pool with new outcomes for the same forward runs, or that part itself. Then
-            every pass sees new outcomes, and the validation bound is a mean over `VALIDATION_COPIES` of them.
-        begin: Called once, before the first step, with the part of the pool that is learnt from: a closed-form start
-            that has seen the validation part would spoil what that is for.
-        explain: Says what in a batch is not finite, for the error.
-        progress: Show a bar; None shows it on a terminal only.
-        description: Word in front of the bar.
-
-    Returns:
-        The training record, with the validation bound of each epoch.
-
-    Raises:
-        ArithmeticError: If a term or gradient is not finite, with step, count and explanation.
-        ValueError: If the pool is too small to be split.
+        pool: Has `num_samples` rows and is picked from by row.
+        terms, ascent, explain: As in `fit_fresh`.
+        batch_size, validation_fraction, patience, max_epochs: As in `Pool`.
+        refresh: Gives a part of the pool with new outcomes for the same forward runs. Then every pass sees new ones,
+            and the validation bound is a mean over `VALIDATION_COPIES` of them.
+        begin: Gets, before the first step, the part that is learnt from: a start that has seen the validation part
+            would spoil what that is for.
     """
     started = time.perf_counter()
     training, validation = _split(pool, validation_fraction)
@@ -207,12 +164,7 @@ def fit_pool(
 
 
 class TrainingStopped(RuntimeError):
-    """An error ended training; what was learned until then is not lost, so that training can go on from it.
-
-    Attributes:
-        density: The density as last trained; None where nothing was learned.
-        designs: The designs as last reached, where they were searched for.
-    """
+    """An error ended training; it holds the density and designs reached until then, so that training can go on."""
 
     def __init__(self, message: str, density: Any = None, designs: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(message)
@@ -236,7 +188,7 @@ def keeping(learned: Callable[[], dict[str, Any]]) -> Iterator[None]:
         raise TrainingStopped(f"{type(error).__name__}: {error}", **learned()) from error
 
 
-def _split(pool: Pool, fraction: float) -> tuple[Any, Any]:
+def _split(pool: Any, fraction: float) -> tuple[Any, Any]:
     size = round(fraction * pool.num_samples)
     if size < 2 or pool.num_samples - size < 2:
         raise ValueError(

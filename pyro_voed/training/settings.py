@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyro_voed.checks import check_count, check_positive
+from pyro_voed.checks import check_count, check_positive, check_share
 
 Rates = float | Sequence[float] | None
 
@@ -26,9 +26,6 @@ class Fresh:
         learning_rate: Peak learning rate; or several, of which the best is chosen (in an ensemble for each design),
             trained side by side on the same simulations. Default: the estimator's own.
         design_learning_rate: Peak learning rate of the designs, in unconstrained coordinates; for searches alone.
-
-    Raises:
-        ValueError: If a size or rate is out of range.
 
     Example:
         >>> Fresh(num_steps=500).num_steps
@@ -58,16 +55,12 @@ class Pool:
     Args:
         num_simulations: Size of the pool, shared among the designs of a batch.
         batch_size: Experiments a step; default 256.
-        learning_rate: Peak learning rate; or several, trained one after the other on the same pool, of which the best
-            is chosen. Default: the estimator's own.
+        learning_rate: As in `Fresh`, but several are trained one after the other on the same pool.
         redraw_outcomes: Where outcomes are a forward map plus explicit noise, run that map once for each experiment of
             the pool and draw its outcomes anew for every pass; False keeps each experiment's one outcome.
         validation_fraction: Part of the pool that is kept for validation.
         patience: Epochs without a better validation bound before the rate cools down.
         max_epochs: Most passes over the pool.
-
-    Raises:
-        ValueError: If a size, rate or fraction is out of range.
 
     Example:
         >>> Pool(1_000).batch_size is None
@@ -87,8 +80,7 @@ class Pool:
         if self.batch_size is not None:
             check_count(self.batch_size, "batch_size", 2)
         rates_of(self, 1.0)
-        if not 0.0 < self.validation_fraction < 1.0:
-            raise ValueError(f"validation_fraction: expected a number in (0, 1), got {self.validation_fraction!r}.")
+        check_share(self.validation_fraction, "validation_fraction")
         check_count(self.patience, "patience")
         check_count(self.max_epochs, "max_epochs")
 
@@ -97,11 +89,7 @@ Training = Fresh | Pool
 
 
 def rates_of(training: Training, default: float) -> tuple[float, ...]:
-    """Return the learning rates to try, at least one.
-
-    Raises:
-        ValueError: If there is none, or one is not a finite number above 0.
-    """
+    """Return the learning rates to try, at least one."""
     given = default if training.learning_rate is None else training.learning_rate
     rates = tuple(given) if isinstance(given, Sequence) else (given,)
     if not rates:
@@ -110,12 +98,7 @@ def rates_of(training: Training, default: float) -> tuple[float, ...]:
 
 
 def check_training(training: object, *, kinds: tuple[type, ...] = (Fresh, Pool), searches: bool = False) -> None:
-    """Raise where what was given as `training` cannot be used.
-
-    Raises:
-        TypeError: If it is no `Fresh` or `Pool`, or not of the kinds that fit here.
-        ValueError: If it sets a rate for designs where none is searched for.
-    """
+    """Raise where `training` cannot be used, or sets a rate for designs where none is searched for."""
     if training is not None and not isinstance(training, kinds):
         expected = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
         raise TypeError(f"training: expected {expected}, got {training!r}.")
