@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import as_density
-from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.distribution import Context, Density, LogProb, Theta
 from pyro_voed.densities.layers import perceptron
 from pyro_voed.densities.rebuilding import rebuildable
 
@@ -70,9 +69,7 @@ class Classifier(Density):
                 with torch.no_grad():
                     last.bias.copy_(frequencies[index].log())
 
-    def log_prob(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
+    def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log probability; -inf where an entry is not one of its values."""
         batch = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
         seen, theta = context.expand(*batch, -1), theta.expand(*batch, -1)
@@ -137,15 +134,9 @@ class MixedDensity(Density):
         self.register_buffer("discrete", is_discrete.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("continuous", (~is_discrete).nonzero().squeeze(-1), persistent=False)
         # Where each entry of (discrete, continuous) goes in the vector.
-        self.register_buffer(
-            "order",
-            torch.cat([is_discrete.nonzero(), (~is_discrete).nonzero()]).squeeze(-1).argsort(),
-            persistent=False,
-        )
+        self.register_buffer("order", torch.cat([self.discrete, self.continuous]).argsort(), persistent=False)
 
-    def log_prob(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
+    def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log density with respect to counting times Lebesgue measure."""
         batch = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
         theta, context = theta.expand(*batch, -1), context.expand(*batch, -1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_voed.checks import check_count
-from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.distribution import Context, Density, LogProb, Theta
 
 
 @runtime_checkable
@@ -39,33 +39,20 @@ class ConditionalDensity(Protocol):
 class AdaptedDensity(Density):
     """Adapt a density of another library; made by `as_density`.
 
-    Args:
-        source: The density of the other library.
-        conditioned: A picklable function of the source and a context that returns a distribution whose batch shape is
-            the context's.
-        theta_dim: Dimension of theta.
-        context_dim: Dimension of the context.
+    `conditioned` gives the source at a context, of the context's batch shape; it has to be picklable.
     """
 
     def __init__(
-        self,
-        source: Any,
-        conditioned: Callable[[Any, Tensor], Distribution],
-        theta_dim: int,
-        context_dim: int,
+        self, source: Any, conditioned: Callable[[Any, Tensor], Distribution], theta_dim: int, context_dim: int
     ) -> None:
         super().__init__()
-        self.theta_dim = theta_dim
-        self.context_dim = context_dim
-        self.source = source
-        self.conditioned = conditioned
+        self.theta_dim, self.context_dim = theta_dim, context_dim
+        self.source, self.conditioned = source, conditioned
         self.has_rsample = True
         if not isinstance(source, nn.Module):
             self.transforms = nn.ModuleList(_modules_of(source))
 
-    def log_prob(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
+    def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log-density of theta given the context; the batches broadcast."""
         batch_shape = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
         conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
@@ -73,9 +60,7 @@ class AdaptedDensity(Density):
         _forget(conditioned, self)
         return log_prob
 
-    def draw(
-        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
-    ) -> Float[Tensor, "... theta_dim"]:
+    def draw(self, context: Context, batch_shape: Sequence[int]) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
         theta = conditioned.rsample() if self.has_rsample else conditioned.sample()
@@ -86,18 +71,13 @@ class AdaptedDensity(Density):
 def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
     """Return a density as a module that fulfils the contract, or say why that is impossible.
 
-    The result shares its weights with the density given. A Pyro base distribution stays on the device where it was
-    made.
+    The result shares its weights with the density given. A Pyro base distribution stays on its device.
 
     Args:
         density: A flow of this package, a module with `condition(context)`, a Zuko lazy distribution, or a Pyro
-            `ConditionalTransformedDistribution`.
+            `ConditionalTransformedDistribution`; TypeError if it is none of these.
         theta_dim: Dimension of theta.
-        context_dim: Dimension of the context.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If it has other dimensions.
+        context_dim: Dimension of the context; ValueError if the density has other dimensions.
 
     Example:
         >>> import pyro.distributions as dist

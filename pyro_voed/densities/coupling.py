@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count, check_positive
-from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.distribution import Context, Density, LogProb, Theta
 from pyro_voed.densities.elementwise import AffineMap, ElementwiseMap, SplineMap
 from pyro_voed.densities.gaussian import ConditionalGaussian, colour, whiten
 from pyro_voed.densities.halves import Conditioner, permute, split, unpermute
@@ -68,12 +68,7 @@ class CouplingFlow(Density):
         )
 
     def start_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
-        """Start at the linear-Gaussian posterior of pilot draws, in place; a flow that has learnt stays as it is.
-
-        Args:
-            theta: Draws of theta, standardised.
-            context: Their contexts, as `log_prob` gets them.
-        """
+        """Start at the linear-Gaussian posterior of standardised pilot draws; a flow that has learnt stays as it is."""
         self.gaussian.start_(theta, context)
 
     @torch.no_grad()
@@ -84,24 +79,12 @@ class CouplingFlow(Density):
         rescale_layer_(self.trunk[0], factor, shift)
         self.gaussian.rescale_(factor, shift)
 
-    def log_prob(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
-        """Return the log-density of theta given the context.
-
-        Args:
-            theta: Shape (*batch, theta_dim).
-            context: Shape (*batch, context_dim); the batches broadcast, and each context passes the trunk once.
-
-        Raises:
-            ValueError: If a last dimension is not the one the flow was built for.
-        """
+    def log_prob(self, theta: Theta, context: Context) -> LogProb:
+        """Return the log-density of theta given the context; each context passes the trunk once, then batches broadcast."""
         z, log_det = self.whiten(theta, context)
         return log_det - 0.5 * (z * z).sum(-1) - 0.5 * self.theta_dim * math.log(2.0 * math.pi)
 
-    def whiten(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> tuple[Float[Tensor, "... theta_dim"], Float[Tensor, "..."]]:
+    def whiten(self, theta: Theta, context: Context) -> tuple[Float[Tensor, "... theta_dim"], LogProb]:
         """Return z, standard normal where the flow is right, and the log-determinant of its Jacobian."""
         _check_last("theta", theta, self.theta_dim)
         features = self._features(context)
@@ -118,9 +101,7 @@ class CouplingFlow(Density):
             log_det = log_det + log_slope.sum(-1)
         return torch.cat(halves, -1), log_det
 
-    def colour(
-        self, z: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "... theta_dim"]:
+    def colour(self, z: Theta, context: Context) -> Float[Tensor, "... theta_dim"]:
         """Return theta from z, the inverse of `whiten`."""
         features = self._features(context)
         gaussian = self.gaussian(features, context)
@@ -135,13 +116,10 @@ class CouplingFlow(Density):
                 halves = unpermute(halves)
         return colour(torch.cat(halves, -1), *gaussian)
 
-    def draw(
-        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
-    ) -> Float[Tensor, "... theta_dim"]:
+    def draw(self, context: Context, batch_shape: Sequence[int]) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
-        return self.colour(
-            torch.randn(*batch_shape, self.theta_dim, dtype=context.dtype, device=context.device), context
-        )
+        z = torch.randn(*batch_shape, self.theta_dim, dtype=context.dtype, device=context.device)
+        return self.colour(z, context)
 
     def _features(self, context: Tensor) -> Tensor:
         _check_last("context", context, self.context_dim)
@@ -177,15 +155,12 @@ class AffineCouplingFlow(CouplingFlow):
 class SplineCouplingFlow(CouplingFlow):
     """Model the density of theta given a context with a full Gaussian and rational-quadratic spline couplings.
 
+    Arguments as in `AffineCouplingFlow`, and:
+
     Args:
         theta_dim: Dimension of theta; standardise it, the splines bend only [-bound, bound].
-        context_dim: Dimension of the context, as for `AffineCouplingFlow`.
         num_bins: Number of bins of each spline.
         bound: Where the splines end and linear tails begin, in standardised units.
-        num_transforms: Number of transforms, each of both halves.
-        hidden_dim: Width of the hidden layers.
-        num_hidden: Number of hidden layers of the trunk; each conditioner adds one.
-        activation: Makes the activations of the trunk, as for `AffineCouplingFlow`.
 
     References:
         Durkan, Bekasov, Murray and Papamakarios (2019), "Neural Spline Flows".

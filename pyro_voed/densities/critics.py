@@ -31,17 +31,16 @@ from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.densities.standardise import Standardise, context_groups, summarise
 from pyro_voed.densities.standardised import Rescalable
 
+AllTheta = Float[Tensor, "num_theta *batch theta_dim"]
+AllContexts = Float[Tensor, "num_context *batch context_dim"]
+Scores = Float[Tensor, "num_context num_theta *batch"]
+
 
 @rebuildable
 class SeparableCritic(nn.Module):
     r"""Score pairs by an inner product of features, :math:`f(\theta)^\top g(c) / \sqrt{\text{feature\_dim}}`.
 
-    Args:
-        theta_dim: Dimension of theta.
-        context_dim: Dimension of the context.
-        hidden_dim: Width of the hidden layers of f and g.
-        num_layers: Hidden layers of f and g.
-        feature_dim: Number of features; more can express more concentrated posteriors.
+    More features can express more concentrated posteriors.
 
     Example:
         >>> SeparableCritic(2, 3)(torch.zeros(5, 2), torch.zeros(4, 3)).shape
@@ -59,11 +58,7 @@ class SeparableCritic(nn.Module):
         self.theta_features = perceptron([theta_dim, *hidden, feature_dim])
         self.context_features = perceptron([context_dim, *hidden, feature_dim])
 
-    def forward(
-        self,
-        theta: Float[Tensor, "num_theta *batch theta_dim"],
-        context: Float[Tensor, "num_context *batch context_dim"],
-    ) -> Float[Tensor, "num_context num_theta *batch"]:
+    def forward(self, theta: AllTheta, context: AllContexts) -> Scores:
         """Score all pairs."""
         features = self.context_features(context).movedim(0, -2)  # (*batch, num_context, feature_dim)
         scores = features @ self.theta_features(theta).movedim(0, -2).mT
@@ -79,14 +74,7 @@ class JointCritic(nn.Module):
     """Score pairs by one network of theta and context together.
 
     The first layer is a sum of a part of theta and a part of the context, so that it is computed once for each of
-    them; the others run once for every pair. Without gradients pairs run in chunks.
-
-    Args:
-        theta_dim: Dimension of theta.
-        context_dim: Dimension of the context.
-        hidden_dim: Width of the hidden layers.
-        num_layers: Hidden layers, at least 1.
-        max_pairs: Most pairs of one chunk.
+    them; the others run once for every pair. Without gradients pairs run in chunks of at most `max_pairs`.
 
     Example:
         >>> JointCritic(2, 3)(torch.zeros(5, 2), torch.zeros(4, 3)).shape
@@ -104,11 +92,7 @@ class JointCritic(nn.Module):
         self.context_part = nn.Linear(context_dim, hidden_dim)
         self.rest = nn.Sequential(nn.SiLU(), perceptron([hidden_dim] * check_count(num_layers, "num_layers") + [1]))
 
-    def forward(
-        self,
-        theta: Float[Tensor, "num_theta *batch theta_dim"],
-        context: Float[Tensor, "num_context *batch context_dim"],
-    ) -> Float[Tensor, "num_context num_theta *batch"]:
+    def forward(self, theta: AllTheta, context: AllContexts) -> Scores:
         """Score all pairs."""
         theta_part, context_part = self.theta_part(theta), self.context_part(context).unsqueeze(1)
         if torch.is_grad_enabled():
@@ -123,15 +107,9 @@ class JointCritic(nn.Module):
 
 @rebuildable
 class StandardisedCritic(nn.Module):
-    """Standardise theta and context, summarise the context, then apply a critic; and a baseline log a(context).
+    """Standardise theta and context, summarise the context, apply a critic; and a baseline log a(context) for TUBA.
 
-    Args:
-        critic: A module that scores all pairs, of standardised theta and summarised context.
-        theta_scaling: Scaling of theta.
-        context_scaling: Scaling of the raw context.
-        summary: A module that maps standardised outcomes `(num, y_dim)` to features `(num, summary_dim)`.
-        num_bypass: How many of the last context entries (designs) the summary does not see.
-        with_baseline: Whether to learn a baseline, which TUBA needs.
+    The summary sees standardised contexts without their last `num_bypass` entries (designs).
 
     Example:
         >>> critic = StandardisedCritic(SeparableCritic(2, 3), Standardise(2), Standardise(3), with_baseline=True)
@@ -163,11 +141,7 @@ class StandardisedCritic(nn.Module):
         """Return what the critic sees of a raw context."""
         return summarise(self.context_scaling(context), self.summary, num_bypass=self.num_bypass)
 
-    def forward(
-        self,
-        theta: Float[Tensor, "num_theta *batch theta_dim"],
-        context: Float[Tensor, "num_context *batch context_dim"],
-    ) -> Float[Tensor, "num_context num_theta *batch"]:
+    def forward(self, theta: AllTheta, context: AllContexts) -> Scores:
         """Score all pairs of raw theta and raw context."""
         return self.critic(self.theta_scaling(theta), self.encode(context))
 
@@ -179,12 +153,9 @@ class StandardisedCritic(nn.Module):
 
     @torch.no_grad()
     def rescale_context_(self, context: Float[Tensor, "num context_dim"]) -> None:
-        """Standardise contexts as they now are; critic and baseline stay the functions of raw contexts that they were.
+        """Standardise raw contexts as they now are; critic and baseline stay the functions of these that they were.
 
         Behind a summary, which is not a linear map, both change, and so does a critic without `rescale_`.
-
-        Args:
-            context: Raw contexts.
         """
         change = self.context_scaling.refit_(context)
         if self.summary is not None:

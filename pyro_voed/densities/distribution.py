@@ -17,6 +17,10 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+Theta = Float[Tensor, "*#batch theta_dim"]
+Context = Float[Tensor, "*#batch context_dim"]
+LogProb = Float[Tensor, "..."]
+
 
 class Density(nn.Module, ABC):
     """The densities of this package: modules that state a log-density and draw, from which the rest follows."""
@@ -26,24 +30,18 @@ class Density(nn.Module, ABC):
     has_rsample: bool
 
     @abstractmethod
-    def log_prob(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
+    def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log-density of theta given the context, nats; the batches broadcast."""
 
     @abstractmethod
-    def draw(
-        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
-    ) -> Float[Tensor, "... theta_dim"]:
+    def draw(self, context: Context, batch_shape: Sequence[int]) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
 
-    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> FlowDistribution:
+    def condition(self, context: Context) -> FlowDistribution:
         """Return the distribution of theta given the context."""
         return FlowDistribution(self, context)
 
-    def forward(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
+    def forward(self, theta: Theta, context: Context) -> LogProb:
         """Return `log_prob`, under the name by which `torch.func.functional_call` reaches a module."""
         return self.log_prob(theta, context)
 
@@ -59,8 +57,7 @@ class FlowDistribution(TorchDistribution):
 
     Example:
         >>> from pyro_voed.densities import AffineCouplingFlow
-        >>> flow = AffineCouplingFlow(2, 3)
-        >>> conditioned = flow.condition(torch.zeros(5, 3))
+        >>> conditioned = AffineCouplingFlow(2, 3).condition(torch.zeros(5, 3))
         >>> conditioned.batch_shape, conditioned.event_shape, conditioned.sample((4,)).shape
         (torch.Size([5]), torch.Size([2]), torch.Size([4, 5, 2]))
     """
@@ -71,7 +68,7 @@ class FlowDistribution(TorchDistribution):
     def __init__(
         self,
         density: Any,
-        context: Float[Tensor, "*batch context_dim"],
+        context: Context,
         batch_shape: Sequence[int] | None = None,
         validate_args: bool | None = None,
     ) -> None:
@@ -99,7 +96,7 @@ class FlowDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def log_prob(self, value: Float[Tensor, "*#batch theta_dim"]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Theta) -> LogProb:
         """Return the log-density at the value under the current weights."""
         if self._validate_args:
             self._validate_sample(value)

@@ -20,6 +20,10 @@ MAX_COUPLING_LOG_SCALE = 3.0
 """Bound that the log-scale of one affine coupling approaches smoothly; several together reach further."""
 
 
+Values = Float[Tensor, "*batch dim"]
+Raw = Float[Tensor, "num_parameters *#batch dim"]
+
+
 @runtime_checkable
 class ElementwiseMap(Protocol):
     """What a coupling needs of a map."""
@@ -47,17 +51,13 @@ class AffineMap:
     def constants(self, like: Tensor) -> None:
         """Return None: an affine map needs no constants."""
 
-    def forward(
-        self, inputs: Float[Tensor, "*batch dim"], raw: Float[Tensor, "2 *#batch dim"], constants: None
-    ) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*#batch dim"]]:
+    def forward(self, inputs: Values, raw: Raw, constants: None) -> tuple[Values, Float[Tensor, "*#batch dim"]]:
         """Return outputs and log-slopes."""
         shift, log_scale = raw.unbind(0)
         log_scale = soft_clamp(log_scale, MAX_COUPLING_LOG_SCALE)
         return torch.addcmul(shift, inputs, log_scale.exp()), log_scale
 
-    def inverse(
-        self, outputs: Float[Tensor, "*batch dim"], raw: Float[Tensor, "2 *#batch dim"], constants: None
-    ) -> Float[Tensor, "*batch dim"]:
+    def inverse(self, outputs: Values, raw: Raw, constants: None) -> Values:
         """Return inputs."""
         shift, log_scale = raw.unbind(0)
         return (outputs - shift) * torch.exp(-soft_clamp(log_scale, MAX_COUPLING_LOG_SCALE))
@@ -65,12 +65,7 @@ class AffineMap:
 
 @dataclass(frozen=True)
 class SplineMap:
-    """Scale and shift, then a rational-quadratic spline: bent in the middle, linear with a free slope in the tails.
-
-    Args:
-        num_bins: Number of bins of the spline.
-        bound: The spline bends [-bound, bound] of the scaled and shifted coordinate.
-    """
+    """Scale and shift, then a rational-quadratic spline bending [-bound, bound]; its linear tails have free slopes."""
 
     num_bins: int
     bound: float
@@ -84,23 +79,13 @@ class SplineMap:
         """Return the linear map from fractions and slopes to bins."""
         return bin_map(self.num_bins, self.bound, like)
 
-    def forward(
-        self,
-        inputs: Float[Tensor, "*batch dim"],
-        raw: Float[Tensor, "num_parameters *#batch dim"],
-        constants: tuple[Tensor, Tensor],
-    ) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*batch dim"]]:
+    def forward(self, inputs: Values, raw: Raw, constants: tuple[Tensor, Tensor]) -> tuple[Values, Values]:
         """Return outputs and log-slopes."""
         shift, scale, bins = self._unpack(raw, constants)
         outputs, slope = spline_forward(torch.addcmul(shift, inputs, scale), bins, bound=self.bound)
         return outputs, torch.log(slope * scale)
 
-    def inverse(
-        self,
-        outputs: Float[Tensor, "*batch dim"],
-        raw: Float[Tensor, "num_parameters *#batch dim"],
-        constants: tuple[Tensor, Tensor],
-    ) -> Float[Tensor, "*batch dim"]:
+    def inverse(self, outputs: Values, raw: Raw, constants: tuple[Tensor, Tensor]) -> Values:
         """Return inputs."""
         shift, scale, bins = self._unpack(raw, constants)
         return (spline_inverse(outputs, bins, bound=self.bound) - shift) / scale

@@ -28,17 +28,16 @@ SMALLEST_START = 1e-3
 """Least standard deviation, of standardised targets, at which a linear start is taken."""
 
 
+Vector = Float[Tensor, "*#batch dim"]
+Matrix = Float[Tensor, "*#batch dim dim"]
+
+
 def soft_clamp(values: Float[Tensor, "*shape"], bound: float) -> Float[Tensor, "*shape"]:
     """Squash values into (-bound, bound) with slope one at zero."""
     return bound * torch.tanh(values / bound)
 
 
-def whiten(
-    theta: Float[Tensor, "*#batch dim"],
-    shift: Float[Tensor, "*#batch dim"],
-    log_scale: Float[Tensor, "*#batch dim"],
-    lower: Float[Tensor, "*#batch dim dim"] | None,
-) -> Float[Tensor, "... dim"]:
+def whiten(theta: Vector, shift: Vector, log_scale: Vector, lower: Matrix | None) -> Float[Tensor, "... dim"]:
     """Return z from theta; without `lower` the coordinates are independent."""
     residual = theta - shift
     if lower is not None:
@@ -46,12 +45,7 @@ def whiten(
     return residual * torch.exp(-log_scale)
 
 
-def colour(
-    z: Float[Tensor, "*#batch dim"],
-    shift: Float[Tensor, "*#batch dim"],
-    log_scale: Float[Tensor, "*#batch dim"],
-    lower: Float[Tensor, "*#batch dim dim"] | None,
-) -> Float[Tensor, "... dim"]:
+def colour(z: Vector, shift: Vector, log_scale: Vector, lower: Matrix | None) -> Float[Tensor, "... dim"]:
     """Return theta from z, the inverse of `whiten`."""
     residual = z * torch.exp(log_scale)
     if lower is not None:
@@ -64,12 +58,8 @@ class ConditionalGaussian(nn.Module):
     """Give shift, log-scales and correlations from features of the context; at construction N(0, I).
 
     The shift has a part linear in the context itself: the features alone would have to carry every statistic of a long
-    context, and in sharp posteriors each coordinate's shift often follows a statistic of its own.
-
-    Args:
-        dim: Dimension of theta; correlations depend on the context up to `MAX_CORRELATED_DIM`, above it there are none.
-        feature_dim: Dimension of the features.
-        context_dim: Dimension of the context; zero where there is none.
+    context, and in sharp posteriors each coordinate's shift often follows a statistic of its own. Above
+    `MAX_CORRELATED_DIM` dimensions there are no correlations.
     """
 
     places: Tensor
@@ -100,12 +90,7 @@ class ConditionalGaussian(nn.Module):
 
     @torch.no_grad()
     def start_(self, theta: Float[Tensor, "num dim"], context: Float[Tensor, "num context_dim"]) -> None:
-        """Start at the linear prediction of theta from the context, where nothing has been learnt yet.
-
-        Args:
-            theta: Draws; more than twice as many as theta has dimensions.
-            context: Their contexts.
-        """
+        """Start at the linear prediction of theta from the context, where nothing has been learnt yet."""
         if self.linear is None or self.head.weight.any() or len(theta) <= 2 * self.dim:
             return
         # A summary with non-finite outputs is reported where terms are checked, in the first step of training.

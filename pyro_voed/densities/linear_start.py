@@ -33,13 +33,7 @@ _LEAST_EIGENVALUE = 1e-10
 
 
 class LinearPrediction(NamedTuple):
-    """Targets predicted as `context @ weight.mT + offset`, and the covariance of the errors.
-
-    Attributes:
-        weight: Shape (dim, context_dim).
-        offset: Shape (dim,).
-        covariance: Covariance of the errors on new draws, shape (dim, dim).
-    """
+    """Targets predicted as `context @ weight.mT + offset`, and the covariance of the errors on new draws."""
 
     weight: Float[Tensor, "dim context_dim"]
     offset: Float[Tensor, " dim"]
@@ -48,11 +42,7 @@ class LinearPrediction(NamedTuple):
 
 @torch.no_grad()
 def predict_linearly(targets: Float[Tensor, "num dim"], context: Float[Tensor, "num context_dim"]) -> LinearPrediction:
-    """Return the ridge regression of targets on a context, penalties by generalised cross-validation.
-
-    Args:
-        targets: At least three draws, finite.
-        context: Contexts of the same draws.
+    """Return the ridge regression of at least three finite targets on contexts of the same draws.
 
     Example:
         >>> context = torch.tensor([[0.0], [1.0], [2.0], [3.0]])

@@ -68,10 +68,7 @@ def rebuildable(cls: type[Module]) -> type[Module]:
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """Return how a module was built, as plain data without its weights.
-
-    Args:
-        module: A density, critic or summary.
+    """Return how a density, critic or summary was built, as plain data without its weights.
 
     Example:
         >>> from pyro_voed.densities import AffineCouplingFlow
@@ -85,18 +82,13 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 
 def rebuild(description: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> nn.Module:
-    """Return a module built as described, on the CPU, for `load_state_dict` to fill.
-
-    The caller's random stream stays where it is.
+    """Return a module built as described, on the CPU, for `load_state_dict` to fill; the random stream stays put.
 
     Args:
         description: From `describe`.
         given: The foreign modules by argument name, "density", "summary" or "critic", or by the path to it, such as
             "summary.parts.1": modules, used as copies; for densities also factories `(theta_dim, context_dim) ->
-            density`.
-
-    Raises:
-        ValueError: If a foreign module is not given.
+            density`. ValueError where one is missing.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         module = _rebuilt(description["module"], (), given or {})

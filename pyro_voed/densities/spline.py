@@ -36,6 +36,10 @@ MIN_SLOPE = 1e-3
 """Least slope at a knot."""
 
 
+Values = Float[Tensor, "*batch"]
+Bins = Float[Tensor, "6 num_bins *#batch"]
+
+
 def spline_size(num_bins: int) -> int:
     """Return how many raw parameters one spline takes: widths, heights and the slopes at the inner knots."""
     return 3 * num_bins - 1
@@ -46,18 +50,11 @@ def positive_slope(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return F.softplus(raw, beta=math.log(2.0)) * (1.0 - MIN_SLOPE) + MIN_SLOPE
 
 
-def bin_map(
-    num_bins: int, bound: float, like: Tensor
-) -> tuple[Float[Tensor, "rows num_parameters"], Float[Tensor, "rows 1"]]:
+def bin_map(num_bins: int, bound: float, like: Tensor) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows 1"]]:
     """Return the matrix and offset that turn fractions and slopes into the six quantities of each bin.
 
     The columns are :math:`K` width fractions, :math:`K` height fractions and :math:`K - 1` inner slopes; the rows hold
     left knot and width in x, left knot and height in y, left slope and right slope, :math:`K` of each.
-
-    Args:
-        num_bins: Number of bins, at least 2.
-        bound: Half the width of the interval.
-        like: A tensor whose dtype and device the result takes.
     """
     below = like.new_ones(num_bins, num_bins).tril(-1)
     own = torch.eye(num_bins, dtype=like.dtype, device=like.device)
@@ -76,13 +73,7 @@ def spline_bins(
     slopes: Float[Tensor, "num_slopes *#batch"],
     maps: tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows 1"]],
 ) -> Float[Tensor, "6 num_bins ..."]:
-    """Return the six quantities of each bin (see `bin_map`).
-
-    Args:
-        sizes: Raw widths, then raw heights; `softmax` makes shares of them.
-        slopes: Slopes at the inner knots, positive.
-        maps: Matrix and offset from `bin_map`.
-    """
+    """Return the six quantities of each bin (see `bin_map`, which gives `maps`) from raw sizes and positive slopes."""
     matrix, offset = maps
     num_bins = matrix.shape[0] // 6
     shares = sizes.unflatten(0, (2, num_bins)).softmax(1).flatten(0, 1)
@@ -90,9 +81,7 @@ def spline_bins(
     return torch.addmm(offset, matrix, packed.flatten(1)).view(6, num_bins, *packed.shape[1:])
 
 
-def spline_forward(
-    inputs: Float[Tensor, "*batch"], bins: Float[Tensor, "6 num_bins *#batch"], *, bound: float
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+def spline_forward(inputs: Values, bins: Bins, *, bound: float) -> tuple[Values, Values]:
     """Return the spline's values and slopes (not their logarithms) at the inputs."""
     inside = inputs.clamp(-bound, bound)
     left, width, bottom, height, slope_left, slope_right = _pick(bins, inside, axis=0)
@@ -111,9 +100,7 @@ def spline_forward(
     return outputs, slope
 
 
-def spline_inverse(
-    outputs: Float[Tensor, "*batch"], bins: Float[Tensor, "6 num_bins *#batch"], *, bound: float
-) -> Float[Tensor, "*batch"]:
+def spline_inverse(outputs: Values, bins: Bins, *, bound: float) -> Values:
     """Return the inputs at which the spline takes the given values."""
     inside = outputs.clamp(-bound, bound)
     left, width, bottom, height, slope_left, slope_right = _pick(bins, inside, axis=2)
@@ -130,12 +117,8 @@ def spline_inverse(
 
 
 def rational_quadratic_spline(
-    inputs: Float[Tensor, "*batch"],
-    raw: Float[Tensor, "num_parameters *#batch"],
-    *,
-    bound: float,
-    inverse: bool = False,
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    inputs: Values, raw: Float[Tensor, "num_parameters *#batch"], *, bound: float, inverse: bool = False
+) -> tuple[Values, Values]:
     """Map inputs through a monotonic rational-quadratic spline, or back.
 
     Args:
@@ -147,9 +130,6 @@ def rational_quadratic_spline(
 
     Returns:
         The outputs, and the logarithm of the slope of the direction taken.
-
-    References:
-        Durkan, Bekasov, Murray and Papamakarios (2019), "Neural Spline Flows", equations 4 to 8.
 
     Example:
         >>> raw = torch.linspace(-1.0, 1.0, spline_size(4))[:, None].expand(-1, 3)
@@ -175,9 +155,7 @@ def rational_quadratic_spline(
     return outputs, slope.log()
 
 
-def _pick(
-    bins: Float[Tensor, "6 num_bins *#batch"], values: Float[Tensor, "*batch"], *, axis: int
-) -> tuple[Tensor, ...]:
+def _pick(bins: Bins, values: Values, *, axis: int) -> tuple[Tensor, ...]:
     """Return the six quantities of the bin that holds each value; row `axis` of `bins` has the left knots."""
     index = (values >= bins[axis, 1:]).sum(0)
     bins = bins.expand(*bins.shape[:2], *values.shape)

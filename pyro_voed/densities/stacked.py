@@ -7,7 +7,7 @@ through each operation at once (`torch.func.vmap`). They share no weight, no sca
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,12 +24,7 @@ from pyro_voed.densities.standardised import StandardisedDensity
 class StackedDensity(Density):
     """Hold densities of equal structure as one module, whose members are the last batch dimension of its arguments.
 
-    Args:
-        members: At least one density, of equal structure, dtype and device.
-
-    Raises:
-        ValueError: If the members' weights or buffers differ in name or shape.
-        NotImplementedError: If they hold recurrent networks.
+    Members have equal structure (else ValueError), dtype and device, and no recurrent networks (NotImplementedError).
 
     Example:
         >>> from pyro_voed.densities import SplineCouplingFlow, Standardise
@@ -69,7 +64,17 @@ class StackedDensity(Density):
         self, theta: Float[Tensor, "*batch members theta_dim"], context: Float[Tensor, "*batch members context_dim"]
     ) -> Float[Tensor, "*batch members"]:
         """Return each member's log-density of its own theta given its own context, nats."""
-        return self._each(lambda member, own, given: member(own, given), theta, context)
+        weights = {name: self.weights[key] for key, name in self._weight_names.items()}
+        buffers = {name: self.get_buffer(key) for key, name in self._buffer_names.items()}
+        pattern = self._pattern[0]
+        if pattern.training != self.training:  # as it is not a submodule
+            pattern.train(self.training)
+
+        def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], *own: Tensor) -> Any:
+            return functional_call(pattern, (own_weights, own_buffers), own)
+
+        in_dims = (0, self._buffer_dims, theta.dim() - 2, context.dim() - 2)
+        return vmap(one, in_dims, out_dims=-1, randomness="different")(weights, buffers, theta, context)
 
     def draw(
         self, context: Float[Tensor, "*batch members context_dim"], batch_shape: Sequence[int]
@@ -132,30 +137,9 @@ class StackedDensity(Density):
             if name in state:
                 self.get_buffer(key)[index] = state[name]
 
-    def _each(self, apply: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-        """Apply each member to its own arguments, whose members are the last but one dimension."""
-        weights = {name: self.weights[key] for key, name in self._weight_names.items()}
-        buffers = {name: self.get_buffer(key) for key, name in self._buffer_names.items()}
-        pattern = self._pattern[0]
-        if pattern.training != self.training:  # as it is not a submodule
-            pattern.train(self.training)
-
-        def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], *own: Tensor) -> Any:
-            return functional_call(pattern, (own_weights, own_buffers), own)
-
-        dims = tuple(tensor.dim() - 2 for tensor in arguments)
-        return vmap(one, in_dims=(0, self._buffer_dims, *dims), out_dims=-1, randomness="different")(
-            weights, buffers, *arguments
-        )
-
 
 def member_density(density: Any, index: int) -> Any:
-    """Return the density for one design of a batch: a member of an ensemble, else the density that all designs share.
-
-    Example:
-        >>> member_density("shared", 3)
-        'shared'
-    """
+    """Return the density for one design of a batch: a member of an ensemble, else the density that all share."""
     return density.member(index) if isinstance(density, StackedDensity) else density
 
 

@@ -47,16 +47,9 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit_(self, x: Float[Tensor, "num dim"]) -> Standardise:
-        """Take mean and standard deviation from simulations, in place and without gradient.
+        """Take mean and standard deviation from at least two simulations, in place and without gradient.
 
         A column that is constant up to rounding gets scale one: dividing by its deviation would amplify noise.
-
-        Args:
-            x: At least two simulated vectors.
-
-        Raises:
-            ValueError: If the shape is wrong or there are fewer than two vectors.
-            ArithmeticError: If a value is not finite.
         """
         if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] != self.dim:
             raise ValueError(
@@ -115,10 +108,7 @@ def summarise(
 def context_groups(summary: nn.Module | None, context_dim: int, *, num_bypass: int) -> Int[Tensor, " context_dim"]:
     """Return which context entries share a scale: those that the summary names; each of the others has its own.
 
-    Args:
-        summary: Sees all but the last `num_bypass` entries; its method `column_groups(dim)` says which of them do.
-        context_dim: Entries in all.
-        num_bypass: Entries that the summary does not see.
+    The summary sees all but the last `num_bypass` entries; its method `column_groups(dim)` says which of them do.
 
     Example:
         >>> from pyro_voed.summaries import DeepSetSummary

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import as_density, evaluating
-from pyro_voed.densities.distribution import Density
+from pyro_voed.densities.distribution import Context, Density, LogProb, Theta
 from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.densities.standardise import Standardise, summarise
 
@@ -49,12 +49,8 @@ class StandardisedDensity(Density):
         density: Anything `as_density` takes, of standardised theta and summarised context.
         theta_scaling: Scaling of theta.
         context_scaling: Scaling of the raw context.
-        summary: A module that maps standardised contexts (num, dim) to features (num, summary_dim); None for the
-            identity.
+        summary: A module that maps standardised contexts (num, dim) to features (num, summary_dim), or None.
         num_bypass: How many of the last context entries the summary does not see.
-
-    Raises:
-        ValueError: If the dimensions do not fit together.
 
     Example:
         >>> from pyro_voed.densities import AffineCouplingFlow
@@ -98,11 +94,9 @@ class StandardisedDensity(Density):
 
     @torch.no_grad()
     def start_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
-        """Let a flow start at the linear-Gaussian posterior of pilot draws; other densities stay as they are.
+        """Let a flow start at the linear-Gaussian posterior of raw pilot draws; other densities stay as they are.
 
-        Args:
-            theta: Raw draws, none of them among those that decide when training stops.
-            context: Their raw contexts.
+        None of the draws may be among those that decide when training stops.
         """
         if isinstance(self.density, Startable):
             with evaluating(self):
@@ -110,25 +104,18 @@ class StandardisedDensity(Density):
 
     @torch.no_grad()
     def rescale_context_(self, context: Float[Tensor, "num context_dim"]) -> None:
-        """Standardise contexts as they now are; a flow stays the density of raw contexts that it was.
+        """Standardise raw contexts as they now are; a flow stays the density of these that it was.
 
         Behind a summary, which is not a linear map, the density changes, and so do densities without `rescale_`.
-
-        Args:
-            context: Raw contexts.
         """
         change = self.context_scaling.refit_(context)
         if self.summary is None and isinstance(self.density, Rescalable):
             self.density.rescale_(*change)
 
-    def log_prob(
-        self, theta: Float[Tensor, "*#batch theta_dim"], context: Float[Tensor, "*#batch context_dim"]
-    ) -> Float[Tensor, "..."]:
+    def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log-density of raw theta given the raw context; the batches broadcast."""
         return self.density.log_prob(self.theta_scaling(theta), self.encode(context)) + self.theta_scaling.log_det()
 
-    def draw(
-        self, context: Float[Tensor, "*batch context_dim"], batch_shape: Sequence[int]
-    ) -> Float[Tensor, "... theta_dim"]:
+    def draw(self, context: Context, batch_shape: Sequence[int]) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
         return self.theta_scaling.inverse(self.density.draw(self.encode(context), batch_shape))

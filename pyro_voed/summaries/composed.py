@@ -21,9 +21,6 @@ class ComposedSummary(nn.Module):
         dim: Dimension of the vector; entries that no part sees go into the summary unchanged.
         description: What it is, in words, for results to print.
 
-    Raises:
-        ValueError: If an entry is out of range, or the numbers of parts and of entries differ.
-
     Example:
         >>> from pyro_voed.summaries import DeepSetSummary
         >>> summary = ComposedSummary([DeepSetSummary(2, 8)], [torch.arange(20)], dim=21, description="ten pairs")

@@ -1,4 +1,7 @@
-"""A summary of a long series by convolutions: each block halves the length, then what is left is pooled.
+"""A summary of a long series by convolutions.
+
+Each block of two convolutions halves the length. The summary is made of mean and spread over the remaining times, and
+of these times averaged in segments, which keep *when* something happened.
 
 References:
     Z. Wang, W. Yan and T. Oates (2017), Time series classification from scratch with deep neural networks: a strong
@@ -21,9 +24,6 @@ from pyro_voed.summaries.series import split_series
 class ConvolutionalSummary(nn.Module):
     """Summarise a series with one-dimensional convolutions.
 
-    Each block of two convolutions halves the length. The summary is made of mean and spread over the remaining times,
-    and of these times averaged in `num_segments` parts, which keep *when* something happened.
-
     Args:
         num_steps: Length of the series, at least `2 ** num_blocks`.
         num_channels: Numbers at each time, which stand together in the vector.
@@ -33,15 +33,8 @@ class ConvolutionalSummary(nn.Module):
         kernel_size: Times that a convolution sees.
         num_segments: Parts of the series that are averaged separately.
 
-    Raises:
-        ValueError: If a size is out of range.
-
-    References:
-        Wang, Yan and Oates (2017).
-
     Example:
-        >>> summary = ConvolutionalSummary(num_steps=200, summary_dim=10)
-        >>> summary(torch.randn(5, 200)).shape
+        >>> ConvolutionalSummary(num_steps=200, summary_dim=10)(torch.randn(5, 200)).shape
         torch.Size([5, 10])
     """
 
@@ -64,9 +57,9 @@ class ConvolutionalSummary(nn.Module):
         self.num_channels = num_channels
         self.embed = nn.Conv1d(num_channels, hidden_dim, kernel_size, padding="same")
         self.blocks = nn.ModuleList(_Block(hidden_dim, kernel_size) for _ in range(num_blocks))
-        self.segments = nn.AdaptiveAvgPool1d(min(num_segments, num_steps // 2**num_blocks))
-        num_pooled = hidden_dim * (2 + min(num_segments, num_steps // 2**num_blocks))
-        self.out = mlp([num_pooled, 2 * hidden_dim, summary_dim])
+        num_segments = min(num_segments, num_steps // 2**num_blocks)
+        self.segments = nn.AdaptiveAvgPool1d(num_segments)
+        self.out = mlp([hidden_dim * (2 + num_segments), 2 * hidden_dim, summary_dim])
 
     def forward(self, x: Float[Tensor, "*batch series_dim"]) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary of series whose times stand one after the other."""

@@ -25,12 +25,6 @@ class FeedForwardSummary(nn.Module):
         hidden_dim: Width of the hidden layers.
         num_blocks: Residual blocks.
 
-    Raises:
-        ValueError: If a size is out of range.
-
-    References:
-        Jiang et al. (2017).
-
     Example:
         >>> import torch
         >>> FeedForwardSummary(100, 8)(torch.randn(5, 100)).shape

@@ -37,12 +37,7 @@ def linear(in_dim: int, out_dim: int, *, gain: float = 1.0) -> nn.Linear:
 
 
 class ResidualBlock(nn.Module):
-    """Add a hidden layer's output for the normalised input to the input.
-
-    Args:
-        dim: Dimension of input and output.
-        shared_dim: Dimension of what all rows of a set see besides their own features; 0 for nothing.
-    """
+    """Add a hidden layer's output for the normalised input, and for what all rows of a set share, to the input."""
 
     def __init__(self, dim: int, shared_dim: int = 0) -> None:
         super().__init__()

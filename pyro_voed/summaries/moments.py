@@ -34,12 +34,9 @@ def row_moments(
     *,
     cross: bool = False,
 ) -> Float[Tensor, "*batch num_moments"]:
-    """Return mean, log variance and log mean square of every column, and correlations of pairs if asked for.
+    """Return mean, log variance and log mean square of every column, and with `cross` correlations of all pairs.
 
-    Args:
-        rows: The set.
-        weights: Weight of each row, with sum one over the rows; None for equal ones.
-        cross: Also give the correlations of all pairs of columns, and the partial ones.
+    The weights of the rows have sum one; None stands for equal ones.
 
     Example:
         >>> row_moments(torch.tensor([[-1.0, 0.0], [1.0, 2.0]]))

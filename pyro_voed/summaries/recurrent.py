@@ -39,19 +39,12 @@ class RecurrentSummary(nn.Module):
         num_layers: Recurrent layers.
         cell: `nn.LSTM` or `nn.GRU`.
         bidirectional: Go through the series in both directions.
-        join: "all" joins the hidden states of all times, "last" only the final one of each direction, for series of
-            any length.
+        join: "all" joins the hidden states of all times, "last" only the final one of each direction, for series of any
+            length.
         embedding: Widths of the hidden layers between the joined states and the summary.
 
-    Raises:
-        ValueError: If a size is out of range, or a series has another length.
-
-    References:
-        Dong et al. (2025), appendix E.3; Hochreiter and Schmidhuber (1997).
-
     Example:
-        >>> summary = RecurrentSummary(num_steps=50, summary_dim=10)
-        >>> summary(torch.randn(5, 50)).shape
+        >>> RecurrentSummary(num_steps=50, summary_dim=10)(torch.randn(5, 50)).shape
         torch.Size([5, 10])
     """
 

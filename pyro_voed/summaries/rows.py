@@ -12,20 +12,17 @@ from torch import Tensor, nn
 from pyro_voed.summaries.layers import mlp
 from pyro_voed.summaries.moments import num_moments, row_moments
 
+Rows = Float[Tensor, "*batch num_rows row_dim"]
+Weights = Float[Tensor, "*batch num_rows 1"]
+LogSize = Float[Tensor, "*batch 1"]
+
 
 def split_rows(
     x: Float[Tensor, "*batch set_dim"], row_dim: int, *, masked: bool
-) -> tuple[
-    Float[Tensor, "*batch num_rows row_dim"],
-    Float[Tensor, "*batch num_rows 1"] | None,
-    Float[Tensor, "*batch 1"] | None,
-]:
+) -> tuple[Rows, Weights | None, LogSize | None]:
     """Return the rows, their weights in a mean, and the log of their number; the last two None where all are present.
 
     Absent rows are set to zero.
-
-    Raises:
-        ValueError: If the vector does not hold whole rows.
     """
     size = row_dim + masked
     if x.shape[-1] == 0 or x.shape[-1] % size:
@@ -52,25 +49,16 @@ def row_groups(dim: int, row_dim: int, *, masked: bool) -> Int[Tensor, " dim"]:
 class SetHead(nn.Module):
     """The last layers of a summary of a set: a network of pooled features and of the raw moments of the rows.
 
-    The moments also go into the summary as they are, as does the log of the number of rows where it varies.
-
-    Args:
-        pooled_dim: Dimension of the pooled features.
-        row_dim: Numbers in a row.
-        hidden_dim: Width of the hidden layer.
-        summary_dim: Learned features.
-        moments: Whether moments are used.
-        cross: Also the correlations of all pairs of columns.
-        masked: Whether the number of rows varies.
+    The moments also go into the summary as they are, as does the log of the number of rows where it varies (`masked`).
     """
 
     def __init__(
         self,
         pooled_dim: int,
+        *,
         row_dim: int,
         hidden_dim: int,
         summary_dim: int,
-        *,
         moments: bool,
         cross: bool,
         masked: bool,
@@ -81,11 +69,7 @@ class SetHead(nn.Module):
         self.out = mlp([pooled_dim + num_raw + masked, hidden_dim, summary_dim])
 
     def forward(
-        self,
-        pooled: Float[Tensor, "*batch pooled_dim"],
-        rows: Float[Tensor, "*batch num_rows row_dim"],
-        weights: Float[Tensor, "*batch num_rows 1"] | None,
-        log_size: Float[Tensor, "*batch 1"] | None,
+        self, pooled: Float[Tensor, "*batch pooled_dim"], rows: Rows, weights: Weights | None, log_size: LogSize | None
     ) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary."""
         raw = [row_moments(rows, weights, cross=self.cross)] if self.moments else []

@@ -9,16 +9,7 @@ from torch import Tensor
 def split_series(
     x: Float[Tensor, "*batch series_dim"], num_channels: int, num_steps: int | None
 ) -> Float[Tensor, "num num_steps num_channels"]:
-    """Return series as rows of times, the batch flattened.
-
-    Args:
-        x: The vectors.
-        num_channels: Numbers at each time.
-        num_steps: Times; None for any number of them.
-
-    Raises:
-        ValueError: If the vectors are of another length.
-    """
+    """Return series as rows of times, the batch flattened; `num_steps` None takes any number of times."""
     steps, left = divmod(x.shape[-1], num_channels)
     if left or steps != (num_steps or steps):
         raise ValueError(

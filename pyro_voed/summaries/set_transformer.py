@@ -29,28 +29,17 @@ from pyro_voed.summaries.rows import SetHead, row_groups, split_rows
 class SetTransformerSummary(nn.Module):
     """Summarise exchangeable rows with a set transformer.
 
+    `row_dim`, `summary_dim`, `moments`, `cross` and `masked` as in `DeepSetSummary`.
+
     Args:
-        row_dim: Numbers in a row.
-        summary_dim: Learned features. A rule of thumb is twice the number of the targets' sufficient statistics; the
-            moments come on top of them.
         hidden_dim: Width of the hidden layers, a multiple of `num_heads`.
         num_blocks: Blocks of attention among the rows.
         num_heads: Heads of every attention.
         num_seeds: Learned queries that pool the rows.
         num_inducing: Learned points through which the rows attend to each other; None for direct attention.
-        moments: Give the moments of the rows to the last layers and to the summary.
-        cross: Also the correlations of all pairs of columns.
-        masked: As in `DeepSetSummary`.
-
-    Raises:
-        ValueError: If a size is out of range, or the width is not a multiple of the number of heads.
-
-    References:
-        Lee et al. (2019).
 
     Example:
-        >>> summary = SetTransformerSummary(row_dim=3, summary_dim=8)
-        >>> summary(torch.randn(5, 10 * 3)).shape
+        >>> SetTransformerSummary(row_dim=3, summary_dim=8)(torch.randn(5, 10 * 3)).shape
         torch.Size([5, 17])
     """
 
