@@ -80,7 +80,7 @@ class CouplingFlow(Density):
         self.gaussian.rescale_(factor, shift)
 
     def log_prob(self, theta: Theta, context: Context) -> LogProb:
-        """Return the log-density of theta given the context; each context passes the trunk once, then batches broadcast."""
+        """Return the log-density of theta given the context; each context passes the trunk once, for any batch."""
         z, log_det = self.whiten(theta, context)
         return log_det - 0.5 * (z * z).sum(-1) - 0.5 * self.theta_dim * math.log(2.0 * math.pi)
 
