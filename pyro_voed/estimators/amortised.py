@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -60,14 +60,10 @@ Proposal = Callable[[int], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class AmortisedEIG:
-    """The expected information gain at any design.
+    """The expected information gain at any design; made by `amortise_eig`.
 
-    Attributes:
-        experiment: What was read from the model; None where it was loaded without one.
-        learned: The conditional density, which takes outcome and design, and its training record, whose bound is the
-            mean over the proposal's designs.
-        num_simulations: Experiments simulated in training.
-        seconds: Wall time of training.
+    `experiment` is None where it was loaded without its model. `learned` holds the density, which takes outcome and
+    design, and its training record, whose bound is the mean over the proposal's designs.
     """
 
     experiment: Experiment | None
@@ -91,19 +87,13 @@ class AmortisedEIG:
         """Estimate the expected information gain at designs, on fresh simulations.
 
         Args:
-            designs: Designs `(*design_batch, *shape)` by label; default: the one in the store when the model was
-                resolved.
+            designs: As in `eig_flow`; default: the one in the store when the model was resolved.
             num_samples: Experiments at each design. Default: 100,000 shared among the designs, between 100 and 20,000
                 each.
-            seed: Seed; None draws one from the global generator.
+            seed: As in `eig_flow`.
 
         Returns:
             The lower bound in nats with its standard error, of the shape of the design batch.
-
-        Raises:
-            ValueError: If designs are unknown, misshapen or outside their constraints, or the result was loaded without
-                its model.
-            ArithmeticError: If a term is not finite.
         """
         if num_samples is not None:
             check_count(num_samples, "num_samples", 2)
@@ -147,40 +137,25 @@ def amortise_eig(
 
     Args:
         model: A Pyro program of one experiment with at least one design.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about; default: all other latent sites.
         proposal: Function from a number to that many designs to train at, `(num_designs, *shape)` by label, drawn with
             torch's generator. Default: over intervals, half uniform and half with more draws near the ends.
-        density: A factory `(theta_dim, context_dim) -> density`, a density, or that of an earlier amortised result to
-            go on from. Default: a spline coupling flow.
-        summary: As in `eig_flow`.
+        density: As in `eig_flow`; that of an earlier amortised result is trained further.
         training: `Fresh(...)`, as in `eig_flow`; default 1,024 experiments a step, each at a design of its own where
             the model allows, and at most 20,000 steps.
-        seed: Seed; None draws one from the global generator.
-        progress: Show a progress bar; None shows it on a terminal only.
+        observation_labels, target_labels, summary, seed, progress: As in `eig_flow`.
 
     Returns:
         An object whose `at(designs)` gives the lower bound there, on fresh simulations.
 
     Raises:
-        ValueError: If the model has no design, a design has no interval and no proposal is given, or labels or sizes
-            are wrong.
-        NotImplementedError: If the density of the targets is neither stated nor their entropy given.
-        ArithmeticError: If a term is not finite.
+        ValueError: If the model has no design, or a design has no interval and no proposal is given.
 
     Example:
-        >>> import pyro
-        >>> from pyro import distributions as dist
-        >>> from torch.distributions import constraints
-        >>> from pyro_voed.training import Fresh
-        >>> def model():
-        ...     xi = pyro.param("xi", torch.tensor(0.5), constraint=constraints.interval(0.0, 2.0))
-        ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0))
-        >>> amortised = amortise_eig(model, "y", training=Fresh(num_steps=300), seed=0)
-        >>> curve = amortised.at({"xi": torch.tensor([0.0, 1.0, 2.0])}, seed=0)
-        >>> [round(value, 1) for value in curve.eig.tolist()]  # exact: log(1 + xi^2) / 2
-        [-0.0, 0.3, 0.8]
+        >>> from pyro_voed.problems.nonlinear import nonlinear
+        >>> amortised = amortise_eig(nonlinear(), "y", training=Fresh(num_steps=100), seed=0)
+        >>> eig = amortised.at({"d": torch.tensor([0.1, 1.0])}, seed=0).eig
+        >>> bool(eig[0] < eig[1])
+        True
     """
     check_training(training, kinds=(Fresh,))
     if proposal is not None:
@@ -194,9 +169,7 @@ def amortise_eig(
         experiment, _ = as_experiment(model, observation_labels, target_labels)
         for need in (needs.designs, needs.learnable_targets, needs.stated_prior):
             need(experiment, "amortise_eig")
-        propose = (
-            partial(_default_proposal, experiment) if proposal is None else partial(_checked, experiment, proposal)
-        )
+        propose = partial(_spread, experiment.designs) if proposal is None else partial(_checked, experiment, proposal)
         experiment = experiment.laid_out(propose(3))
         members = size if experiment.takes_design_rows else min(DESIGNS_AT_ONCE, size)
 
@@ -231,11 +204,11 @@ def _make_flow(dim: int, context_dim: int) -> nn.Module:
     return SplineCouplingFlow(dim, context_dim, num_transforms=4 if dim > 1 else 2, hidden_dim=128, activation=nn.ReLU)
 
 
-def _default_proposal(experiment: Experiment, num_designs: int) -> dict[str, Tensor]:
-    return {site.name: _spread(site, num_designs) for site in experiment.designs}
+def _spread(sites: Sequence[DesignSite], num_designs: int) -> dict[str, Tensor]:
+    return {site.name: _spread_one(site, num_designs) for site in sites}
 
 
-def _spread(site: DesignSite, num_designs: int) -> Tensor:
+def _spread_one(site: DesignSite, num_designs: int) -> Tensor:
     ends = site.interval_ends
     if ends is None:
         raise ValueError(

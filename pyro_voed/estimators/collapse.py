@@ -82,13 +82,7 @@ def warn_of_collapse(check: CollapseCheck) -> None:
 
 
 def checked_for_collapse(experiment: Experiment, density: Any, sample: JointSample) -> CollapseCheck | None:
-    """Check, and warn, that the summary of a density ignores no target.
-
-    Args:
-        experiment: The experiment.
-        density: The density; there is no check where it has no summary, or many are stacked.
-        sample: Simulations that took no part in training.
-    """
+    """Check on fresh simulations that a density's summary ignores no target, and warn; None where it has no summary."""
     if not isinstance(density, StandardisedDensity) or density.summary is None:
         return None
     with torch.no_grad(), pyro.validation_enabled(False):

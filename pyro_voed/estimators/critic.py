@@ -80,11 +80,8 @@ def critic_objective(terms: CriticTerms = info_nce, critic: Any = SeparableCriti
             is given no other.
 
     Example:
-        >>> from pyro_voed.densities import Standardise
-        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> critic = StandardisedCritic(SeparableCritic(2, 3), Standardise(2), Standardise(3))
-        >>> critic_objective(info_nce)(sample_joint(Experiment(linear_gaussian(), "y", "theta"), 64), critic).shape
-        torch.Size([64])
+        >>> critic_objective().bound, critic_objective().evaluation_size
+        ('lower', 256)
     """
 
     def score(sample: JointSample, trained: StandardisedCritic) -> Tensor:
@@ -122,23 +119,16 @@ def eig_critic(
     """Estimate the expected information gain with a learned critic on joint and shuffled pairs.
 
     Args:
-        model: A Pyro program of one experiment, explicit or implicit.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, discrete and deterministic ones included; default: all other latents.
+        model: A Pyro program of one experiment, explicit or implicit; targets may be discrete or deterministic.
         terms: `info_nce`, `nwj`, `tuba` or `donsker_varadhan`.
-        designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with one critic that takes the design
-            along with the outcome; pairs are shuffled within a design.
+        designs: As in `eig_flow`; one critic takes the design along with the outcome, pairs are shuffled within a
+            design.
         critic: A factory `(theta_dim, context_dim) -> module` that scores all pairs (`SeparableCritic`,
             `JointCritic`), such a module, or the critic of an earlier result (its field `density`), which is trained
             further, or used as it is with `training=Fresh(num_steps=0)`.
-        summary: As in `eig_flow`.
-        training: `Fresh(...)` or `Pool(...)`, as in `eig_flow`.
-        num_samples: Fresh experiments at each design behind the reported number; default 20,000 shared among the
-            designs (at least 2,000 each), 2,000 where experiments are run one by one.
         evaluation_batch_size: Pairs n in each independent batch of the evaluation, which bounds InfoNCE by log(n);
             default a sixteenth of `num_samples`, at most 1,024.
-        seed: Seed; None draws one from the global generator.
-        progress: Show progress bars; None shows them on a terminal only.
+        observation_labels, target_labels, summary, training, num_samples, seed, progress: As in `eig_flow`.
 
     Returns:
         The estimate in nats with its standard error. Except for InfoNCE, `weights.effective_sample_size` is that
@@ -147,14 +137,9 @@ def eig_critic(
 
     Raises:
         ValueError: If labels, designs or sizes are wrong, or a critic does not fit.
-        ArithmeticError: If a term is not finite; in training it is a `TrainingStopped` too, and carries the critic as
-            last trained (`error.density`).
 
     Warns:
         UserWarning: If InfoNCE comes within 0.5 nats of its ceiling, or the effective sample size is below 100.
-
-    References:
-        Van den Oord et al. (2018); Nguyen et al. (2010); Poole et al. (2019); Belghazi et al. (2018).
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
@@ -241,10 +226,7 @@ def _evaluate(
     size: int,
     num_batches: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the means of the terms and the log averages of exp(score) / a, of fresh independent batches.
-
-    Both are of shape `(num_batches, *design_batch)`; third, the range of the outcomes.
-    """
+    """Return means of terms and log averages of exp(score) / a, `(num_batches, *design_batch)`, and outcomes' range."""
     batch = design_batch_shape(experiment, designs)
     members = max(1, PAIRS_AT_ONCE // size**2)
     values, averages, ranges = [], [], []

@@ -1,9 +1,7 @@
 """Many densities trained at once: one for each candidate design, or one for each learning rate.
 
-An *ensemble* gives every design a density of its own, none of whose capacity is spent on other designs. *Candidate
-rates* are trained side by side on the same simulations, the best is chosen on draws of its own, and the reported
-number is made on fresh ones (the protocol of Dong et al. 2025). Either way the weights are stacked, so that members
-cost little more than one (`StackedDensity`), and no member's training touches another's.
+The weights are stacked, so that members cost little more than one (`StackedDensity`), and no member's training touches
+another's.
 """
 
 from __future__ import annotations
@@ -26,10 +24,8 @@ from pyro_voed.experiment.packing import JointSample
 class Ensemble:
     """How joint samples meet the members of a stacked density.
 
-    Attributes:
-        num_rates: Candidate learning rates.
-        batch: The design batch whose members have densities of their own; `()` where one density takes the design as
-            context, or there is one design.
+    `batch` is the design batch whose members have densities of their own; `()` where one density takes the design as
+    context, or there is one design.
     """
 
     num_rates: int
@@ -43,11 +39,7 @@ class Ensemble:
     def build(
         self, given: Any, pilot: JointSample, experiment: Experiment, summary: Summary, *, started: bool = True
     ) -> StackedDensity:
-        """Return the stacked density to train, each member's scales taken from its own part of the pilot.
-
-        Raises:
-            ValueError: If a stacked density from an earlier result has another number of members.
-        """
+        """Return the stacked density to train, each member's scales taken from its own part of the pilot."""
         if isinstance(given, StackedDensity):
             if given.num_members != self.batch.numel():
                 raise ValueError(

@@ -14,7 +14,7 @@ no side is left (`learned_prior`).
 References:
     Barber and Agakov (2003), "The IM algorithm: a variational approach to information maximization".
     Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), "Variational Bayesian optimal experimental design
-    with normalizing flows".
+    with normalizing flows", Eq. 12.
 """
 
 from __future__ import annotations
@@ -91,16 +91,12 @@ def eig_flow(
         an estimate that may err to either side.
 
     Raises:
-        ValueError: If labels, designs or sizes are wrong, or the model's information gain is undefined; if a prior
-            density is to be learned and nothing is to be trained.
+        ValueError: If labels, designs or sizes are wrong, or the model's information gain is undefined.
         NotImplementedError: If a target is discrete without finitely many values, or the density of the targets is
             neither stated nor learned, nor their entropy given; if a reference or the certificate needs what the model
             does not have. All of this before anything is simulated in bulk.
         TrainingStopped: If an error ends training, such as a term that is not finite (then it is an `ArithmeticError`
             too). It carries the density as last trained (`error.density`), with which training can go on.
-
-    References:
-        Barber and Agakov (2003); Dong et al. (2025), Eq. 12.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian

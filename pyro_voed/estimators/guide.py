@@ -52,19 +52,10 @@ CHECK_SIZE = 3
 
 
 class GuideDensity(torch.nn.Module):
-    """The density that a Pyro guide describes, of the outcome or of the targets given the outcome.
+    """The density that a Pyro guide describes, of the outcome or, with `of_targets`, of the targets given the outcome.
 
-    Args:
-        guide: Samples every outcome site of the model (or, with `of_targets`, every target site), and nothing else.
-        experiment: The experiment.
-        designs: Designs to evaluate; those that the guide reads by `pyro.param` are put in.
-        of_targets: The guide samples the targets, and is called with the outcome, `guide(observations, *args)`.
-        trained: It is to be trained, so it must have something to learn.
-
-    Raises:
-        TypeError: If the guide cannot be called.
-        ValueError: If the guide's sites are not those of the model, or of another shape or kind; if it has no
-            parameter to learn; if vectorised and single runs disagree.
+    `designs` are put in where the guide reads them by `pyro.param`. A guide that is `trained` must have something to
+    learn.
     """
 
     def __init__(
@@ -125,18 +116,14 @@ class GuideDensity(torch.nn.Module):
     def values(self) -> dict[str, Tensor]:
         """Return the guide's explicit parameters in their constraints, by name, as the parameter store has them.
 
-        Weights of networks are not among them: they are in the networks. To carry fitted values over to the store:
-        `for name, value in density.values().items(): pyro.get_param_store()[name] = value.detach()`.
+        To carry them over to the store: `for name, value in density.values().items(): pyro.get_param_store()[name] =
+        value`.
         """
         found = zip(self.names, self.constraints, self.unconstrained, strict=True)
         return {name: transform_to(constraint)(leaf) for name, constraint, leaf in found}
 
     def log_prob(self, sample: JointSample) -> Tensor:
-        """Return the guide's log density of the packed outcomes (or targets), nats, `(num_samples, *design_batch)`.
-
-        Raises:
-            ArithmeticError: If a simulated value lies outside the guide's support, where its density is zero.
-        """
+        """Return the guide's log density of the packed outcomes (or targets), nats, `(num_samples, *design_batch)`."""
         leading = sample.y.shape[:-1]
         rows = {
             name: value.reshape(leading.numel(), *self.experiment.shapes[name]) for name, value in sample.values.items()
@@ -169,14 +156,8 @@ class GuideDensity(torch.nn.Module):
         """Return the fitted posterior of one outcome as a Pyro program.
 
         It ignores its arguments, so that it serves as `guide=` of `pyro.infer.Predictive` and `Importance`, and as
-        `prior=` of the next experiment.
-
-        Args:
-            observations: The outcome, in the shape of one experiment: a dict by site, or a tensor where there is one.
-            designs: Design values it was observed at; default: those of the result, where there was one design.
-
-        Raises:
-            ValueError: If sites or shapes are wrong, the guide describes the outcome, or the design is not plain.
+        `prior=` of the next experiment. The outcome has the shape of one experiment: a dict by site, or a tensor where
+        there is one. `designs` it was observed at are by default the result's, where there was one design.
         """
         if not self.of_targets:
             raise ValueError("this guide describes the outcome, not the targets given the outcome.")
@@ -349,13 +330,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class ConditionedGuide:
-    """A fitted guide at one outcome, as a Pyro program; made by `GuideDensity.condition_on`.
-
-    Attributes:
-        density: The density that the guide describes.
-        observations: The outcome, by site.
-        fixed: Values of its parameters and of the designs that it reads.
-    """
+    """A fitted guide at one outcome as a Pyro program, its parameters and designs `fixed`."""
 
     density: GuideDensity
     observations: Mapping[str, Tensor]

@@ -13,11 +13,7 @@ from pyro_voed.experiment.sites import Site
 
 
 def check_sites(nodes: Mapping[str, Any], scored: Sequence[Site], of_targets: bool) -> None:
-    """Check the sites that a guide samples against those that it is to score.
-
-    Raises:
-        ValueError: If they are not those of the model, or of another shape or kind.
-    """
+    """Raise where the sites that a guide samples are not those to be scored, or of another shape or kind."""
     role = "target" if of_targets else "outcome"
     names = [site.name for site in scored]
     if set(nodes) != set(names):
@@ -54,12 +50,7 @@ def _free_dim(fn: Any, value: Tensor) -> int | None:
 
 
 def warn_unregistered(score: Tensor, registered: Iterable[Tensor]) -> None:
-    """Warn of tensors that ask for gradients and that nobody trains.
-
-    Args:
-        score: What a guide scored, with gradients.
-        registered: What is trained.
-    """
+    """Warn of tensors behind a guide's score that ask for gradients and are not among the registered, trained ones."""
     known = {id(parameter) for parameter in registered}
     unknown = [leaf for leaf in _leaves(score) if id(leaf) not in known]
     if unknown:

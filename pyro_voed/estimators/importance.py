@@ -50,11 +50,7 @@ from pyro_voed.training.settings import Training, check_training
 
 @dataclass(frozen=True)
 class AdaptiveContrastiveTerms:
-    """ACE terms with gradients to design and proposal.
-
-    Attributes:
-        num_inner_samples: Proposal draws for each outcome.
-    """
+    """ACE terms with gradients to design and proposal, which gives `num_inner_samples` draws for each outcome."""
 
     num_inner_samples: int = 8
 
@@ -99,8 +95,7 @@ def eig_ace(
     """Estimate the expected information gain from below by importance sampling from a learned posterior.
 
     Args:
-        model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`; targets must be
-            all its latents.
+        model: A Pyro program of one experiment whose outcome sites have densities; targets must be all its latents.
         density: The proposal, trained as by `eig_flow`: a factory, a density or that of an earlier result. Or one
             used as it is: `laplace_proposal()`, or the guide density of an `eig_ba` result.
         num_inner_samples: Proposal draws L for each outer draw.
@@ -113,10 +108,6 @@ def eig_ace(
     Raises:
         NotImplementedError: If the outcome has no density, there are nuisance sites, or a replaced prior cannot score
             targets that it did not draw.
-        ArithmeticError: If a term is not finite.
-
-    References:
-        Foster et al. (2020), Eq. 11.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
@@ -148,18 +139,7 @@ def eig_vnmc(
 ) -> EIGResult:
     """Estimate the expected information gain from above by importance sampling from a learned posterior.
 
-    The arguments are those of `eig_ace`.
-
-    Returns:
-        The upper bound in nats with its standard error, the tail index of its terms and the trained proposal.
-
-    Raises:
-        NotImplementedError: If the outcome has no density, there are nuisance sites, or a replaced prior cannot score
-            targets that it did not draw.
-        ArithmeticError: If a term is not finite.
-
-    References:
-        Foster et al. (2019), Eq. 9.
+    Arguments, result and errors are those of `eig_ace`, the bound is an upper one.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian

@@ -87,9 +87,6 @@ def eig_laplace(
             stated density, or the outcome's density is not differentiable in the targets.
         ArithmeticError: If more than half of the curvatures are not positive definite, or one is not finite.
 
-    References:
-        Long et al. (2013).
-
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> result = eig_laplace(linear_gaussian(), "y", "theta", num_samples=2_000, seed=0)

@@ -103,9 +103,6 @@ def eig_lbkld(
     Warns:
         UserWarning: If the outcome has more than 10 dimensions, where nearest neighbours are far and biases large.
 
-    References:
-        Ao and Li (2020).
-
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> result = eig_lbkld(linear_gaussian(), "y", "theta", num_samples=2000, seed=0)
@@ -131,9 +128,8 @@ def eig_lbkld(
         value, error = (torch.stack(part).reshape(batch).to(experiment.dtype) for part in zip(*found, strict=True))
         return Terms(value.unsqueeze(0), standard_error=error, num_samples=num_samples)
 
-    needed = [_repeatable]
     question = (model, observation_labels, target_labels, designs, seed)
-    return estimate(question, terms, name="eig_lbkld", bound="lower", needs=needed)
+    return estimate(question, terms, name="eig_lbkld", bound="lower", needs=[_repeatable])
 
 
 def _repeatable(experiment: Experiment, name: str) -> None:
@@ -221,10 +217,9 @@ def _spread(y: Tensor, columns: Tensor) -> Tensor:
 
 
 def _clusters(y: Tensor, num_clusters: int) -> Tensor:
-    """Cluster outcomes by k-means on their ranks, restarted until no cluster is small.
+    """Cluster outcomes by k-means on their ranks, restarted until no cluster is small; fewer where one stays small.
 
-    Any partition gives a bound, so an imperfect one costs tightness alone. Ranks, unlike z-scores, keep the outliers of
-    heavy-tailed outcomes from taking clusters of their own; where some cluster stays small, there are fewer.
+    Any partition gives a bound. Ranks, unlike z-scores, keep outliers from taking clusters of their own.
     """
     ranks = y.argsort(0).argsort(0).to(torch.double) / len(y)
     for count in range(min(num_clusters, int(1.0 / MINIMAL_WEIGHT)), 1, -1):

@@ -33,10 +33,7 @@ from pyro_voed.experiment.packing import JointSample
 
 
 def with_learned_prior(fit: Fit, pool: JointSample | None = None) -> Fit:
-    """Return a fit whose simulations hold a learned density of the targets in place of the prior's.
-
-    Over a batch of designs the density is conditional on the design, on which a prior may depend.
-    """
+    """Return a fit whose simulations hold a learned density of the targets (given the design) as their prior's."""
     density = learn_prior_density(fit, pool)
 
     def prepare(sample: JointSample) -> JointSample:
@@ -47,12 +44,7 @@ def with_learned_prior(fit: Fit, pool: JointSample | None = None) -> Fit:
 
 
 def learn_prior_density(fit: Fit, pool: JointSample | None = None) -> Any:
-    """Fit a density of the packed targets to their draws by maximum likelihood.
-
-    Args:
-        fit: How the posterior is trained, and on what.
-        pool: Simulations to train on; None for fresh ones every step.
-    """
+    """Fit a density of the packed targets to their draws by maximum likelihood."""
     fit = replace(fit, name="prior density", rates=fit.rates[:1])
     # Kept to the one set of draws: new outcomes of a pool say nothing about the targets.
     pool = None if pool is None else replace(pool, redraw=None)

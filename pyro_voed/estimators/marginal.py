@@ -73,15 +73,13 @@ def eig_marginal(
     """Estimate the expected information gain from above with a learned outcome density.
 
     Args:
-        model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`; targets must
-            be all its latents.
+        model: A Pyro program of one experiment whose outcome sites have densities; targets must be all its latents.
         density: A factory `(y_dim, context_dim) -> density`, a density, or the density of an earlier result.
             Default: a spline coupling flow. The context is the design where there are several, else empty.
         guide: Instead of a density: a Pyro guide that samples the outcome sites, with parameters of its own, called
             with the model's arguments. Its parameters are fitted in a copy; the store is left alone.
         dequantise: Spread discrete outcomes by uniform noise even where they are few.
-        num_samples: Fresh experiments at each design behind the reported number.
-        observation_labels, target_labels, designs, training, seed, progress: As in `eig_flow`.
+        observation_labels, target_labels, designs, training, num_samples, seed, progress: As in `eig_flow`.
 
     Returns:
         The upper bound in nats with its standard error; the history holds the bound too, which falls.
@@ -89,10 +87,6 @@ def eig_marginal(
     Raises:
         NotImplementedError: If the outcome has no density, or there are nuisance sites.
         ValueError: If both a guide and a density are given, or labels, designs or sizes are wrong.
-        ArithmeticError: If a term is not finite.
-
-    References:
-        Foster et al. (2019), Eq. 6; Dong et al. (2025).
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian

@@ -47,12 +47,7 @@ RATE = 2e-3
 
 @rebuildable
 class OutcomeDensities(nn.Module):
-    """The outcome's density given the targets, and without them.
-
-    Args:
-        given_targets: Density of y whose context is the packed targets, then the packed design of a batch.
-        marginal: Density of y whose context is the packed design of a batch, else empty.
-    """
+    """The outcome's density given the targets, and without them; a batch's packed design is in the context of both."""
 
     given_targets: Any
     marginal: Any
@@ -84,30 +79,16 @@ def eig_marginal_likelihood(
     """Estimate the expected information gain with two learned outcome densities, from simulations alone.
 
     Args:
-        model: A Pyro program of one experiment; implicit models and nuisance sites are allowed.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about, discrete ones included; default: all other latent sites.
-        designs: Candidate designs, `(*design_batch, *shape)` each, evaluated with densities given the design.
+        model: A Pyro program of one experiment; implicit models, nuisance sites and discrete targets are allowed.
         likelihood_density: Density of the outcome given the targets: a factory `(y_dim, context_dim) -> density`, a
             density, or `density.given_targets` of an earlier result. Default: a spline coupling flow.
         marginal_density: Density of the outcome, likewise (`density.marginal` of an earlier result). Its context is the
             design where there are several, else empty.
-        training: `Fresh(...)` or `Pool(...)`, as in `eig_flow`.
-        num_samples: Fresh experiments at each design behind the reported number.
-        seed: Seed; None draws one from the global generator.
-        progress: Show progress bars; None shows them on a terminal only.
+        observation_labels, target_labels, designs, training, num_samples, seed, progress: As in `eig_flow`.
 
     Returns:
         An estimate in nats that may err to either side, with its standard error. The history holds what was
         ascended, the sum of both mean log densities, not the estimate.
-
-    Raises:
-        ValueError: If labels, designs or sizes are wrong.
-        ArithmeticError: If a term is not finite. In training it is a `TrainingStopped` too, and carries
-            the densities as last trained (`error.density`).
-
-    References:
-        Foster et al. (2019), section 3.
 
     Example:
         >>> from pyro_voed.training import Fresh

@@ -36,13 +36,7 @@ from pyro_voed.monte_carlo import controlled_terms
 
 @dataclass(frozen=True)
 class InnerDraws:
-    """Sizes of the inner averages.
-
-    Attributes:
-        num_inner: Independent inner runs behind p(y) for each outer draw; None re-uses the outer draws.
-        num_nuisance: Independent inner runs behind the densities of the targets, where there are nuisance sites.
-        max_bytes: Memory for one chunk.
-    """
+    """Inner runs behind p(y), None to re-use the outer draws, and behind densities of targets given nuisance."""
 
     num_inner: int | None
     num_nuisance: int
@@ -50,11 +44,7 @@ class InnerDraws:
 
 
 def checked_sizes(num_outer: int, num_inner: int | None, num_nuisance: int, max_bytes: int) -> InnerDraws:
-    """Return the sizes of the inner averages.
-
-    Raises:
-        ValueError: If a size is out of range.
-    """
+    """Return the sizes of the inner averages."""
     check_count(num_outer, "num_outer_samples", 2)
     if num_inner is not None:
         check_count(num_inner, "num_inner_samples")
@@ -71,20 +61,9 @@ def nested_terms(
     upper: bool,
     estimator: str,
 ) -> Tensor:
-    """Return nested terms of one side, nats, `(num_outer,)`, on outer draws of their own.
+    """Return nested terms of one side at one design, nats, `(num_outer,)`, on outer draws of their own.
 
     Where sites state their entropy, what their log densities explain of the terms is taken off (`controlled_terms`).
-
-    Args:
-        experiment: The explicit experiment.
-        designs: The one design.
-        num_outer: Outer draws.
-        inner: Sizes of the inner averages.
-        upper: Which side the generating runs are counted on.
-        estimator: Name of the estimator, for errors.
-
-    Raises:
-        ArithmeticError: If a term is infinite or not a number.
     """
     outer = run_rows(experiment.program, num_outer, experiment.shapes, designs=designs)
     outcomes = {site.name: outer.value(site.name) for site in experiment.observations}

@@ -67,7 +67,7 @@ def eig_nmc(
     """Estimate the expected information gain by nested Monte Carlo.
 
     Args:
-        model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`.
+        model: A Pyro program of one experiment whose outcome sites have densities.
         proposal: What the inner draws come from, instead of the prior, once mixed with a tenth of that:
             `laplace_proposal()`, the density of an earlier result (`eig_flow`, `eig_ba`, ...), or a Pyro guide that is
             called as `guide(observations, *model_args, **model_kwargs)` and samples the targets. Used as it is.
@@ -85,11 +85,7 @@ def eig_nmc(
     Raises:
         NotImplementedError: If the outcome has no density, or a target is deterministic; with a proposal, also if there
             are nuisance sites.
-        TypeError: If the proposal is none.
         ArithmeticError: If no inner draw gives an outcome any density, so that a term is infinite.
-
-    References:
-        Ryan (2003); Huan and Marzouk (2013); with a proposal Beck et al. (2018), Foster et al. (2019), Eq. 9.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian

@@ -67,12 +67,10 @@ def eig_pce(
     """Estimate the expected information gain from below by prior contrastive estimation.
 
     Args:
-        model: A Pyro program of one experiment whose outcome sites have densities, or an `Experiment`.
         num_outer_samples: Outer draws N.
         num_inner_samples: Contrasts L for each outer draw, `N (L + 1)` simulations in all; None takes the other outer
             draws, for `N` simulations.
-        num_nuisance_samples: Runs averaged over for each density of the targets, where there are nuisance sites.
-        max_bytes: Memory for one chunk of pairs.
+        model, num_nuisance_samples, max_bytes: As in `eig_nmc`.
         observation_labels, target_labels, designs, seed: As in `eig_flow`.
 
     Returns:
@@ -80,10 +78,6 @@ def eig_pce(
 
     Raises:
         NotImplementedError: If the outcome has no density, or a target is deterministic.
-        ArithmeticError: If a term is not finite.
-
-    References:
-        Foster et al. (2020), Eq. 8.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
@@ -97,6 +91,5 @@ def eig_pce(
         one = lambda own: nested_terms(experiment, own, num_outer_samples, inner, upper=False, estimator="eig_pce")  # noqa: E731
         return Terms(terms_at_each_design(experiment, candidates, one))
 
-    needed = [needs.inner_draws]
     question = (model, observation_labels, target_labels, designs, seed)
-    return estimate(question, terms, name="eig_pce", bound="lower", needs=needed)
+    return estimate(question, terms, name="eig_pce", bound="lower", needs=[needs.inner_draws])

@@ -57,12 +57,7 @@ SMALLEST_CURVATURE = 1e-6
 
 
 def as_proposal(given: Any, experiment: Experiment, designs: Mapping[str, Tensor]) -> Any:
-    """Return a proposal or conditional density from what a user may give for one.
-
-    Raises:
-        TypeError: If it is none of them.
-        ValueError: If a guide does not fit the model.
-    """
+    """Return a proposal or conditional density from what a user may give for one."""
     if isinstance(given, GuideDensity):
         return GuideProposal(given)
     if isinstance(given, Proposal) or (hasattr(given, "condition") and hasattr(given, "context_dim")):
@@ -85,12 +80,6 @@ def laplace_proposal(num_newton_steps: int = 10, num_starts: int = 64) -> Laplac
         num_newton_steps: Most Newton steps to the mode; each costs about two runs of the model and two derivatives.
         num_starts: Prior draws, shared by a batch of outcomes, of which the best starts the search for each.
 
-    Raises:
-        ValueError: If a count is out of range.
-
-    References:
-        Ryan (2003); Long et al. (2013); Beck et al. (2018), section 3.
-
     Example:
         >>> from pyro_voed.estimators import eig_nmc
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
@@ -103,12 +92,7 @@ def laplace_proposal(num_newton_steps: int = 10, num_starts: int = 64) -> Laplac
 
 @dataclass(frozen=True)
 class LaplaceProposal:
-    """The Gaussian at each posterior's mode; made by `laplace_proposal`.
-
-    Attributes:
-        num_newton_steps: Most Newton steps to the mode.
-        num_starts: Prior draws of which the best starts the search.
-    """
+    """The Gaussian at each posterior's mode; made by `laplace_proposal`."""
 
     num_newton_steps: int
     num_starts: int
@@ -118,12 +102,7 @@ class LaplaceProposal:
     def at_outcomes(
         self, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample
     ) -> MultivariateNormal:
-        """Return the Gaussians at one design and the outcomes of a sample made there.
-
-        Raises:
-            NotImplementedError: If the model has nuisance sites, discrete targets or no differentiable density.
-            ArithmeticError: If a log joint density or its derivatives are not finite.
-        """
+        """Return the Gaussians at one design and the outcomes of a sample made there."""
         needs.laplace(experiment, "laplace_proposal")
         check_differentiable(experiment, sample[:2], designs, "laplace_proposal")
 
@@ -139,11 +118,6 @@ def gaussian_at_mode(log_density: LogDensity, mode: Float[Tensor, "num_rows dim"
     """Return for each row the Gaussian with the curvature of its log density.
 
     Curvatures that are negative (no mode was reached) count by their size, so that a Gaussian always exists.
-
-    Example:
-        >>> gaussian = gaussian_at_mode(lambda x: -2.0 * (x - 3.0).square().sum(-1), torch.tensor([[3.0]]))
-        >>> gaussian.mean, gaussian.stddev
-        (tensor([[3.]]), tensor([[0.5000]]))
     """
     value, gradient, precision = curvature(log_density, mode)
     check_curvature(value, gradient, precision, "laplace_proposal")
@@ -172,23 +146,14 @@ def _best_prior_draws(
 
 @dataclass(frozen=True)
 class GuideProposal:
-    """A Pyro guide of the targets, called with outcomes, as a proposal.
-
-    Attributes:
-        guide: The guide's density.
-    """
+    """A Pyro guide of the targets, called with outcomes, as a proposal."""
 
     guide: GuideDensity
 
     def at_outcomes(
         self, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample
     ) -> GuideAtOutcomes:
-        """Return the guide at one design and the outcomes of a sample made there.
-
-        Raises:
-            ValueError: If the guide is of other sites.
-            NotImplementedError: If the support of a target depends on other targets.
-        """
+        """Return the guide at one design and the outcomes of a sample made there."""
         if not self.guide.of_targets or {site.name for site in self.guide.scored} != set(experiment.target_labels):
             raise ValueError(
                 f"proposal: expected a guide of the targets {list(experiment.target_labels)}, got one of "
@@ -207,14 +172,7 @@ class GuideProposal:
 
 @dataclass(frozen=True)
 class GuideAtOutcomes:
-    """A guide at given outcomes: draws and log densities of packed targets.
-
-    Attributes:
-        guide: The guide's density.
-        experiment: The experiment.
-        designs: Values of the designs that the guide reads.
-        outcomes: Outcome values, `(num_samples, *shape)` each.
-    """
+    """A guide at given outcomes, `(num_samples, *shape)` each: draws and log densities of packed targets."""
 
     guide: GuideDensity
     experiment: Experiment
@@ -222,11 +180,7 @@ class GuideAtOutcomes:
     outcomes: Mapping[str, Tensor]
 
     def sample(self, sample_shape: torch.Size | Sequence[int]) -> Float[Tensor, "*batch num_samples theta_dim"]:
-        """Return packed targets.
-
-        Raises:
-            ArithmeticError: If a draw lies outside the support that the model's prior has.
-        """
+        """Return packed targets."""
         count = torch.Size(sample_shape).numel()
         values = self.guide.draw(self._repeated(count), self.designs)
         packed = []

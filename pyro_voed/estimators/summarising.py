@@ -54,16 +54,9 @@ class Rows:
 
 
 def outcome_summary(experiment: Experiment, given: Any) -> nn.Module | None:
-    """Return the summary of packed outcomes: the caller's, put together from parts, or picked.
+    """Return the summary of packed outcomes: the caller's module, one put together by site, or one picked.
 
-    Args:
-        experiment: The experiment.
-        given: A module, unchanged; a mapping from outcome sites (or tuples of them, whose rows are put side by side) to
-            modules; None to pick.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If a site is unknown, or named twice, or rows do not fit.
+    The keys of a mapping are outcome sites, or tuples of them whose rows are put side by side.
     """
     if isinstance(given, nn.Module):
         return given
@@ -160,10 +153,7 @@ def _picked(experiment: Experiment) -> ComposedSummary | None:
 
 
 def exchangeable_rows(experiment: Experiment) -> list[Rows]:
-    """Return the sets of exchangeable rows in the outcome, at most one a site, along the longest such axis.
-
-    Costs three simulated experiments where there is an axis that may be one.
-    """
+    """Return the sets of exchangeable rows, at most one a site, along the longest such axis, by three experiments."""
     candidates = [
         (site, axis)
         for site in experiment.observations
