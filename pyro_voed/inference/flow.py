@@ -75,13 +75,9 @@ def flow_posterior(
             `design_index` does not fit the result.
         ArithmeticError: If a draw is not finite.
 
-    References:
-        Dong et al. (2025).
-
     Example:
-        >>> from pyro_voed.estimators import eig_flow
+        >>> from pyro_voed import Fresh, eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.training import Fresh
         >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> posterior = flow_posterior(result, torch.tensor([1.0, 2.0, 1.5]), 500, seed=0)
         >>> posterior.flat("theta").shape
@@ -90,23 +86,20 @@ def flow_posterior(
     check_count(num_samples, "num_samples")
     with isolated(seed), torch.no_grad():
         started = time.perf_counter()
-        case = _case(result, observations, design_index)
-        theta = case.density.condition(case.context).sample((num_samples,))
-        values = {
-            name: draws.unsqueeze(0) for name, draws in unpack_targets(case.experiment, theta, case.designs).items()
-        }
+        case, observed, context = _at_outcome(result, observations, design_index)
+        theta = case.density.condition(context).sample((num_samples,))
+        targets = unpack_targets(case.experiment, theta, case.designs)
+        values = {name: draws.unsqueeze(0) for name, draws in targets.items()}
         bad = [name for name, draws in values.items() if not torch.isfinite(draws).all()]
         if bad:
             raise ArithmeticError(f"draws of {bad} are not finite: the density does not hold at this outcome.")
         return PosteriorSample(
             values=values,
-            observations=case.observed,
+            observations=observed,
             method="flow",
             seconds=time.perf_counter() - started,
-            effective_sample_size={
-                name: draws.new_full(draws.shape[2:], num_samples) for name, draws in values.items()
-            },
-            inference_data=to_inference_data(values, case.observed),
+            effective_sample_size={name: own.new_full(own.shape[2:], num_samples) for name, own in values.items()},
+            inference_data=to_inference_data(values, observed),
         )
 
 
@@ -116,16 +109,11 @@ def flow_guide(
     *,
     design_index: DesignIndex = None,
 ) -> FlowGuide:
-    """Return the trained density as a Pyro guide for one outcome.
+    """Return the trained density as a Pyro guide for one outcome; arguments as in `flow_posterior`.
 
     The guide works with `Predictive`, `poutine.replay`, `Importance` and `SVI`, with the model conditioned on the same
     outcome (`pyro.condition`) at the same design, and with the prior that the result was made with. It holds a copy of
     the density: refining it by `SVI` leaves the result as it is.
-
-    Args:
-        result: What `eig_flow` or `optimise_design` returned.
-        observations: The outcome, as for `flow_posterior`.
-        design_index: For a result over a batch of designs, at which member the outcome was observed.
 
     Raises:
         ValueError: As for `flow_posterior`.
@@ -133,27 +121,25 @@ def flow_guide(
             support of a target depends on another.
 
     Example:
-        >>> from pyro.infer import Importance
-        >>> from pyro_voed.estimators import eig_flow
+        >>> from pyro_voed import Fresh, eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.training import Fresh
         >>> outcome = torch.tensor([1.0, 2.0, 1.5])
         >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
-        >>> guide = flow_guide(result, outcome)
-        >>> weighted = Importance(pyro.condition(linear_gaussian(), {"y": outcome}), guide, num_samples=100).run()
+        >>> model = pyro.condition(linear_gaussian(), {"y": outcome})
+        >>> weighted = pyro.infer.Importance(model, flow_guide(result, outcome), num_samples=100).run()
         >>> bool(weighted.get_log_normalizer() < 0)
         True
     """
     # Nothing random comes out, so the caller's stream stays where it is.
     with isolated(seed=0):
-        case = _case(result, observations, design_index)
+        case, _, context = _at_outcome(result, observations, design_index)
         _check_guidable(case.experiment)
         trace = trace_program(case.experiment.program, case.designs, {}, None)
         case.experiment.program.meter.num_calls += 1
         nodes = sample_nodes(trace)
         density = copy.deepcopy(case.density).eval()
         parts = tuple(_part(site, nodes[site.name]) for site in case.experiment.targets)
-        return FlowGuide(density, case.context.clone(), parts)
+        return FlowGuide(density, context.clone(), parts)
 
 
 @dataclass(frozen=True)
@@ -172,13 +158,9 @@ class _Part:
 class FlowGuide:
     """A trained density at one outcome, as a Pyro guide; made by `flow_guide`.
 
-    A call samples the packed targets at an auxiliary site, then hands every target on as a `Delta` site in its own
-    support, weighted by the Jacobian, as Pyro's automatic guides do.
-
-    Args:
-        density: The density, whose weights are registered with the parameter store at every call.
-        context: What it is conditioned on, `(context_dim,)`.
-        parts: The targets, in packed order.
+    A call registers the density's weights with the parameter store and samples the packed targets at an auxiliary
+    site, then hands every target on as a `Delta` site in its own support, weighted by the Jacobian, as Pyro's automatic
+    guides do.
     """
 
     def __init__(self, density: Any, context: Float[Tensor, " context_dim"], parts: tuple[_Part, ...]) -> None:
@@ -226,51 +208,32 @@ def _part(site: Site, node: Mapping[str, Any]) -> _Part:
 
 
 def _check_guidable(experiment: Experiment) -> None:
-    discrete = [site.name for site in experiment.targets if site.is_discrete]
-    if discrete:
+    draws = "or use flow_posterior for draws alone."
+    if discrete := [site.name for site in experiment.targets if site.is_discrete]:
         raise NotImplementedError(
             f"targets {discrete} are discrete, which a guide of packed coordinates does not draw. Use flow_posterior "
             "for draws."
         )
-    deterministic = [site.name for site in experiment.targets if site.is_deterministic]
-    if deterministic:
+    if deterministic := [site.name for site in experiment.targets if site.is_deterministic]:
         raise NotImplementedError(
             f"targets {deterministic} are deterministic: a guide draws sample sites. Make the sites that they are "
-            "computed from the targets, or use flow_posterior for draws alone."
+            f"computed from the targets, {draws}"
         )
-    if experiment.nuisance:
+    if nuisance := [site.name for site in experiment.nuisance]:
         raise NotImplementedError(
-            f"the density does not draw the nuisance sites {[site.name for site in experiment.nuisance]}, so a guide "
-            "made of it would have wrong weights. Make them targets too, or use flow_posterior for draws alone."
+            f"the density does not draw the nuisance sites {nuisance}, so a guide made of it would have wrong weights. "
+            f"Make them targets too, {draws}"
         )
-    dependent = [site.name for site in experiment.targets if site.dependent_support]
-    if dependent:
+    if dependent := [site.name for site in experiment.targets if site.dependent_support]:
         raise NotImplementedError(
             f"the supports of targets {dependent} depend on other targets. Sample a fraction in the unit interval and "
-            "compute the site from it with pyro.deterministic, or use flow_posterior for draws alone."
+            f"compute the site from it with pyro.deterministic, {draws}"
         )
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A density and the one outcome, at the one design, that it is asked about."""
-
-    density: Any
-    experiment: Experiment
-    context: Float[Tensor, " context_dim"]
-    observed: Mapping[str, Tensor]
-    designs: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class TrainedDensity:
-    """The density of a result at one design.
-
-    Attributes:
-        density: Of packed targets given `context(y)`.
-        experiment: What was resolved from the model.
-        designs: The design's values.
-    """
+    """The density of a result at one design: of packed targets given `context(y)`."""
 
     density: Any
     experiment: Experiment
@@ -282,17 +245,13 @@ class TrainedDensity:
 
 
 def trained_density(result: EIGResult | DesignResult, design_index: DesignIndex = None) -> TrainedDensity:
-    """Return the density of the targets that a result learned, at one of its designs.
-
-    Args:
-        result: What `eig_flow` or `optimise_design` returned.
-        design_index: For a result over a batch of designs, the member.
-
-    Raises:
-        ValueError: If the result has no density of the targets, or `design_index` does not fit it.
-    """
+    """Return the density of the targets that a result learned, at one of its designs; ValueError if it has none."""
     estimate = result.final if isinstance(result, DesignResult) else result
-    _check_density(estimate)
+    if estimate.learned is None or not estimate.learned.of_targets:
+        raise ValueError(
+            f"result: {estimate.estimator} learned no density of the targets given the outcome. Use the result of "
+            "eig_flow, or of optimise_design with a lower bound."
+        )
     experiment = experiment_of(estimate)
     designs = _member(experiment, estimate.designs, design_index)
     density = estimate.density
@@ -303,24 +262,16 @@ def trained_density(result: EIGResult | DesignResult, design_index: DesignIndex 
     return TrainedDensity(density, experiment, designs)
 
 
-def _case(
+def _at_outcome(
     result: EIGResult | DesignResult, observations: Tensor | Mapping[str, Any], design_index: DesignIndex
-) -> _Case:
+) -> tuple[TrainedDensity, dict[str, Tensor], Float[Tensor, " context_dim"]]:
+    """Return the density, the checked outcome, and what the density is conditioned on there."""
     estimate = result.final if isinstance(result, DesignResult) else result
     trained = trained_density(result, design_index)
-    experiment, designs = trained.experiment, trained.designs
-    observed = check_outcome(experiment, observations)
-    y = pack_outcome(experiment, observed, designs)
-    _warn_outside(experiment, y, None if estimate.learned is None else estimate.learned.outcome_range)
-    return _Case(trained.density, experiment, trained.context(y), observed, designs)
-
-
-def _check_density(estimate: EIGResult) -> None:
-    if estimate.learned is None or not estimate.learned.of_targets:
-        raise ValueError(
-            f"result: {estimate.estimator} learned no density of the targets given the outcome. Use the result of "
-            "eig_flow, or of optimise_design with a lower bound."
-        )
+    observed = check_outcome(trained.experiment, observations)
+    y = pack_outcome(trained.experiment, observed, trained.designs)
+    _warn_outside(trained.experiment, y, None if estimate.learned is None else estimate.learned.outcome_range)
+    return trained, observed, trained.context(y)
 
 
 def _member(experiment: Experiment, designs: Mapping[str, Tensor], index: DesignIndex) -> dict[str, Tensor]:

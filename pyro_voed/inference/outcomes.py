@@ -24,19 +24,7 @@ from pyro_voed.results import element_names
 def check_outcome(experiment: Experiment, observations: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the outcome as detached tensors of the model's dtype and device.
 
-    Args:
-        experiment: The experiment.
-        observations: Values of one experiment, `shape` each, by outcome site; a bare tensor where there is one site.
-            Elements that the model masks as not measured may hold anything.
-
-    Raises:
-        ValueError: If a name or shape is wrong, a measured element is not finite, or a discrete one is no integer.
-
-    Example:
-        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.experiment.experiment import Experiment
-        >>> check_outcome(Experiment(linear_gaussian(), "y"), torch.tensor([1.0, 2.0, 4.0]))
-        {'y': tensor([1., 2., 4.])}
+    Elements that the model masks as not measured may hold anything; every other error of name, shape or value is told.
     """
     given = as_site_values(observations, experiment.observation_labels, "observations")
     return {site.name: _check_site(site, given[site.name].detach(), experiment) for site in experiment.observations}
@@ -67,14 +55,6 @@ def pack_outcome(
 
     The model is run only for outcome sites whose packed coordinates are not their values: their bijections may depend
     on the design. So an outcome of an expensive simulator costs no further simulation.
-
-    Args:
-        experiment: The experiment.
-        values: A checked outcome.
-        designs: Design values it was observed at.
-
-    Raises:
-        ValueError: If a value lies outside the site's support.
     """
     transformed = [site.name for site in experiment.observations if site.transform is not None]
     if not transformed:
@@ -104,16 +84,7 @@ def check_supports(experiment: Experiment, run: ProgramRun, values: Mapping[str,
 
 
 def like_simulated(experiment: Experiment, run: ProgramRun, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the outcome in the dtype that the model draws, simulated values standing where nothing was measured.
-
-    Args:
-        experiment: The experiment.
-        run: A run of one experiment at the design that the outcome was observed at.
-        values: A checked outcome.
-
-    Raises:
-        ValueError: If a value lies outside the site's support.
-    """
+    """Return the outcome in the dtype of a run at its design, simulated values standing where nothing was measured."""
     check_supports(experiment, run, values)
     conditioned = {}
     for site in experiment.observations:
@@ -125,14 +96,7 @@ def like_simulated(experiment: Experiment, run: ProgramRun, values: Mapping[str,
 
 
 def packed_names(experiment: Experiment) -> list[str]:
-    """Return a name for every packed outcome coordinate: the element's, or the site's where elements are mixed.
-
-    Example:
-        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.experiment.experiment import Experiment
-        >>> packed_names(Experiment(linear_gaussian(), "y"))
-        ['y[0]', 'y[1]', 'y[2]']
-    """
+    """Return a name for every packed outcome coordinate: the element's, or the site's where elements are mixed."""
     names = []
     for site in experiment.observations:
         elements = element_names(site.name, site.shape)
@@ -146,16 +110,11 @@ def packed_names(experiment: Experiment) -> list[str]:
 def to_inference_data(
     values: Mapping[str, Tensor], observations: Mapping[str, Tensor], diverging: Tensor | None = None
 ) -> Any:
-    """Return draws and outcome as an ArviZ `InferenceData`.
+    """Return draws `(num_chains, num_draws, *shape)` and outcome as an ArviZ `InferenceData`.
 
     `az.from_pyro` is not used, for three reasons: it reads one MCMC object and so knows no deterministic targets and
     shows the sampler's own coordinates; it runs the model again at the store's designs; and there is none for a flow.
     Made here, the posterior of every method has the same variables and dimensions.
-
-    Args:
-        values: Draws, `(num_chains, num_draws, *shape)` each.
-        observations: The outcome, `shape` each.
-        diverging: Which transitions diverged, `(num_chains, num_draws)`.
     """
     import arviz  # here, because it takes seconds that not every user of the library should pay
 

@@ -88,17 +88,13 @@ def abc_posterior(
 ) -> PosteriorSample:
     """Draw the targets from their approximate posterior given one outcome, by simulations near it.
 
-    Warns, naming the sites, where an effective sample size falls below 100, or the tolerance exceeds 0.3 times the
-    median distance between two unrelated outcomes of the prior.
+    The model needs no densities; several populations need that of the targets. Warns, naming the sites, where an
+    effective sample size falls below 100, or the tolerance exceeds 0.3 times the median distance between two unrelated
+    outcomes of the prior.
 
     Args:
-        model: A Pyro program of one experiment, or an `Experiment`. It needs no densities; several populations need
-            that of the targets.
-        observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
-        observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
-        target_labels: Sites to return; default: all latent sites. With a deterministic outcome they must be named.
-        designs: The design of the outcome, one value a label; default: the store's, else the model's initial one. The
-            store is not touched.
+        model: This and `observations`, labels, `designs` and `seed`: as in `nuts_posterior`. With a deterministic
+            outcome targets must be named.
         num_simulations: Experiments to simulate, over all populations.
         num_populations: 1 for rejection; more for population Monte Carlo, worth it where a posterior is far narrower
             than the prior.
@@ -112,7 +108,6 @@ def abc_posterior(
         distance: Maps standardised statistics `(num_rows, num_statistics)` and the observed ones `(num_statistics,)` to
             distances `(num_rows,)`, at least 0.
         regression_adjustment: Adjust the kept draws by local linear regression on the statistics.
-        seed: Seed; None draws one from the global generator. Equal seeds give equal draws.
 
     Returns:
         Draws `(1, num_kept, *shape)` of each target, resampled where they had unequal weights, with the tolerance, the
@@ -120,13 +115,10 @@ def abc_posterior(
         element by element, less what resampling costs; it says nothing of the error that the tolerance makes.
 
     Raises:
-        ValueError: If labels, designs, sizes or the outcome's shape are wrong, or a measured value is not finite.
+        ValueError: As for `nuts_posterior`.
         NotImplementedError: If several populations or an adjustment are asked for and the targets are discrete,
             deterministic, or (several populations) without a density of their own.
         ArithmeticError: If a simulation is not finite or none comes within the tolerance.
-
-    References:
-        Beaumont et al. (2002, 2009); Toni et al. (2009).
 
     Example:
         >>> from pyro_voed.problems.implicit_toy import implicit_toy

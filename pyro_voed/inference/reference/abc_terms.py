@@ -6,30 +6,14 @@ A simulation with statistics :math:`s_i` is at the distance :math:`\rho_i` from 
     \rho_i^2 = \frac1K \sum_{k=1}^{K} \Big(\frac{s_{ik} - s_{ok}}{\sigma_k}\Big)^2,
 
 with :math:`\sigma_k` the scale of a statistic under the prior predictive: 1.4826 median absolute deviations, which is
-the standard deviation of a Gaussian. Populations after the first propose from a kernel around the weighted draws of the
-one before,
-
-.. math::
-    \sum_j w_j\, N(\theta; \theta_j, 2 \Sigma_w), \qquad \textstyle\sum_j w_j = 1,
-
-:math:`\Sigma_w` their covariance. Regression adjustment moves each kept draw to where it would be had its simulation
-hit the outcome,
-
-.. math::
-    \theta_i^* = \theta_i - B (s_i - s_o),
-
-with B from weighted least squares of theta on the statistics. Weighted draws are worth
+the standard deviation of a Gaussian. Regression adjustment moves each kept draw to where it would be had its simulation
+hit the outcome, :math:`\theta_i^* = \theta_i - B (s_i - s_o)`, with B from weighted least squares of theta on the
+statistics. Weighted draws are worth
 
 .. math::
     N_\text{eff} = \frac{\sum_i w_i (x_i - \bar x)^2}{\sum_i w_i^2 (x_i - \bar x)^2}
 
-independent ones for the mean of x.
-
-References:
-    M. A. Beaumont, J.-M. Cornuet, J.-M. Marin and C. P. Robert (2009), Adaptive approximate Bayesian computation.
-    Biometrika 96 (the kernel).
-    M. A. Beaumont, W. Zhang and D. J. Balding (2002), Approximate Bayesian computation in population genetics. Genetics
-    162 (the adjustment).
+independent ones for the mean of x. `abc` has the kernel and the references.
 """
 
 from __future__ import annotations
@@ -87,16 +71,6 @@ def prior_metric(
 ) -> Metric:
     """Return the metric that simulations of the prior standardise; their distances from each other give its spread.
 
-    Args:
-        y: Packed outcomes of the prior.
-        observed: The packed outcome in hand.
-        statistic: Maps packed outcomes to statistics `(num_rows, num_statistics)`; None takes the outcomes themselves.
-        distance: Maps standardised statistics and the observed ones to distances `(num_rows,)`.
-
-    Raises:
-        ValueError: If what `statistic` or `distance` returns has the wrong shape.
-        ArithmeticError: If a statistic is not finite, or a distance negative or NaN.
-
     Example:
         >>> y = torch.tensor([[0.0], [1.0], [2.0]])
         >>> metric = prior_metric(y, torch.tensor([1.0]), None, euclidean)
@@ -112,12 +86,7 @@ def prior_metric(
 
 
 def prior_scale(statistics: Float[Tensor, "num_rows num_statistics"]) -> Float[Tensor, " num_statistics"]:
-    """Return 1.4826 median absolute deviations of each statistic; standard deviations, or 1, where those are 0.
-
-    Example:
-        >>> prior_scale(torch.tensor([[0.0, 0.0, 7.0], [1.0, 0.0, 7.0], [2.0, 3.0, 7.0]]))
-        tensor([1.4826, 1.7321, 1.0000])
-    """
+    """Return 1.4826 median absolute deviations of each statistic; standard deviations, or 1, where those are 0."""
     deviation = (statistics - statistics.median(0).values).abs().median(0).values * MAD_TO_SCALE
     scale = torch.where(deviation > 0, deviation, statistics.std(0))
     return torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -126,18 +95,9 @@ def prior_scale(statistics: Float[Tensor, "num_rows num_statistics"]) -> Float[T
 def weighted_effective_size(
     values: Float[Tensor, "num_draws *shape"], weights: Float[Tensor, " num_draws"]
 ) -> Float[Tensor, "*shape"]:
-    r"""Return the effective number of weighted draws for the mean of each element.
+    """Return the effective number of independent weighted draws for the mean of each element.
 
-    With weights that add up to one the variance of a weighted mean is :math:`\sum_i w_i^2 (x_i - \bar x)^2`; this is
-    the weighted variance over it. An element that never changes has that of the weights alone.
-
-    Args:
-        values: Independent draws.
-        weights: Weights, which need not add up to one.
-
-    Example:
-        >>> weighted_effective_size(torch.tensor([-1.0, 1.0, -1.0, 1.0]), torch.ones(4)).item()
-        4.0
+    An element that never changes has that of the weights alone. Weights need not add up to one.
     """
     share = weights.double() / weights.double().sum()
     flat = values.double().reshape(len(values), -1)
@@ -154,21 +114,8 @@ def adjusted(
 ) -> Float[Tensor, "num_draws theta_dim"]:
     """Return draws moved along their weighted regression on the statistics to a difference of zero.
 
-    Args:
-        theta: Draws, unconstrained.
-        differences: Statistics of their simulations less the observed ones.
-        weights: Weights of the draws in the regression.
-
-    Raises:
-        ArithmeticError: If there are too few draws for the regression.
-
     References:
         Beaumont, Zhang and Balding (2002), equations 3 to 6.
-
-    Example:
-        >>> difference = torch.tensor([[-1.0], [0.0], [1.0]])
-        >>> adjusted(2.0 + 3.0 * difference, difference, torch.ones(3)).flatten()
-        tensor([2.0000, 2.0000, 2.0000])
     """
     num_draws, num_statistics = differences.shape
     if num_draws < num_statistics + 2:
@@ -187,22 +134,7 @@ def adjusted(
 def kernel_factor(
     theta: Float[Tensor, "num_draws theta_dim"], weights: Float[Tensor, " num_draws"]
 ) -> Float[Tensor, "theta_dim theta_dim"]:
-    """Return the Cholesky factor of twice the weighted covariance of draws, double precision.
-
-    Args:
-        theta: Draws, unconstrained.
-        weights: Weights, double precision, which add up to one.
-
-    Raises:
-        ArithmeticError: If the draws do not span their coordinates.
-
-    References:
-        Beaumont et al. (2009).
-
-    Example:
-        >>> kernel_factor(torch.tensor([[-1.0], [1.0]]), torch.full((2,), 0.5, dtype=torch.double)).item()
-        1.4142
-    """
+    """Return the Cholesky factor of twice the covariance of draws, double precision; the weights add up to one."""
     centred = theta.double() - weights @ theta.double()
     covariance = 2.0 * (weights.unsqueeze(-1) * centred).mT @ centred
     factor, failed = torch.linalg.cholesky_ex(covariance)
@@ -220,18 +152,7 @@ def mixture_log_density(
     weights: Float[Tensor, " num_centres"],
     factor: Float[Tensor, "theta_dim theta_dim"],
 ) -> Float[Tensor, " num_rows"]:
-    """Return the log density of a mixture of normals of one covariance, nats, double precision.
-
-    Args:
-        theta: Where.
-        centres: Means.
-        weights: Weights, which add up to one.
-        factor: Cholesky factor of the covariance.
-
-    Example:
-        >>> mixture_log_density(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1), torch.eye(1))
-        tensor([-0.9189], dtype=torch.float64)
-    """
+    """Return the log density of normals at the centres, of one covariance, nats, double precision."""
     kernels = MultivariateNormal(centres.double(), scale_tril=factor.double(), validate_args=False)
     mixture = MixtureSameFamily(Categorical(weights.double()), kernels, validate_args=False)
     parts = theta.double().split(max(1, MAX_PAIRS // len(centres)))

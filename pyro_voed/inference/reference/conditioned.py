@@ -25,14 +25,7 @@ MIN_EFFECTIVE_SAMPLE_SIZE = 100
 
 @dataclass(frozen=True)
 class Conditioned:
-    """An experiment at one design, with the outcome that was observed there.
-
-    Attributes:
-        experiment: The experiment.
-        designs: The design's values.
-        observed: The outcome, checked.
-        started: When the call began.
-    """
+    """An experiment at one design, with the outcome that was observed there, and when the call began."""
 
     experiment: Experiment
     designs: Mapping[str, Tensor]
@@ -71,18 +64,7 @@ def conditioned(
 ) -> Conditioned:
     """Return the experiment of a model at one design and outcome; inside `isolated`.
 
-    Args:
-        model: A Pyro program of one experiment, or an `Experiment`.
-        observations: The outcome, of one experiment's shape.
-        observation_labels: Outcome sites.
-        target_labels: Sites to learn about.
-        designs: The design of the outcome.
-        scored_by: The method that needs the density of outcomes and moves latent sites; None where none does.
-        vectorize: Whether experiments of a model are run together.
-
-    Raises:
-        ValueError: If labels or the outcome do not fit, or designs are several.
-        NotImplementedError: If a method that needs densities finds none, or a discrete latent site.
+    `scored_by` names a method that needs the density of outcomes and moves latent sites; None where none does.
     """
     started = time.perf_counter()
     if scored_by is not None:
@@ -99,19 +81,11 @@ def conditioned(
 def mixing(draws: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return split R-hat and effective sample size of the mean of each site's elements, by ArviZ.
 
-    Both are NaN where an element never changes.
-
-    Args:
-        draws: Draws of each site, `(num_chains, num_draws, *shape)`, at least 4 a chain.
+    Draws are `(num_chains, num_draws, *shape)`, at least 4 a chain. Both are NaN where an element never changes.
 
     References:
         A. Vehtari, A. Gelman, D. Simpson, B. Carpenter and P.-C. Bürkner (2021), Rank-normalization, folding, and
         localization: an improved R-hat. Bayesian Analysis 16, section 3.
-
-    Example:
-        >>> r_hat, effective = mixing({"theta": torch.randn(4, 500)})
-        >>> bool(r_hat["theta"] < 1.05), bool(effective["theta"] > 1000)
-        (True, True)
     """
     import arviz  # here, because it takes seconds that not every user of the library should pay
 

@@ -28,15 +28,7 @@ from pyro_voed.inference.reference.conditioned import Conditioned
 
 @dataclass(frozen=True)
 class Latents:
-    """The latent sites of an experiment at one design and outcome.
-
-    Attributes:
-        experiment: The experiment.
-        designs: The design's values.
-        outcome: The outcome, as the model would draw it.
-        names: The latent sites.
-        sizes: How many real coordinates each has.
-    """
+    """The latent sites of an experiment at one design and outcome, and how many real coordinates each has."""
 
     experiment: Experiment
     designs: Mapping[str, Tensor]
@@ -76,11 +68,7 @@ class Latents:
 
 
 def latents_of(case: Conditioned) -> Latents:
-    """Return the latent sites of an experiment with its outcome.
-
-    Raises:
-        ValueError: If the outcome lies outside its support.
-    """
+    """Return the latent sites of an experiment with its outcome."""
     experiment = case.experiment
     run = run_rows(experiment.program, 1, experiment.shapes, designs=case.designs)
     outcome = like_simulated(experiment, run, case.observed)

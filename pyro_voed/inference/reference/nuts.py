@@ -26,7 +26,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_voed.checks import Labels, check_count, check_share, warn
-from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.caller_state import common_stream, isolated
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.inference.reference.conditioned import conditioned, mixing, mixing_faults
 from pyro_voed.inference.reference.latents import Latents, latents_of
@@ -75,9 +75,6 @@ def nuts_posterior(
         ValueError: If labels, designs, sizes or the outcome's shape are wrong, or a measured value is not finite.
         NotImplementedError: If the outcome has no density or a latent site is discrete.
 
-    References:
-        Hoffman and Gelman (2014).
-
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> outcome = torch.tensor([1.0, 2.0, 4.0])
@@ -99,13 +96,13 @@ def nuts_posterior(
         with torch.no_grad(), pyro.validation_enabled(False):
             latents = latents_of(case)
             for chain_seed in torch.randint(2**31 - 1, (num_chains,)).tolist():
-                pyro.set_rng_seed(chain_seed)
-                start = latents.coordinates(latents.run(1))[0]
-                potential = _potential(latents, start if jit_compile else None)
-                kernel = NUTS(potential_fn=potential, target_accept_prob=target_accept_prob)
-                theta, diverging = _run_chain(kernel, start, num_samples, num_warmup, disable_bar=not show)
-                chains.append(latents.targets(theta))
-                flags.append(diverging)
+                with common_stream(chain_seed):
+                    start = latents.coordinates(latents.run(1))[0]
+                    potential = _potential(latents, start if jit_compile else None)
+                    kernel = NUTS(potential_fn=potential, target_accept_prob=target_accept_prob)
+                    theta, diverging = _run_chain(kernel, start, num_samples, num_warmup, disable_bar=not show)
+                    chains.append(latents.targets(theta))
+                    flags.append(diverging)
         draws = {name: torch.stack([chain[name] for chain in chains]) for name in case.experiment.target_labels}
         diverging = torch.stack(flags)
         num_divergences = int(diverging.sum())

@@ -9,21 +9,15 @@ A stage reweights, resamples and moves them. The weights :math:`p(y \mid u)^{\la
 the next power, at which a given share of the particles is still effective; their means multiply up to an estimate of
 the evidence :math:`p(y \mid \xi)`. Moves are Metropolis steps along the difference of a random pair of the resampled
 particles: symmetric, and shaped like the posterior around each mode, where one covariance for all modes would be far
-too wide. One in ten is as long as the difference itself, which carries particles from mode to mode. A stage moves until
-nearly all particles have accepted a step and they get no further from where they stood.
+too wide.
 
 The effective sample size counts what the particles owe to common ancestors, usually those of the prior: descendants
 that have moved apart count as many draws, those that have not as one. It is held against the spread of the means of
-independent runs, which also sees what all particles of a run share. `smc_terms` has the formulas.
+independent runs, which also sees what all particles of a run share. `smc_terms` has the formulas and their sources.
 
 References:
     P. Del Moral, A. Doucet and A. Jasra (2006), Sequential Monte Carlo samplers. JRSS B 68.
     N. Chopin (2002), A sequential particle filter method for static models. Biometrika 89.
-    A. Buchholz, N. Chopin and P. E. Jacob (2021), Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte
-    Carlo. Bayesian Analysis 16.
-    C. J. F. ter Braak (2006), A Markov chain Monte Carlo version of the genetic algorithm differential evolution.
-    Statistics and Computing 16 (the steps).
-    A. Lee and N. Whiteley (2018), Variance estimation in the particle filter. Biometrika 105 (ancestors).
 """
 
 from __future__ import annotations
@@ -79,17 +73,11 @@ def smc_posterior(
     3 % of a stage's steps are accepted, or its moves end at `max_moves`.
 
     Args:
-        model: A Pyro program of one experiment, or an `Experiment` with labels, prior and the rest.
-        observations: The outcome, of one experiment's shape: a dict by site, or a tensor where there is one site.
-        observation_labels: Outcome sites; default: the sites given with `obs=`, whose own data are ignored.
-        target_labels: Sites to return, deterministic ones too; default: all latent sites.
-        designs: The design of the outcome, one value a label; default: the store's, else the model's initial one. The
-            store is not touched.
+        model: This and `observations`, labels, `designs` and `seed`: as in `nuts_posterior`.
         num_particles: Particles of each run, at least 50 and more than twice the latent coordinates.
         num_runs: Independent runs, at least 2, from which R-hat and the error of the evidence come.
         effective_share: Share of the particles that reweighting leaves effective, in (0, 1); larger takes more stages.
         max_moves: Most moves of one stage.
-        seed: Seed; None draws one from the global generator. Equal seeds give equal draws.
 
     Returns:
         Draws `(num_runs, num_particles, *shape)` of each target, with the log evidence and its standard error (the
@@ -97,12 +85,9 @@ def smc_posterior(
         temperatures and acceptance rates of the stages, and diagnostics.
 
     Raises:
-        ValueError: If labels, designs, sizes or the outcome's shape are wrong, or a measured value is not finite.
+        ValueError: As for `nuts_posterior`.
         NotImplementedError: If outcomes or latent sites have no density, or a latent site is discrete.
         ArithmeticError: If a log density is NaN or infinite, or no draw of the prior explains the outcome at all.
-
-    References:
-        Del Moral, Doucet and Jasra (2006); Buchholz, Chopin and Jacob (2021).
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian

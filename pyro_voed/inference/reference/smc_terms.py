@@ -28,6 +28,7 @@ References:
     Carlo. Bayesian Analysis 16 (powers by bisection, moves until distances stop growing).
     C. J. F. ter Braak (2006), A Markov chain Monte Carlo version of the genetic algorithm differential evolution.
     Statistics and Computing 16 (differences of pairs as steps).
+    R. Douc, O. Cappe and E. Moulines (2005), Comparison of resampling schemes for particle filtering. ISPA.
     P. Fearnhead and B. M. Taylor (2013), An adaptive sequential Monte Carlo sampler. Bayesian Analysis 8 (step sizes).
     A. Lee and N. Whiteley (2018), Variance estimation in the particle filter. Biometrika 105; J. Olsson and R. Douc
     (2019), Numerically stable online estimation of variance in particle filters. Bernoulli 25 (ancestors, lagged).
@@ -57,20 +58,7 @@ def next_temperature(
 ) -> float:
     """Return the largest power up to 1 whose weights leave the given share of the particles effective.
 
-    The share is of those particles that the outcome does not rule out.
-
-    Args:
-        log_likelihood: Of equally weighted particles, nats; -inf where the outcome is impossible.
-        temperature: The power that the particles stand at.
-        effective_share: The share, in (0, 1).
-
-    Raises:
-        ArithmeticError: If no particle explains the outcome, or no power above `temperature` leaves enough.
-
-    Example:
-        >>> log_likelihood = torch.linspace(-100.0, 0.0, 1001, dtype=torch.double)
-        >>> round(next_temperature(log_likelihood, 0.0, 0.5), 3)
-        0.038
+    The share, in (0, 1), is of those particles that the outcome does not rule out (log likelihood -inf).
     """
     possible = log_likelihood[log_likelihood > -torch.inf]
     if len(possible) == 0:
@@ -102,17 +90,7 @@ def next_temperature(
 def stratified_ancestors(weights: Float[Tensor, " num_particles"]) -> Int[Tensor, " num_particles"]:
     """Draw an ancestor for each particle, one from each of as many equal strata of the weights' distribution.
 
-    The variance is at most that of independent draws, for any weights.
-
-    Args:
-        weights: Weights, which need not add up to one.
-
-    References:
-        Douc, Cappe and Moulines (2005), "Comparison of resampling schemes for particle filtering".
-
-    Example:
-        >>> stratified_ancestors(torch.tensor([0.0, 1.0, 0.0, 1.0])).tolist()
-        [1, 1, 3, 3]
+    The variance is at most that of independent draws, for any weights; these need not add up to one.
     """
     size = len(weights)
     ends = weights.double().cumsum(0)
@@ -151,15 +129,7 @@ def move_particles(
 ) -> Moved:
     """Move particles at one temperature until most have moved and they get no further from where they stood.
 
-    Args:
-        particles: Equally weighted particles.
-        densities: Maps coordinates `(num_particles, dim)` to log prior and log likelihood `(num_particles,)`, nats.
-        temperature: Power of the likelihood, in (0, 1].
-        log_scale: Mean log step size to begin with.
-        max_moves: Most steps, at least 1.
-
-    References:
-        ter Braak (2006); Fearnhead and Taylor (2013).
+    `densities` maps coordinates `(num_particles, dim)` to log prior and log likelihood `(num_particles,)`, nats.
 
     Example:
         >>> def densities(theta):
@@ -207,12 +177,6 @@ def gaussian_log_scale(theta: Tensor) -> float:
 def far_ancestors(lineages: Sequence[Int[Tensor, " num_particles"]]) -> Int[Tensor, " num_particles"]:
     """Return the ancestors of the earliest generation of which enough are left, else those of the last.
 
-    Args:
-        lineages: Ancestors of the particles in each generation, the earliest first.
-
-    References:
-        Olsson and Douc (2019).
-
     Example:
         >>> far_ancestors([torch.zeros(100, dtype=torch.long), torch.arange(100)])[:3].tolist()
         [0, 1, 2]
@@ -226,22 +190,7 @@ def ancestral_variance(
 ) -> Float[Tensor, "*shape"]:
     """Return the variance of the particles' mean, from the sums over the descendants of each ancestor.
 
-    Args:
-        values: Values of equally weighted particles.
-        ancestors: Index of each one's ancestor, in `0, ..., num_particles - 1`.
-
-    Returns:
-        The variance; NaN where all have one ancestor, which says nothing.
-
-    References:
-        Lee and Whiteley (2018).
-
-    Example:
-        >>> values = torch.randn(2000, dtype=torch.double)
-        >>> alone = ancestral_variance(values, torch.arange(2000))
-        >>> twins = ancestral_variance(values.repeat_interleave(2), torch.arange(2000).repeat_interleave(2))
-        >>> round((2000 * alone).item(), 1), round((twins / alone).item(), 1)
-        (1.0, 1.0)
+    It is NaN where all have one ancestor, which says nothing.
     """
     size = len(values)
     flat = values.double().reshape(size, -1)
@@ -257,20 +206,7 @@ def effective_size(
     """Return the effective number of draws of all runs together, and where runs disagree.
 
     Runs disagree where their means spread, by a chi-squared test, more than their ancestral variances explain; the
-    effective number is then that of the spread.
-
-    Args:
-        draws: Values of the particles of each run.
-        ancestors: Each run's ancestors.
-
-    Returns:
-        The number, at most that of the draws and NaN where an element never changes; and the test's answer.
-
-    Example:
-        >>> draws = torch.randn(4, 1000)
-        >>> effective, disagree = effective_size(draws, [torch.arange(1000)] * 4)
-        >>> 3000 < float(effective) <= 4000, bool(disagree)
-        (True, False)
+    effective number is then that of the spread. It is at most that of the draws, NaN where an element never changes.
     """
     from scipy.special import chdtri  # here, because `import pyro_voed` should not pay for it
 
@@ -290,15 +226,8 @@ def combined_evidence(
 ) -> tuple[float, float]:
     """Return the log of the mean evidence of runs, nats, and its standard error.
 
-    The spread of a few runs is itself uncertain, so the error is never less than what the weights of the runs say.
-
-    Args:
-        log_evidence: Of each run, nats.
-        relative_variance: Variance of each run's evidence over its square, were its stages independent.
-
-    Example:
-        >>> combined_evidence(torch.tensor([-1.0, -1.0]), torch.tensor([0.02, 0.02]))
-        (-1.0, 0.1)
+    The spread of a few runs is itself uncertain, so the error is never less than what the weights of the runs say: the
+    relative variance is that of each run's evidence over its square, were its stages independent.
     """
     num_runs = len(log_evidence)
     log_mean = log_mean_exp(log_evidence)
