@@ -9,6 +9,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,21 +29,13 @@ MOST_NAMED = 12
 def plot_sbc(result: SBCResult, *, difference: bool = True, ax: Axes | None = None) -> Axes:
     """Draw the ECDF of the ranks of every column with the band that it keeps to under calibration.
 
-    As a difference from the diagonal, a posterior too narrow shows as a hill on the left and a valley on the right, one
-    too wide the other way round; biased up is a hill in the middle and biased down a valley.
-
-    Args:
-        result: What `sbc` returned.
-        difference: Whether to draw the ECDF less the diagonal, in which small departures can be seen.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
+    As a difference from the diagonal, in which small departures can be seen, a posterior too narrow shows as a hill on
+    the left and a valley on the right, one too wide the other way round; biased up is a hill in the middle and biased
+    down a valley.
 
     Example:
         >>> import torch
-        >>> from pyro_voed.diagnostics.calibration import sbc
-        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+        >>> from pyro_voed.diagnostics import SimulatedPosteriors, sbc
         >>> simulated = SimulatedPosteriors(torch.randn(100, 1), torch.randn(100, 50, 1), ("theta",))
         >>> plot_sbc(sbc(simulated, seed=0)).get_xlabel()
         'normalised rank of the truth'
@@ -55,22 +49,13 @@ def plot_sbc(result: SBCResult, *, difference: bool = True, ax: Axes | None = No
 
 
 def plot_coverage(result: CoverageResult, *, difference: bool = False, ax: Axes | None = None) -> Axes:
-    """Draw expected coverage against its level, for the joint region and for the intervals of every column.
+    """Draw expected coverage, or its difference from the level, for the joint region and the intervals of every column.
 
     Below the diagonal the posterior is too narrow (or in the wrong place), above it too wide.
 
-    Args:
-        result: What `expected_coverage` returned.
-        difference: Whether to draw coverage less level.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
-
     Example:
         >>> import torch
-        >>> from pyro_voed.diagnostics.coverage import expected_coverage
-        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+        >>> from pyro_voed.diagnostics import SimulatedPosteriors, expected_coverage
         >>> simulated = SimulatedPosteriors(torch.randn(100, 1), torch.randn(100, 50, 1), ("theta",))
         >>> plot_coverage(expected_coverage(simulated, seed=0)).get_xlabel()
         'credibility of the region'
@@ -85,22 +70,13 @@ def plot_coverage(result: CoverageResult, *, difference: bool = False, ax: Axes 
 
 
 def plot_tarp(result: TARPResult, *, difference: bool = False, ax: Axes | None = None) -> Axes:
-    """Draw the coverage of balls around random references against its level.
+    """Draw the coverage of balls around random references against its level, or its difference from it.
 
     Too little coverage at the high levels, often with too much at the low ones, is that of a posterior too narrow.
 
-    Args:
-        result: What `tarp` returned.
-        difference: Whether to draw coverage less level.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
-
     Example:
         >>> import torch
-        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
-        >>> from pyro_voed.diagnostics.tarp import tarp
+        >>> from pyro_voed.diagnostics import SimulatedPosteriors, tarp
         >>> simulated = SimulatedPosteriors(torch.randn(100, 2), torch.randn(100, 50, 2), ("a", "b"))
         >>> plot_tarp(tarp(simulated, seed=0)).get_xlabel()
         'posterior mass of the ball'
@@ -117,19 +93,12 @@ def plot_recovery(result: RecoveryResult, *, most_points: int = 200) -> np.ndarr
     """Draw posterior means with central intervals against the truths, one pair of axes a column.
 
     Intervals that miss the truth are drawn in another colour. A flat cloud at the prior's mean is a quantity that the
-    data say nothing about, or that was not learned.
-
-    Args:
-        result: What `recovery` returned.
-        most_points: Experiments to draw, the first ones.
-
-    Returns:
-        The grid of axes, `(num_rows, num_columns)`; those beyond the last column are hidden.
+    data say nothing about, or that was not learned. Of the experiments the first `most_points` are drawn; axes of the
+    grid beyond the last column are hidden.
 
     Example:
         >>> import torch
-        >>> from pyro_voed.diagnostics.recovery import recovery
-        >>> from pyro_voed.diagnostics.simulated import SimulatedPosteriors
+        >>> from pyro_voed.diagnostics import SimulatedPosteriors, recovery
         >>> simulated = SimulatedPosteriors(torch.randn(100, 2), torch.randn(100, 50, 2), ("a", "b"))
         >>> plot_recovery(recovery(simulated)).shape
         (1, 2)

@@ -23,28 +23,6 @@ def plot_certificate(result: EIGResult, design_label: str | None = None, ax: Axe
         result: What `certify` or `eig_flow(certify=True)` returned, at one design or over a one-dimensional batch of
             scalar designs.
         design_label: Which design is the horizontal axis; may be left out where there is only one.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If the result has no certificate, the batch has more than one dimension, the design is no scalar,
-            or the label is unknown.
-
-    Example:
-        >>> import torch
-        >>> error = torch.tensor(0.01)
-        >>> low, high, k = torch.tensor(1.0), torch.tensor(1.01), torch.tensor(0.2)
-        >>> interval = torch.tensor([0.98, 1.03])
-        >>> certificate = Certificate(
-        ...     interval, 0.95, low, error, high, error, k, True, True, (10_000,), (500,), (16,), 18_500, 1.0
-        ... )
-        >>> estimate = EIGResult(
-        ...     torch.tensor(1.0), error, "lower", "eig_flow", 0, 0, 0.0, {}, (), (), certificate=certificate
-        ... )
-        >>> plot_certificate(estimate).get_ylabel()
-        'expected information gain (nats)'
     """
     certificate = result.certificate
     if certificate is None:

@@ -14,16 +14,6 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
     Bars are two standard errors of the mean over repeats (of the one run, without repeats) either way; estimators
     without an estimate are left out.
 
-    Args:
-        comparison: What `compare_estimators` returned.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If no estimator gave an estimate.
-
     Example:
         >>> from pyro_voed.compare.comparison import ComparisonRow
         >>> row = ComparisonRow("flow", 1_000, 1.1, 0.02, "lower", num_simulations=1e3, error=-0.1)

@@ -45,13 +45,6 @@ def plot_eig(result: EIGResult, design_label: str | None = None, ax: Axes | None
     Args:
         result: Estimate at one design, or over a one-dimensional batch of scalar designs.
         design_label: Which design is the horizontal axis; may be left out where there is only one.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If the batch has more than one dimension, the design is no scalar, or the label is unknown.
 
     Example:
         >>> import torch
@@ -94,18 +87,7 @@ def plot_training(history: FitHistory | None, ax: Axes | None = None, smooth: in
     """Draw the minibatch bound of each step, its running mean, validation, and where the learning rate is reduced.
 
     The view starts at the first percentile of the minibatch bound: the first steps of a fit can be thousands of nats
-    down.
-
-    Args:
-        history: Training record.
-        ax: Axes to draw on; None makes a new figure.
-        smooth: Steps in the running mean; None takes a fiftieth of all steps.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If there is no history, or `smooth` exceeds its length.
+    down. The running mean is over `smooth` steps; None takes a fiftieth of all.
 
     Example:
         >>> import torch
@@ -146,25 +128,14 @@ def plot_training(history: FitHistory | None, ax: Axes | None = None, smooth: in
 def plot_design_path(result: DesignResult, design_label: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw each element of a design against the step of the search.
 
-    Args:
-        result: Outcome of a design search.
-        design_label: Which design; may be left out where there is only one.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes: for each element a line, an open circle where the winning start began, a filled one where it ended,
-        and the last value in the legend.
-
-    Raises:
-        ValueError: If the label is unknown, or is left out where there are several; if the search had no path.
+    For each element there is a line, an open circle where the winning start began, a filled one where it ended, and the
+    last value in the legend. `design_label` may be left out where there is only one.
 
     Example:
         >>> import torch
         >>> steps, value = torch.arange(0, 101, 10), torch.tensor(1.2)
         >>> final = EIGResult(value, value / 100, "lower", "eig_flow", 0, 0, 0.0, {"xi": torch.ones(2)}, (), ())
-        >>> history = FitHistory(torch.zeros(100), torch.ones(100), "budget", seconds=1.0)
-        >>> path = {"xi": (steps / 100.0).unsqueeze(-1) * torch.ones(2)}
-        >>> result = DesignResult(final, 10_000, 1.0, path=path, path_steps=steps, history=history)
+        >>> result = DesignResult(final, 10_000, 1.0, path={"xi": torch.rand(11, 2)}, path_steps=steps)
         >>> plot_design_path(result).get_ylabel()
         'design xi'
     """
@@ -202,24 +173,16 @@ def plot_realisations(
     Args:
         designs: Design points, `(num_points,)`.
         observations: Outcomes, `(num_experiments, num_points)`.
-        ax: Axes to draw on; None makes a new figure.
         curve_designs: Fine grid for mean curves, `(num_grid,)`.
         curve_values: Curves over the grid, `(num_curves, num_grid)`. As many as experiments: each in the colour of
             its experiment; any other number: all grey.
         design_name: Name of the horizontal axis, with its unit.
         observation_name: Name of the vertical axis, with its unit.
 
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If shapes do not fit, or only one of the two curve arguments is given.
-
     Example:
         >>> import torch
         >>> points, noise = torch.tensor([1.0, 2.0, 4.0]), 0.1 * torch.randn(5, 3)
-        >>> axes = plot_realisations(points, points / (1 + points) + noise)
-        >>> len(axes.collections)
+        >>> len(plot_realisations(points, points / (1 + points) + noise).collections)
         5
     """
     check_shape(designs, (None,), "designs")
@@ -235,14 +198,8 @@ def plot_realisations(
         for index, curve in enumerate(to_numpy(curve_values)):
             ax.plot(to_numpy(curve_designs), curve, color=colours[index] if matched else GREY, linewidth=1.2, alpha=0.8)
     for index, (outcome, colour) in enumerate(zip(to_numpy(observations), colours, strict=False)):
-        look: dict[str, Any] = {
-            "marker": "osD^vP"[index % 6],
-            "s": 28,
-            "edgecolor": "white",
-            "linewidth": 0.5,
-            "zorder": 3,
-        }
-        ax.scatter(to_numpy(designs), outcome, color=colour, label=f"experiment {index + 1}", **look)
+        look: dict[str, Any] = {"marker": "osD^vP"[index % 6], "s": 28, "edgecolor": "white", "linewidth": 0.5}
+        ax.scatter(to_numpy(designs), outcome, color=colour, zorder=3, label=f"experiment {index + 1}", **look)
     ax.set(xlabel=design_name, ylabel=observation_name)
     return ax
 

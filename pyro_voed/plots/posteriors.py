@@ -37,7 +37,8 @@ def plot_posterior_pair(
 ) -> np.ndarray:
     """Draw posteriors over each other: marginal densities on the diagonal, contours of each pair below it.
 
-    Contours hold 50 % and 90 % of the draws. Axes cover the posteriors, not the prior.
+    Contours hold 50 % and 90 % of the draws. Axes cover the posteriors, not the prior; those above the diagonal of the
+    grid are hidden.
 
     Args:
         samples: Draws under the names for the legend; a plain matrix is `(num_draws, dim)`.
@@ -45,16 +46,9 @@ def plot_posterior_pair(
         true_values: Values the outcome was simulated from, by site or one for each column, `(dim,)`.
         column_names: Names for the axes; None takes those of the first sample.
 
-    Returns:
-        The grid of axes, `(dim, dim)`; those above the diagonal are hidden.
-
-    Raises:
-        ValueError: If there are no samples, dimensions differ, or draws are not finite.
-
     Example:
         >>> import torch
-        >>> grid = plot_posterior_pair({"flow": torch.randn(500, 2), "NUTS": torch.randn(500, 2)})
-        >>> grid.shape
+        >>> plot_posterior_pair({"flow": torch.randn(500, 2), "NUTS": torch.randn(500, 2)}).shape
         (2, 2)
     """
     curves, names = _curves(samples, prior, "samples")
@@ -93,18 +87,11 @@ def plot_posterior_grid(
     """Draw the marginal posteriors of several outcomes: a row for each outcome, a column for each parameter.
 
     Args:
-        rows: For each outcome its draws under the names for the legend, such as the flow's and a reference's; a plain
-            matrix is `(num_draws, dim)`.
+        rows: For each outcome its draws under the names for the legend, such as the flow's and a reference's.
         prior: Draws of the prior, shared by all rows.
-        true_values: For each outcome the values it was simulated from, by site or one for each column, `(dim,)`.
+        true_values: For each outcome what `plot_posterior_pair` takes.
         row_names: Names of the outcomes; None numbers them.
         column_names: Names of the parameters; None takes those of the first sample.
-
-    Returns:
-        The grid of axes, `(num_rows, dim)`.
-
-    Raises:
-        ValueError: If there are no rows, lengths or dimensions differ, or draws are not finite.
 
     Example:
         >>> import torch
@@ -122,14 +109,8 @@ def plot_posterior_grid(
     if len(set(sizes)) > 1:
         raise ValueError(f"rows: expected the same dimension in all, got {sizes}.")
     dim = len(names)
-    figure, grid = plt.subplots(
-        len(rows),
-        dim,
-        squeeze=False,
-        sharex="col",
-        figsize=(1 + 2.4 * dim, 0.7 + 1.5 * len(rows)),
-        layout="constrained",
-    )
+    size = (1 + 2.4 * dim, 0.7 + 1.5 * len(rows))
+    figure, grid = plt.subplots(len(rows), dim, squeeze=False, sharex="col", figsize=size, layout="constrained")
     for index, (curves, _) in enumerate(sets):
         truth = _truth(None if true_values is None else true_values[index], names)
         for column in range(dim):

@@ -18,20 +18,13 @@ FEWEST_DESIGNS = 4
 def plot_eig_surface(result: EIGResult, design_variables: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw the expected information gain over two design variables as a map, with the largest value marked.
 
-    The designs may lie on a grid or anywhere else; between them the map is linear. Draw `AmortisedEIG.at` a grid.
+    The designs may lie on a grid or anywhere else but on one line; between them the map is linear. Draw
+    `AmortisedEIG.at` a grid.
 
     Args:
-        result: Estimates over a batch of designs, of any batch shape.
+        result: Estimates over a batch of at least four designs, of any batch shape.
         design_variables: The two variables to draw, horizontal then vertical: labels of scalar designs, or elements
             as in "xi[0]". May be left out where the designs have two in all.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If there are fewer than four designs, they lie on one line, there are not two variables, or one is
-            unknown.
 
     Example:
         >>> import torch

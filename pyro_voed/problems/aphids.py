@@ -77,22 +77,12 @@ def leaping_counts(
     times: Float[Tensor, "*batch num_times"],
     step: float = DEFAULT_STEP,
 ) -> Float[Tensor, "*batch num_times"]:
-    """Simulate counts by midpoint tau-leaping.
+    """Simulate counts by midpoint tau-leaping, in steps of at most `step` days.
 
     Args:
         birth_rate: Births per aphid and day.
         death_rate: Deaths per aphid, cumulative aphid and day.
-        times: Counting times in days, in any order, not negative.
-        step: Largest step in days.
-
-    Returns:
-        Counts, in the order of the times.
-
-    Raises:
-        ValueError: If a rate or time is negative or not finite, or the step is not positive.
-
-    References:
-        D. T. Gillespie (2001), section VI (the estimated-midpoint method).
+        times: Counting times in days, in any order, not negative; counts come in the same order.
 
     Example:
         >>> leaping_counts(torch.tensor([0.246, 0.0]), torch.tensor([0.0, 0.0]), torch.tensor([[0.0], [9.0]]))
@@ -126,28 +116,12 @@ def leaping_counts(
 
 
 def exact_counts(
-    birth_rate: Float[Tensor, "*batch"],
-    death_rate: Float[Tensor, "*batch"],
-    times: Float[Tensor, "*batch num_times"],
+    birth_rate: Float[Tensor, "*batch"], death_rate: Float[Tensor, "*batch"], times: Float[Tensor, "*batch num_times"]
 ) -> Float[Tensor, "*batch num_times"]:
-    """Simulate counts event by event, without error.
+    """Simulate counts event by event, without error; arguments as in `leaping_counts`.
 
     A count at the instant of an event is taken before it. All experiments make their k-th event together; those that
     passed their last counting time, or died out, are dropped on the way.
-
-    Args:
-        birth_rate: Births per aphid and day.
-        death_rate: Deaths per aphid, cumulative aphid and day.
-        times: Counting times in days, in any order, not negative.
-
-    Returns:
-        Counts, in the order of the times.
-
-    Raises:
-        ValueError: If a rate or time is negative or not finite.
-
-    References:
-        D. T. Gillespie (1977), the direct method.
 
     Example:
         >>> exact_counts(torch.tensor(0.246), torch.tensor(0.0), torch.tensor([5.0, 0.0, 5.0])).diff()[0] < 0
@@ -204,11 +178,7 @@ def _rows(birth_rate: Tensor, death_rate: Tensor, times: Tensor) -> tuple[Tensor
 class AphidCounts(dist.TorchDistribution):
     """Distribution of the counts at given times, which can be drawn from and has no density.
 
-    Args:
-        birth_rate: Births per aphid and day, `(*batch)`.
-        death_rate: Deaths per aphid, cumulative aphid and day, `(*batch)`.
-        times: Counting times in days, `(*batch, num_times)`; batches are broadcast.
-        simulator: From rates and times to counts; see `Simulator`.
+    Arguments as in `leaping_counts`; batches are broadcast.
 
     Example:
         >>> AphidCounts(torch.tensor(0.246), torch.tensor(1.34e-4), torch.tensor([15.0, 25.0])).sample((3,)).shape
@@ -264,22 +234,14 @@ class AphidCounts(dist.TorchDistribution):
 
 
 def aphids(
-    times: Float[Tensor, "num_times"] | Sequence[float] = PUBLISHED[0][0],
-    *,
-    simulator: Simulator = leaping_counts,
+    times: Float[Tensor, "num_times"] | Sequence[float] = PUBLISHED[0][0], *, simulator: Simulator = leaping_counts
 ) -> Callable[[], Tensor]:
     """Make the model, with sites "xi" (design, times in days), "theta" (target, both rates) and "y" (counts).
 
     Args:
-        times: Initial value of the parameter "xi", numbers in [0, 50] in any order.
+        times: Initial value of the parameter "xi", one or more numbers in [0, 50] in any order.
         simulator: `leaping_counts` (fast; for another step ``functools.partial(leaping_counts, step=0.05)``),
             `exact_counts`, or a function of your own with their signature.
-
-    Returns:
-        A Pyro model without arguments that returns the counts, shape (num_times,).
-
-    Raises:
-        ValueError: If there is no time, or one lies outside [0, 50].
 
     Example:
         >>> model = aphids(times=(17.0, 28.0))

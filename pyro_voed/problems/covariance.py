@@ -50,16 +50,6 @@ TABLE_CORRELATIONS = (
 def covariance(num_variables: int = NUM_VARIABLES, num_rows: int = NUM_ROWS) -> Callable[[], Tensor]:
     """Make the model, with sites "mean", "scale" and "correlation" (targets) and "y" (outcome, in the plate "rows").
 
-    Args:
-        num_variables: Variables in each row, at least 2.
-        num_rows: Rows of the data set, at least 1.
-
-    Returns:
-        A Pyro model without arguments that returns the data set, shape (num_rows, num_variables).
-
-    Raises:
-        ValueError: If a number is too small.
-
     Example:
         >>> covariance()().shape
         torch.Size([263, 12])
@@ -84,14 +74,8 @@ def lkj_factor(num_variables: int, concentration: float) -> dist.LKJCholesky:
     The part of row i (counted from zero) left of the diagonal has a uniform direction and the squared length
     :math:`\sum_{j<i} L_{ij}^2 \sim \mathrm{Beta}(i / 2, \eta + (K - 1 - i) / 2)` (Lewandowski et al. 2009).
     `torch.distributions.LKJCholesky` states the right density but, in torch 2.13, draws from Beta(i - 1/2, ...): of
-    three variables and more its correlations are too strong, and simulations are at odds with the density.
-
-    Args:
-        num_variables: K, at least 2.
-        concentration: :math:`\eta > 0`; 1 is uniform, larger values favour weak correlations.
-
-    Returns:
-        The distribution, of event shape (num_variables, num_variables).
+    three variables and more its correlations are too strong, and simulations are at odds with the density. The
+    concentration :math:`\eta` is 1 for a uniform distribution; larger values favour weak correlations.
 
     Example:
         >>> factor = lkj_factor(5, 1.0).sample((20_000,))
@@ -108,14 +92,7 @@ def lkj_factor(num_variables: int, concentration: float) -> dist.LKJCholesky:
 
 
 def correlations(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what the sites mean: means, scales and the correlations below the diagonal.
-
-    Args:
-        values: Values of the sites: "mean" and "scale" `(*batch, num_variables)`, "correlation" a Cholesky factor
-            `(*batch, num_variables, num_variables)`.
-
-    Returns:
-        "mean" and "scale" as they are; "correlation" row by row, `(*batch, num_variables * (num_variables - 1) / 2)`.
+    """Return what the sites mean: means, scales and, row by row, the correlations below the diagonal.
 
     Example:
         >>> factor = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
@@ -146,14 +123,7 @@ def table_values() -> dict[str, Tensor]:
 
 
 def observed_rows(num_rows: int = NUM_ROWS, *, seed: int = 0) -> Float[Tensor, "num_rows 12"]:
-    """Simulate the observed data set from the table.
-
-    Args:
-        num_rows: Rows of the data set.
-        seed: Seed of the noise; the global random stream is not used.
-
-    Returns:
-        The rows, shape (num_rows, 12), the same for equal seeds.
+    """Simulate the observed data set from the table, the same for equal seeds.
 
     Example:
         >>> observed_rows().std(0)[:3]

@@ -78,16 +78,6 @@ class TruncatedNormal(dist.TorchDistribution):
     Here :math:`\alpha, \beta` are the bounds in scales from the location; draws go through the inverse of :math:`\Phi`
     and have gradients. The mass between the bounds must not be negligible.
 
-    Args:
-        loc: Location, shape (*batch,).
-        scale: Scale, positive.
-        low: Lower bound.
-        high: Upper bound.
-        validate_args: Whether to check arguments; default as Pyro is set.
-
-    Raises:
-        ValueError: If a lower bound is not below its upper one, where arguments are checked.
-
     Example:
         >>> TruncatedNormal(*torch.tensor([0.0, 1.0, -1.0, 1.0])).log_prob(torch.tensor([0.0, 2.0]))
         tensor([-0.5372,    -inf])
@@ -165,12 +155,6 @@ def electrocoating(
         bath: The bath; default `default_bath()`.
         num_steps: Time steps of the simulation, rounded up to a multiple of `num_times`.
 
-    Returns:
-        A Pyro model without arguments that returns the measured currents, shape (num_times,).
-
-    Raises:
-        ValueError: If the initial current is outside its range, or a number or the limit is not positive.
-
     Example:
         >>> electrocoating(num_times=5)().shape
         torch.Size([5])
@@ -212,18 +196,11 @@ def simulate(
     bath: Bath | None = None,
     num_steps: int = 100,
 ) -> Deposition:
-    """Run the bath without noise, with the constants of this module.
+    """Run the bath without noise, with the constants of this module; the rest as in `electrocoating`.
 
     Args:
-        theta: Efficiency, mm^3/C, minimum current density, A/m^2, and minimum charge, C/m^2; shape (*batch, 3).
-        current: Prescribed current, mA, shape (*batch,); batches broadcast.
-        num_times: Number of measurements.
-        voltage_limit: Largest potential of the anode, V, or None.
-        bath: The bath; default `default_bath()`. It takes the dtype and the device of `theta`.
-        num_steps: Time steps, rounded up to a multiple of `num_times`.
-
-    Returns:
-        Currents (in A) and voltages over time, and the film in the end.
+        theta: Efficiency, mm^3/C, minimum current density, A/m^2, and minimum charge, C/m^2.
+        current: Prescribed current, mA; batches broadcast. Those that come out are in A.
 
     Example:
         >>> 1e3 * simulate(torch.tensor([50.0, 1.5, 100.0]), torch.tensor(60.0), num_times=6).current
@@ -243,22 +220,10 @@ def simulate(
 
 
 def default_bath(num_cells: int = 16, *, equipotential: bool = False) -> Bath:
-    """Make the bath of this module's constants.
+    """Make the bath of this module's constants, in double precision on the CPU; 4, 8, 12, ... square cells of cathode.
 
-    Args:
-        num_cells: Cells along the cathode, a multiple of 4; cells are square.
-        equipotential: Whether the anode has one potential, as a piece of metal does, or, as in the literature's
-            equations and by default, one current density.
-
-    Returns:
-        The bath, in double precision on the CPU.
-
-    Raises:
-        ValueError: If the number of cells is not a positive multiple of 4.
-
-    Example:
-        >>> default_bath().num_cells
-        16
+    An equipotential anode has one potential, as a piece of metal does; by default it has, as in the literature's
+    equations, one current density.
     """
     return make_bath(
         LENGTH,
@@ -275,20 +240,11 @@ def default_bath(num_cells: int = 16, *, equipotential: bool = False) -> Bath:
 def exact_uniform_current(
     times: Float[Tensor, "num_times"], bath: Bath, film: Film, current: float, voltage_limit: float
 ) -> Float[Tensor, "num_times"]:
-    r"""Compute the current where the anode covers its side, so that nothing varies along the cathode.
+    r"""Compute the current, A, where the anode covers its side, so that nothing varies along the cathode.
 
     With :math:`X = R + L / \sigma` the film grows at the prescribed current until :math:`X = V / j`, linearly in time;
-    from then on :math:`(X + V / j_\rho)^2` does, with the slope :math:`2 C_v \rho_0 V`.
-
-    Args:
-        times: Times since the start, s, shape (num_times,).
-        bath: A bath; only its extents and conductivity are used.
-        film: Scalars. The minimum current density counts as exceeded at all times.
-        current: Prescribed total current, A.
-        voltage_limit: Largest potential of the anode, V.
-
-    Returns:
-        The current, A, shape (num_times,).
+    from then on :math:`(X + V / j_\rho)^2` does, with the slope :math:`2 C_v \rho_0 V`. Of the bath only extents and
+    conductivity are used; the minimum current density counts as exceeded at all times.
 
     Example:
         >>> bath = make_bath(0.2, 0.1, depth=0.05, conductivity=0.1)

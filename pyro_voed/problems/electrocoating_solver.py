@@ -53,14 +53,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bath:
-    """A bath as its electrodes see it; made by `make_bath`.
+    """A bath as its electrodes see it, SI units; made by `make_bath`.
 
     Attributes:
-        length: Distance of the electrodes, m.
-        height: Height of the cathode, m.
-        depth: Extent of the bath across the plane, m.
-        conductivity: Conductivity of the bath, S/m.
-        num_columns: Cells between the electrodes.
+        length: Distance of the electrodes.
+        height: Height of the cathode.
+        depth: Extent of the bath across the plane.
         coupling: The matrix S, current densities drawn back by cathode potentials, S/m^2.
         feed: Share of the current that arrives in each cell of a bare cathode; sums to one.
         resistance: Potential of the anode over a bare cathode per current density in one cell, ohm m^2.
@@ -95,14 +93,14 @@ class Bath:
 
 @dataclass(frozen=True)
 class Film:
-    """What decides how the film grows.
+    """What decides how the film grows, SI units.
 
     Attributes:
-        efficiency: Volumetric coulombic efficiency C_v, m^3/C.
-        minimum_current: Current density below which nothing is deposited, A/m^2.
-        minimum_charge: Charge below which nothing is deposited, C/m^2.
-        resistivity: Resistivity of a film deposited at a small current density, ohm m.
-        resistivity_current: Current density that deposits a film of half that resistivity, A/m^2.
+        efficiency: Volumetric coulombic efficiency C_v.
+        minimum_current: Current density below which nothing is deposited.
+        minimum_charge: Charge per area below which nothing is deposited.
+        resistivity: Resistivity of a film deposited at a small current density.
+        resistivity_current: Current density that deposits a film of half that resistivity.
         onset_width: Width of the switch at the minimum current density, relative to it.
     """
 
@@ -116,15 +114,7 @@ class Film:
 
 @dataclass(frozen=True)
 class Deposition:
-    """Outcome of `deposit`.
-
-    Attributes:
-        current: Total current at the measurement times, A, shape (*batch, num_times).
-        voltage: Potential of the anode at these times, V, shape (*batch, num_times).
-        thickness: Thickness of the film at the last time, m, shape (*batch, cells).
-        film_resistance: Its resistance then, ohm m^2, shape (*batch, cells).
-        charge: Charge passed until then, C/m^2, shape (*batch, cells).
-    """
+    """Total current and the anode's potential at the measurement times, and the film in the end; charge is per area."""
 
     current: Float[Tensor, "*batch num_times"]
     voltage: Float[Tensor, "*batch num_times"]
@@ -144,28 +134,10 @@ def make_bath(
     num_columns: int = 32,
     equipotential: bool = False,
 ) -> Bath:
-    """Reduce a bath to its electrodes, once for all films and currents.
+    """Reduce a bath to its electrodes, once for all films and currents, in double precision on the CPU.
 
-    Args:
-        length: Distance of the electrodes, m.
-        height: Height of the cathode, m.
-        depth: Extent across the plane, m.
-        conductivity: Conductivity of the bath, S/m.
-        anode_cover: Covered part of the side opposite the cathode, in (0, 1]; a whole number of cells.
-        num_cells: Cells along the cathode.
-        num_columns: Cells between the electrodes.
-        equipotential: Whether the anode has one potential, rather than one current density.
-
-    Returns:
-        The bath, in double precision on the CPU; `Bath.to` moves it.
-
-    Raises:
-        ValueError: If a length or number is not positive, or the anode does not end between two cells.
-
-    Example:
-        >>> bath = make_bath(0.2, 0.1, depth=0.05, conductivity=0.1)
-        >>> bath.num_cells, bath.feed.sum().item(), bath.cell_area * 16
-        (16, 1.0, 0.005)
+    The anode covers the part `anode_cover`, in (0, 1] and a whole number of cells, of the side opposite the cathode; it
+    is equipotential, or has one current density.
     """
     sizes = {"length": length, "height": height, "depth": depth, "conductivity": conductivity}
     for name, size in {**sizes, "num_cells": num_cells, "num_columns": num_columns}.items():
@@ -193,18 +165,11 @@ def make_bath(
 def respond(
     bath: Bath, film_resistance: Float[Tensor, "*batch cells"]
 ) -> tuple[Float[Tensor, "*batch cells"], Float[Tensor, "*batch"]]:
-    """Distribute a unit current over a coated cathode.
-
-    Args:
-        bath: The bath.
-        film_resistance: Resistance of the film, ohm m^2, not negative, shape (*batch, cells).
+    """Distribute a unit current over a coated cathode of given film resistances, ohm m^2.
 
     Returns:
-        Current densities for a total current of 1 A, A/m^2, shape (*batch, cells), which times the cell's area sum to
-        one; and the anode's potential, V, shape (*batch,).
-
-    Raises:
-        ValueError: If the resistances are not one for each cell.
+        Current densities for a total current of 1 A, A/m^2, which times the cell's area sum to one; and the anode's
+        potential, V.
 
     Example:
         >>> bath = make_bath(0.2, 0.1, depth=0.05, conductivity=0.1, num_cells=4)
@@ -229,30 +194,10 @@ def deposit(
     voltage_limit: float | None = None,
     steps_per_interval: int = 10,
 ) -> Deposition:
-    """Coat a bare cathode at a prescribed current.
+    """Coat a bare cathode at a prescribed current, A, and measure every `interval` seconds.
 
-    Args:
-        bath: The bath.
-        film: How the film grows; its tensors broadcast with `current` and `interval` to (*batch,).
-        current: Prescribed total current, A, positive.
-        interval: Time between measurements, s, positive; the first is one interval after the start.
-        num_times: Number of measurements.
-        voltage_limit: Largest potential of the anode, V; None for no limit, in which case the current is the
-            prescribed one at all times.
-        steps_per_interval: Time steps from one measurement to the next.
-
-    Returns:
-        Currents and voltages over time, and the film in the end.
-
-    Raises:
-        ValueError: If a number or the limit is not positive.
-
-    Example:
-        >>> bath = make_bath(0.2, 0.1, depth=0.05, conductivity=0.1)
-        >>> film = Film(*torch.tensor([5e-8, 1.0, 100.0]).double(), 4e6, 20.0, 0.05)
-        >>> current, interval = torch.tensor([0.05, 20.0]).double()
-        >>> deposit(bath, film, current, interval, num_times=4, voltage_limit=150.0).current
-        tensor([0.0490, 0.0221, 0.0161, 0.0132], dtype=torch.float64)
+    The film's tensors broadcast with `current` and `interval`. Without a voltage limit, V, the current is the
+    prescribed one at all times.
     """
     numbers = {"num_times": num_times, "steps_per_interval": steps_per_interval, "voltage_limit": voltage_limit}
     for name, number in numbers.items():
@@ -293,18 +238,10 @@ def deposit(
 def potential(
     bath: Bath, surface_potential: Float[Tensor, "*batch cells"], anode_density: Float[Tensor, "*batch cells"]
 ) -> Float[Tensor, "*batch columns cells"]:
-    """Compute the potential in the bath from what holds at its two sides.
+    """Compute the potential in the bath, V, at the centres of the cells from cathode to anode.
 
-    Args:
-        bath: The bath.
-        surface_potential: Potential on the bath's side of the film, V, shape (*batch, cells).
-        anode_density: Current density out of the opposite side, A/m^2, zero off the anode, shape (*batch, cells).
-
-    Returns:
-        The potential at the centres of the cells, V, from the cathode to the anode, shape (*batch, num_columns, cells).
-
-    Raises:
-        ValueError: If a potential or density is not one for each cell.
+    It follows from the potential on the bath's side of the film, V, and the current density out of the opposite side,
+    A/m^2, zero off the anode.
 
     Example:
         >>> bath = make_bath(0.2, 0.1, depth=0.05, conductivity=0.1, num_cells=4, num_columns=2)

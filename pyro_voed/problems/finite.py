@@ -29,12 +29,6 @@ DEFAULT_EIG = 0.12580366909
 def finite(initial_design: float | Float[Tensor, ""] = DEFAULT_DESIGN) -> Callable[[], Tensor]:
     """Make the model, with sites "xi" (design, in the unit interval), "theta" (target) and "y" (outcome).
 
-    Args:
-        initial_design: initial value of the parameter "xi", in (0, 1).
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, a scalar 0 or 1.
-
     Example:
         >>> finite()().shape
         torch.Size([])
@@ -49,13 +43,7 @@ def finite(initial_design: float | Float[Tensor, ""] = DEFAULT_DESIGN) -> Callab
 
 
 def exact_eig(design: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Compute the EIG of a design by enumerating both values of the target and of the outcome, in nats.
-
-    Args:
-        design: designs in [0, 1], shape (*batch,).
-
-    Returns:
-        The EIG of each design, shape (*batch,), double precision; differentiable inside (0, 1).
+    """Compute the EIG of designs by enumerating the values of target and outcome, in nats, double precision.
 
     Example:
         >>> exact_eig(torch.tensor([0.0, 0.5, 1.0]))

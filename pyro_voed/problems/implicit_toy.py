@@ -33,13 +33,7 @@ DEFAULT_EIG = 0.5 * math.log(5.0)
 
 
 def implicit_toy(initial_design: float | Float[Tensor, ""] = DEFAULT_DESIGN) -> Callable[[], Tensor]:
-    """Make the model, with sites "xi" (design), "theta" (target), "e" (nuisance) and "y" (deterministic outcome).
-
-    Args:
-        initial_design: initial value of the parameter "xi", in (0, 2).
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, a scalar.
+    """Make the model: sites "xi" (design in (0, 2)), "theta" (target), "e" (nuisance), "y" (deterministic outcome).
 
     Example:
         >>> implicit_toy()().shape
@@ -65,12 +59,6 @@ def implicit_pair(
     :math:`z = \xi \odot \theta + e`, :math:`y = \sinh(z_1, z_1 + z_2)`. The EIG is the sum of those of the two
     experiments, ``exact_eig(xi).sum(-1)``, although the outcomes are dependent.
 
-    Args:
-        initial_design: initial value of the parameter "xi", both entries in (0, 2).
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, shape (2,).
-
     Example:
         >>> implicit_pair()().shape
         torch.Size([2])
@@ -90,13 +78,7 @@ def implicit_pair(
 
 
 def exact_eig(design: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Compute the EIG of one experiment, in nats.
-
-    Args:
-        design: designs, shape (*batch,).
-
-    Returns:
-        The EIG of each design, shape (*batch,), double precision.
+    """Compute the EIG of one experiment at each design, in nats, double precision.
 
     Example:
         >>> exact_eig(torch.tensor([0.0, 1.0, 2.0]))

@@ -64,24 +64,15 @@ def linear_gaussian(
     """Make the model of one regression experiment, with sites "xi" (design), "theta" (target) and "y" (outcome).
 
     Args:
-        design: initial value of the parameter "xi", shape (num_observations, num_parameters); default
-            `DEFAULT_DESIGN`.
+        design: initial value of the parameter "xi", a column for each coefficient; default `DEFAULT_DESIGN`.
         prior_scales: prior standard deviation of each coefficient.
         noise_scale: standard deviation of the noise.
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, shape (num_observations,).
-
-    Raises:
-        ValueError: if the design has not one column for each prior scale.
 
     Example:
         >>> import pyro
         >>> model = linear_gaussian()
-        >>> model().shape
-        torch.Size([3])
-        >>> pyro.param("xi").shape
-        torch.Size([3, 2])
+        >>> model().shape, pyro.param("xi").shape
+        (torch.Size([3]), torch.Size([3, 2]))
     """
     initial = torch.tensor(DEFAULT_DESIGN) if design is None else design
     scales = torch.as_tensor(prior_scales, dtype=initial.dtype, device=initial.device)
@@ -104,15 +95,7 @@ def exact_eig(
     prior_scales: Sequence[float] = DEFAULT_PRIOR_SCALES,
     noise_scale: float = DEFAULT_NOISE_SCALE,
 ) -> Float[Tensor, "*batch"]:
-    """Compute the EIG of a design matrix, in nats.
-
-    Args:
-        design: design matrices, shape (*batch, num_observations, num_parameters).
-        prior_scales: prior standard deviation of each coefficient.
-        noise_scale: standard deviation of the noise.
-
-    Returns:
-        The EIG of each design, shape (*batch,), double precision.
+    """Compute the EIG of design matrices, in nats, double precision; scales as in `linear_gaussian`.
 
     Example:
         >>> round(exact_eig(torch.tensor(DEFAULT_DESIGN)).item(), 7)
@@ -131,24 +114,15 @@ def exact_posterior(
     prior_scales: Sequence[float] = DEFAULT_PRIOR_SCALES,
     noise_scale: float = DEFAULT_NOISE_SCALE,
 ) -> tuple[Float[Tensor, "*batch num_parameters"], Float[Tensor, "num_parameters num_parameters"]]:
-    """Compute the Gaussian posterior of the coefficients.
-
-    Args:
-        observations: outcomes, shape (*batch, num_observations).
-        design: the design they were observed under, shape (num_observations, num_parameters).
-        prior_scales: prior standard deviation of each coefficient.
-        noise_scale: standard deviation of the noise.
+    """Compute the Gaussian posterior of the coefficients; scales as in `linear_gaussian`.
 
     Returns:
-        The posterior mean of each outcome, shape (*batch, num_parameters), and the covariance, which all outcomes
-        share, shape (num_parameters, num_parameters).
+        The posterior mean of each outcome, and the covariance, which all outcomes share.
 
     Example:
         >>> mean, covariance = exact_posterior(torch.tensor([1.0, 2.0, 4.0]), torch.tensor(DEFAULT_DESIGN))
-        >>> mean
-        tensor([0.5000, 2.4545])
-        >>> covariance.diagonal()
-        tensor([0.5000, 0.4091])
+        >>> mean, covariance.diagonal()
+        (tensor([0.5000, 2.4545]), tensor([0.5000, 0.4091]))
     """
     scales = torch.as_tensor(prior_scales, dtype=design.dtype, device=design.device)
     precision = torch.diag(scales**-2) + design.mT @ design / noise_scale**2
@@ -158,19 +132,10 @@ def exact_posterior(
 
 
 def ab_test_design(num_in_group_one: int) -> Float[Tensor, "10 2"]:
-    """Make the indicator matrix of an A/B test with ten participants.
+    """Make the indicator matrix of an A/B test with ten participants, 0 to 10 of them in group one, the others in two.
 
     Its model is ``linear_gaussian(ab_test_design(n), prior_scales=AB_TEST_PRIOR_SCALES)`` and its EIG
     ``AB_TEST_EIG[n]``.
-
-    Args:
-        num_in_group_one: participants in group one, 0 to 10; the others are in group two.
-
-    Returns:
-        The design matrix, shape (10, 2).
-
-    Raises:
-        ValueError: if the number is not in 0, ..., 10.
 
     Example:
         >>> ab_test_design(3).sum(0)
@@ -189,14 +154,6 @@ def dependent_nuisance() -> Callable[[], Tensor]:
     :math:`\theta \sim N(0, 2)`, Var(y) = 6 and Cov(:math:`\theta`, y) = 3, so the EIG about "theta" alone is
     `DEPENDENT_NUISANCE_EIG`. The density of the site "theta" given "u" is not the prior of the target: an estimator
     that takes it for one is wrong here. There is no design.
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, a scalar.
-
-    Example:
-        >>> model = dependent_nuisance()
-        >>> model().shape
-        torch.Size([])
     """
 
     def model() -> Tensor:

@@ -69,16 +69,8 @@ _REACH = 8.8
 def nonlinear(initial_design: float | Float[Tensor, ""] = DEFAULT_DESIGN) -> Callable[[], Tensor]:
     """Make the model, with sites "d" (design, in the unit interval), "theta1" to "theta3" (targets) and "y" (outcome).
 
-    The constraint maps to the open interval; candidate designs (`designs=`) may be 0 or 1 themselves.
-
-    Args:
-        initial_design: initial value of the parameter "d", in (0, 1).
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, a scalar.
-
-    Raises:
-        ValueError: if the initial design is not in (0, 1).
+    The constraint maps to the open interval, where `initial_design` lies too; candidate designs (`designs=`) may be 0
+    or 1 themselves.
 
     Example:
         >>> nonlinear()().shape
@@ -102,21 +94,7 @@ def nonlinear(initial_design: float | Float[Tensor, ""] = DEFAULT_DESIGN) -> Cal
 
 
 def nonlinear_one(initial_design: float | Float[Tensor, ""] = DEFAULT_DESIGN) -> Callable[[], Tensor]:
-    """Make the model of one parameter, with sites "d" (design), "theta" (target) and "y" (outcome).
-
-    Args:
-        initial_design: initial value of the parameter "d", in (0, 1).
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, a scalar.
-
-    Raises:
-        ValueError: if the initial design is not in (0, 1).
-
-    Example:
-        >>> nonlinear_one()().shape
-        torch.Size([])
-    """
+    """Make the model of one parameter, with sites "d" (design), "theta" (target) and "y" (outcome)."""
     initial = _checked_initial(initial_design)
 
     def model() -> Tensor:
@@ -128,16 +106,7 @@ def nonlinear_one(initial_design: float | Float[Tensor, ""] = DEFAULT_DESIGN) ->
 
 
 def exact_eig(designs: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Compute the EIG of `nonlinear` about all three parameters, in nats.
-
-    Args:
-        designs: designs in [0, 1], the ends included, shape (*batch,).
-
-    Returns:
-        The EIG of each design, shape (*batch,), double precision, on the CPU.
-
-    Raises:
-        ValueError: if a design is not in [0, 1].
+    """Compute the EIG of `nonlinear` about all parameters at designs in [0, 1], in nats, double precision on the CPU.
 
     Example:
         >>> exact_eig(torch.tensor([0.0, 0.5, 1.0]))
@@ -161,16 +130,7 @@ def exact_eig(designs: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 
 
 def exact_eig_one(designs: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Compute the EIG of `nonlinear_one`, in nats.
-
-    Args:
-        designs: designs in [0, 1], the ends included, shape (*batch,).
-
-    Returns:
-        The EIG of each design, shape (*batch,), double precision, on the CPU.
-
-    Raises:
-        ValueError: if a design is not in [0, 1].
+    """Compute the EIG of `nonlinear_one` at designs in [0, 1], in nats, double precision on the CPU.
 
     Example:
         >>> exact_eig_one(torch.tensor([0.2, 1.0]))

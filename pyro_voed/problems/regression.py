@@ -66,22 +66,11 @@ _REACH = 45.0
 _CHUNK_ENTRIES = 500_000
 
 
-def regression(
-    initial_design: Float[Tensor, "num_observations num_parameters"] | None = None,
-) -> Callable[[], Tensor]:
+def regression(initial_design: Float[Tensor, "num_observations num_parameters"] | None = None) -> Callable[[], Tensor]:
     """Make the model, with sites "xi" (design), "w" and "sigma" (targets) and "y" (outcome).
 
     Nothing keeps the rows of the design at L1 norm one by itself: give `unit_rows` to `optimise_design` as projection.
-
-    Args:
-        initial_design: initial value of the parameter "xi", shape (num_observations, num_parameters), which sets the
-            size of the problem; default `IDENTITY`. The papers start at ``torch.randn(20, 20)``.
-
-    Returns:
-        A Pyro model without arguments that returns the outcome, shape (num_observations,).
-
-    Raises:
-        ValueError: if the design is not a matrix.
+    The initial design sets the size of the problem; default `IDENTITY`. The papers start at ``torch.randn(20, 20)``.
 
     Example:
         >>> start = unit_rows({"xi": torch.randn(3, 2)})["xi"]  # three observations of two coefficients
@@ -107,13 +96,7 @@ def regression(
 
 
 def unit_rows(designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Divide every row of the design "xi" by its L1 norm; a `projection` for `optimise_design`.
-
-    Args:
-        designs: the design "xi", shape (*batch, num_observations, num_parameters), rows not zero.
-
-    Returns:
-        The design with rows of L1 norm one, same shape.
+    """Divide every row of the design "xi", not zero, by its L1 norm; a `projection` for `optimise_design`.
 
     Example:
         >>> unit_rows({"xi": torch.tensor([[3.0, -1.0], [0.0, 2.0]])})["xi"]
@@ -133,17 +116,13 @@ def exact_eig(
     """Compute the EIG about w and sigma of a design whose rows each measure one coefficient, in nats.
 
     Args:
-        design: a matrix of at most one entry that is not zero in each row, shape (num_observations, num_parameters).
-        num_outcomes: quasi-random outcomes in each repeat, a power of two.
-        num_repeats: independent scramblings of the outcomes, at least 2.
-        seed: seed of the first scrambling; the global random stream is not used.
+        design: A matrix of at most one entry that is not zero in each row (else NotImplementedError).
+        num_outcomes: Quasi-random outcomes in each repeat, a power of two.
+        num_repeats: Independent scramblings of the outcomes, at least 2, over which the standard error is taken.
+        seed: Seed of the first scrambling; the global random stream is not used.
 
     Returns:
-        The EIG and its standard error over the repeats, both of shape () and double precision, on the CPU.
-
-    Raises:
-        ValueError: if there are fewer than two repeats.
-        NotImplementedError: if a row has several entries that are not zero.
+        The EIG and its standard error, in double precision on the CPU.
 
     Example:
         >>> eig, standard_error = exact_eig(IDENTITY, num_outcomes=256, num_repeats=4)
@@ -169,15 +148,9 @@ def log_density(
     design: Float[Tensor, "num_observations num_parameters"],
     tau: Float[Tensor, "*#batch"],
 ) -> Float[Tensor, "..."]:
-    """Compute log p(y given sigma), the coefficients integrated out, where every row measures one coefficient.
+    """Compute log p(y given sigma), nats, the coefficients integrated out, where every row measures one coefficient.
 
-    Args:
-        outcomes: shape (*batch, num_observations).
-        design: at most one entry that is not zero in each row, shape (num_observations, num_parameters).
-        tau: standard deviation of the noise, sigma + `NOISE_FLOOR`; the batches broadcast.
-
-    Returns:
-        Log densities in nats, shape (*batch,).
+    `tau` is the standard deviation of the noise, sigma + `NOISE_FLOOR`.
 
     Example:
         >>> y = torch.tensor([0.0]).double()

@@ -35,13 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.problems.regression import (
-    NOISE_FLOOR,
-    exact_eig,
-    log_convolution,
-    log_density,
-    sigma_nodes,
-)
+from pyro_voed.problems.regression import NOISE_FLOOR, exact_eig, log_convolution, log_density, sigma_nodes
 
 LARGEST_BIAS = 0.05
 """Designs are refused at which the logarithm's bias, before it is added back, exceeds this on average, in nats."""
@@ -52,26 +46,16 @@ _CHUNK_ENTRIES = 500_000
 def coupled_eig(
     design: Float[Tensor, "num_rows num_columns"], *, num_outcomes: int = 256, num_parts: int = 32, seed: int = 0
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Estimate the EIG about w and sigma of a square design near a signed permutation, in nats.
+    """Estimate the EIG about w and sigma of a square design near a signed permutation, in nats, and its standard error.
 
     Args:
-        design: A regular matrix, shape (num_rows, num_rows).
+        design: A regular matrix; ArithmeticError where it is too far from a signed permutation for so few draws.
         num_outcomes: Simulated pairs of outcomes.
         num_parts: Draws of the common part of the noise for each outcome.
-        seed: Seed; the global random stream is not used.
-
-    Returns:
-        The EIG and its standard error, both of shape () and double precision, on the CPU.
-
-    Raises:
-        ValueError: If the design is not square and regular.
-        ArithmeticError: If the design is too far from a signed permutation for so few draws.
 
     Example:
-        >>> design = torch.eye(3) + 0.02
-        >>> eig, standard_error = coupled_eig(design, num_outcomes=64)
-        >>> exact, _ = exact_eig(torch.eye(3))
-        >>> abs(eig - exact).item() < 0.2
+        >>> eig, standard_error = coupled_eig(torch.eye(3) + 0.02, num_outcomes=64)
+        >>> abs(eig - exact_eig(torch.eye(3))[0]).item() < 0.2
         True
     """
     rows = design.detach().cpu().double()

@@ -45,16 +45,6 @@ _NEGLIGIBLE = 40.0
 def twelve_variances(num_rows: int = 10, num_variables: int = 12) -> Callable[[], Tensor]:
     """Make the model, with sites "variance" (target) and "y" (outcome, in the plate "rows").
 
-    Args:
-        num_rows: Rows of the data set, at least 1.
-        num_variables: Variables in each row, at least 1.
-
-    Returns:
-        A Pyro model without arguments that returns the data set, shape (num_rows, num_variables).
-
-    Raises:
-        ValueError: If a number is below 1.
-
     Example:
         >>> twelve_variances()().shape
         torch.Size([10, 12])
@@ -70,17 +60,7 @@ def twelve_variances(num_rows: int = 10, num_variables: int = 12) -> Callable[[]
 
 
 def exact_eig(num_rows: int = 10, num_variables: int = 12) -> Float[Tensor, ""]:
-    """Compute the EIG about all variances by quadrature, in nats.
-
-    Args:
-        num_rows: Rows of the data set, at least 1.
-        num_variables: Variables in each row, at least 1; the EIG is proportional to it.
-
-    Returns:
-        The EIG, a scalar in double precision.
-
-    Raises:
-        ValueError: If a number is below 1.
+    """Compute the EIG about all variances by quadrature, in nats, double precision; it is proportional to their number.
 
     Example:
         >>> round(exact_eig(10, 1).item(), 4), round(exact_eig(263, 1).item(), 4)
@@ -98,15 +78,6 @@ def exact_correlation(num_rows: int = 10) -> Float[Tensor, ""]:
     No estimate of the variance correlates better. As :math:`E[m v] = E[m^2]` for the posterior mean m, it is
     :math:`\sqrt{\mathrm{Var}(m) / \mathrm{Var}(v)}`.
 
-    Args:
-        num_rows: Rows of the data set, at least 1.
-
-    Returns:
-        The correlation, a scalar in double precision.
-
-    Raises:
-        ValueError: If the number is below 1.
-
     Example:
         >>> round(exact_correlation(10).item(), 3), round(exact_correlation(263).item(), 3)
         (0.829, 0.988)
@@ -119,16 +90,7 @@ def exact_correlation(num_rows: int = 10) -> Float[Tensor, ""]:
 
 
 def exact_posterior_mean(y: Float[Tensor, "*batch num_rows num_variables"]) -> Float[Tensor, "*batch num_variables"]:
-    """Compute the posterior mean of every variance.
-
-    Args:
-        y: Data sets, shape (*batch, num_rows, num_variables), no column of which is all zeros.
-
-    Returns:
-        The means, shape (*batch, num_variables), double precision.
-
-    Raises:
-        ValueError: If a column is all zeros or not finite.
+    """Compute the posterior mean of every variance, double precision; no column of a data set may be all zeros.
 
     Example:
         >>> exact_posterior_mean(torch.tensor([[0.1, 1.0], [-0.2, -1.0], [0.1, 1.0], [0.2, 2.0]]))
@@ -140,16 +102,7 @@ def exact_posterior_mean(y: Float[Tensor, "*batch num_rows num_variables"]) -> F
 def exact_posterior_variance(
     y: Float[Tensor, "*batch num_rows num_variables"],
 ) -> Float[Tensor, "*batch num_variables"]:
-    """Compute the posterior variance of every variance.
-
-    Args:
-        y: Data sets, shape (*batch, num_rows, num_variables), no column of which is all zeros.
-
-    Returns:
-        The variances of the posteriors, shape (*batch, num_variables), double precision.
-
-    Raises:
-        ValueError: If a column is all zeros or not finite.
+    """Compute the posterior variance of every variance, as `exact_posterior_mean`.
 
     Example:
         >>> exact_posterior_variance(torch.ones(10, 2))
@@ -161,17 +114,9 @@ def exact_posterior_variance(
 def exact_log_posterior(
     variance: Float[Tensor, "*#batch num_variables"], y: Float[Tensor, "*#batch num_rows num_variables"]
 ) -> Float[Tensor, "..."]:
-    """Compute the log posterior density of the variances, in their own coordinates.
+    """Compute the log posterior density of all variances together, in their own coordinates, nats, double precision.
 
-    Args:
-        variance: Variances, shape (*batch, num_variables); the density is zero outside (0, 1).
-        y: Data sets, shape (*batch, num_rows, num_variables), no column of which is all zeros; batches broadcast.
-
-    Returns:
-        The log density in nats of all variances together, shape (*batch,), double precision.
-
-    Raises:
-        ValueError: If a column of a data set is all zeros or not finite.
+    It is zero outside (0, 1); data sets as for `exact_posterior_mean`.
 
     Example:
         >>> exact_log_posterior(torch.tensor([0.1, 0.7]), torch.tensor([[0.1, 1.0], [-0.2, -1.0], [0.3, 1.0]]))
@@ -244,7 +189,4 @@ def _prior_predictive(num_rows: int) -> tuple[Float[Tensor, "draws"], Float[Tens
 def _gauss_legendre(device: torch.device) -> tuple[Float[Tensor, "nodes"], Float[Tensor, "nodes"]]:
     """Nodes and weights of the unit interval."""
     nodes, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
-    return (
-        torch.as_tensor(0.5 * (nodes + 1.0), device=device),
-        torch.as_tensor(0.5 * weights, device=device),
-    )
+    return (torch.as_tensor(0.5 * (nodes + 1.0), device=device), torch.as_tensor(0.5 * weights, device=device))
