@@ -14,7 +14,7 @@ Zuko is recognised by behaviour and never imported: its import turns argument va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,35 +37,38 @@ class ConditionalDensity(Protocol):
 
 
 class AdaptedDensity(Density):
-    """Adapt a density of another library; made by `as_density`.
+    """Adapt a density of another library; made by `as_density`."""
 
-    `conditioned` gives the source at a context, of the context's batch shape; it has to be picklable.
-    """
-
-    def __init__(
-        self, source: Any, conditioned: Callable[[Any, Tensor], Distribution], theta_dim: int, context_dim: int
-    ) -> None:
+    def __init__(self, source: Any, theta_dim: int, context_dim: int) -> None:
         super().__init__()
         self.theta_dim, self.context_dim = theta_dim, context_dim
-        self.source, self.conditioned = source, conditioned
-        self.has_rsample = True
+        self.source, self.has_rsample = source, True
         if not isinstance(source, nn.Module):
             self.transforms = nn.ModuleList(_modules_of(source))
 
     def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log-density of theta given the context; the batches broadcast."""
         batch_shape = torch.broadcast_shapes(theta.shape[:-1], context.shape[:-1])
-        conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
+        conditioned = self.conditioned(context.expand(*batch_shape, context.shape[-1]))
         log_prob = conditioned.log_prob(theta.expand(*batch_shape, theta.shape[-1]))
         _forget(conditioned, self)
         return log_prob
 
     def draw(self, context: Context, batch_shape: Sequence[int]) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
-        conditioned = self.conditioned(self.source, context.expand(*batch_shape, context.shape[-1]))
+        conditioned = self.conditioned(context.expand(*batch_shape, context.shape[-1]))
         theta = conditioned.rsample() if self.has_rsample else conditioned.sample()
         _forget(conditioned, self)
         return theta
+
+    def conditioned(self, context: Tensor) -> Any:
+        """Return what the source gives for a context: a distribution, as `_probe` checks."""
+        source = self.source
+        if not isinstance(source, ConditionalTransformedDistribution):
+            return source.condition(context) if isinstance(source, ConditionalDensity) else source(context)
+        # On a base of the context's batch shape: with Pyro's own, of shape (), `sample` raises.
+        base = source.base_dist.condition(context).expand(context.shape[:-1])
+        return TransformedDistribution(base, [transform.condition(context) for transform in source.transforms])
 
 
 def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
@@ -96,7 +99,13 @@ def as_density(density: Any, theta_dim: int, context_dim: int) -> nn.Module:
                 f"{density.context_dim} from {type(density).__name__}. Build it with the dimensions of your data."
             )
         return density
-    adapted = AdaptedDensity(density, _adapter_of(density), theta_dim, context_dim)
+    if not isinstance(density, nn.Module | ConditionalTransformedDistribution):
+        raise TypeError(
+            "density: expected a flow of pyro_voed.densities, a torch module with condition(context), a Zuko lazy "
+            f"distribution or a Pyro ConditionalTransformedDistribution, got {type(density).__name__}. Pass the "
+            "density itself, before it is conditioned."
+        )
+    adapted = AdaptedDensity(density, theta_dim, context_dim)
     adapted.has_rsample = _probe(adapted).has_rsample
     return adapted
 
@@ -120,33 +129,10 @@ def fulfils_contract(density: Any) -> bool:
     )
 
 
-def _adapter_of(density: Any) -> Callable[[Any, Tensor], Distribution]:
-    """Return the function that conditions a density of another library."""
-    if isinstance(density, ConditionalTransformedDistribution):
-        return _condition_pyro
-    if isinstance(density, nn.Module):
-        return _condition_module if isinstance(density, ConditionalDensity) else _call_lazy
-    raise TypeError(
-        "density: expected a flow of pyro_voed.densities, a torch module with condition(context), a Zuko lazy "
-        f"distribution or a Pyro ConditionalTransformedDistribution, got {type(density).__name__}. Pass the density "
-        "itself, before it is conditioned."
-    )
-
-
 def _modules_of(source: ConditionalTransformedDistribution) -> list[nn.Module]:
     """Return the parts that have weights, including those that Pyro has wrapped as constant."""
     transforms = [getattr(transform, "transform", transform) for transform in source.transforms]
     return [part for part in (source.base_dist, *transforms) if isinstance(part, nn.Module)]
-
-
-def _condition_pyro(source: ConditionalTransformedDistribution, context: Tensor) -> Distribution:
-    """Condition, on a base of the context's batch shape: with Pyro's own, of shape (), `sample` raises."""
-    base = source.base_dist.condition(context).expand(context.shape[:-1])
-    return TransformedDistribution(base, [transform.condition(context) for transform in source.transforms])
-
-
-def _condition_module(source: ConditionalDensity, context: Tensor) -> Distribution:
-    return source.condition(context)
 
 
 def _forget(conditioned: Distribution, density: nn.Module) -> None:
@@ -159,10 +145,6 @@ def _forget(conditioned: Distribution, density: nn.Module) -> None:
             part.clear_cache()  # type: ignore[attr-defined]  # patched in by Pyro
 
 
-def _call_lazy(source: nn.Module, context: Tensor) -> Any:
-    return source(context)
-
-
 def _probe(adapted: AdaptedDensity) -> Distribution:
     """Condition on two contexts and evaluate, with every check of the outcome; return the distribution."""
     name = type(adapted.source).__name__
@@ -172,7 +154,7 @@ def _probe(adapted: AdaptedDensity) -> Distribution:
     log_prob_shape = None
     with torch.no_grad(), evaluating(adapted):
         try:
-            conditioned = adapted.conditioned(adapted.source, context)
+            conditioned = adapted.conditioned(context)
             if isinstance(conditioned, Distribution):
                 log_prob_shape = conditioned.log_prob(theta).shape
         # Other libraries raise anything on wrong shapes.
