@@ -40,15 +40,7 @@ RECORD_EVERY = 10
 
 @dataclass(frozen=True)
 class Climb:
-    """Where one start ended.
-
-    Attributes:
-        designs: The last designs.
-        density: What was trained along with them; None for objectives that learn nothing.
-        history: Training record.
-        path: Designs on the way, `(num_records, *shape)` each.
-        path_steps: The steps they are from.
-    """
+    """Where one start ended: the last designs, what was trained with them (if anything), and designs on the way."""
 
     designs: dict[str, Tensor]
     density: Any
@@ -61,14 +53,8 @@ class Climb:
 class Climber:
     """What a search by gradient climbs, and how.
 
-    Attributes:
-        fit: The experiment at its starting design, and how to train.
-        objective: What is climbed.
-        scored: Sites whose draws carry no gradient though they move with a design.
-        density: As the user gave it.
-        summary: As the user gave it.
-        projection: The user's projection, if any.
-        design_rate: Learning rate of the designs.
+    `fit` is at the starting design; `scored` are the sites whose draws carry no gradient though they move with a
+    design; `density`, `summary` and `projection` are as the user gave them.
     """
 
     fit: Fit

@@ -40,14 +40,10 @@ ALONE: dict[str, Any] = {"learned": None, "weights": None, "certificate": None, 
 
 @dataclass
 class Evaluator:
-    """A user's estimator: its results checked, their cost added up, the best one kept.
+    """A user's estimator: its results checked, their cost added up, the best one at one design kept.
 
-    Attributes:
-        estimator: From designs to an `EIGResult`.
-        generator: Source of the search's own draws; the global streams are the estimator's.
-        sites: The designs, known after the first call.
-        num_simulations: Experiments simulated so far.
-        best: The largest estimate so far, at one design; None before the first.
+    The generator is the source of the search's own draws; the global streams are the estimator's. `sites`, the designs,
+    are known after the first call.
     """
 
     estimator: Estimator
@@ -71,11 +67,7 @@ class Evaluator:
         return result
 
     def __call__(self, designs: Mapping[str, Tensor], seed: int) -> EIGResult:
-        """Estimate at the designs given, on the random numbers of the seed.
-
-        Raises:
-            KeyboardInterrupt: If Ctrl-C ended training on the way.
-        """
+        """Estimate at the designs given, on the random numbers of the seed."""
         with common_stream(seed):
             before = torch.get_rng_state()
             result = self._estimate(designs)
@@ -93,11 +85,7 @@ class Evaluator:
         return result
 
     def in_one_call(self, designs: Mapping[str, Tensor], count: int, seed: int, alone: str) -> EIGResult:
-        """Estimate at `count` designs, `(count, *shape)` for each label; `alone` says how to have one design a call.
-
-        Raises:
-            ValueError: If the estimator gives another number of estimates.
-        """
+        """Estimate at `count` designs, `(count, *shape)` for each label; `alone` says how to have one design a call."""
         result = self(designs, seed)
         if result.eig.shape != (count,):
             raise ValueError(

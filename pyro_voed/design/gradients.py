@@ -37,17 +37,7 @@ def score_terms(
 ) -> Float[Tensor, "num_samples *batch"]:
     """Return terms of the same value whose gradient includes the score-function part.
 
-    Args:
-        terms: Terms of at least two independent draws.
-        score: Log density of the draws that carry no gradient themselves.
-
-    Example:
-        >>> probability = torch.tensor(0.5, requires_grad=True)
-        >>> draws = torch.tensor([0.0, 1.0])
-        >>> score = torch.distributions.Bernoulli(probability).log_prob(draws)
-        >>> score_terms(draws, score).mean().backward()
-        >>> probability.grad  # of the mean of draws, d p / d p
-        tensor(2.)
+    `score` is the log density of the draws, at least two and independent, that carry no gradient themselves.
     """
     fixed = terms.detach()
     baseline = (fixed.sum(0) - fixed) / (terms.shape[0] - 1)
@@ -57,9 +47,8 @@ def score_terms(
 def score_sites(experiment: Experiment) -> tuple[str, ...]:
     """Return the sites whose draws carry no gradient though their distribution depends on a design.
 
-    Raises:
-        NotImplementedError: If such a site has no density either, so that no gradient exists.
-        ValueError: If a design moves neither outcome nor targets.
+    A site that has no density either has no gradient, and is refused, as is a design that moves neither outcome nor
+    targets.
     """
     scored: list[str] = []
     with torch.enable_grad():

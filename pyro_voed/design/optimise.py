@@ -68,20 +68,14 @@ def optimise_design(
     """Find the design with the largest expected information gain by stochastic gradients.
 
     Afterwards the best design is in the parameter store under its own name (in the module, for a PyroModule), as
-    Pyro users expect; nothing else of the caller's has changed.
+    Pyro users expect; nothing else of the caller's has changed. Labels, `density`, `summary`, `num_samples`, `seed` and
+    `progress` are those of `eig_flow`.
 
     Args:
         model: A Pyro program of one experiment with at least one design, or an `Experiment`, which takes what is rarer.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about; default: all other latent sites.
         objective: An `Objective`, or terms of a bound from a joint sample and a density with an attribute `bound`:
             `barber_agakov`, `prior_contrastive`, `adaptive_contrastive`, `critic_objective(info_nce)`. An upper bound
             is no objective to ascend, but `marginal_saddle()` searches its saddle point.
-        density: A factory `(theta_dim, context_dim) -> density`, a density, or that of an earlier result to go on
-            from. Default: a spline coupling flow.
-        summary: A module from standardised packed outcomes `(num, y_dim)` to learned statistics `(num, summary_dim)`,
-            such as those of `pyro_voed.summaries`, or a mapping from outcome sites to such modules. Default: picked
-            from the outcome's plates and shape, a set network for exchangeable rows; `torch.nn.Identity()` for none.
         num_starts: Number of starts. The first is the stored value, else the model's initial one; further ones add
             N(0, 1) in unconstrained coordinates.
         starts: In place of `num_starts`: further starts, `(num_further_starts, *shape)` for each design.
@@ -93,15 +87,11 @@ def optimise_design(
         training: `Fresh(...)`. Default: until the bound no longer rises by more than its noise, then cool down, 10,000
             steps at most for a start; 256 experiments a step; peak rates of 2e-3 for the density and 3e-2 for the
             designs, in unconstrained coordinates.
-        num_samples: Fresh experiments behind the reported number.
-        seed: Seed; None draws one from the global generator.
-        progress: Show progress bars; None shows them on a terminal only.
 
     Returns:
         The best design, its estimate on fresh simulations, the path there and the density trained along with it.
 
     Raises:
-        TypeError: If the objective is none, or a projection returns no dict of tensors.
         ValueError: If the model has no design, a design does not reach the outcome by a gradient, labels, sizes or
             starts are wrong, a projection leaves a design's constraint, or the objective is an upper bound.
         NotImplementedError: If the model lacks what the objective needs, or a site that depends on a design has neither
@@ -109,9 +99,6 @@ def optimise_design(
         TrainingStopped: If an error ends the run, such as a term that is not finite (then it is an `ArithmeticError`
             too). It carries the designs and the density as last trained (`error.designs`, with a row for each start
             that climbed, and `error.density`), with which the search can go on.
-
-    References:
-        Foster et al. (2020); Dong et al. (2025), section 3.4.
 
     Example:
         >>> import pyro, torch

@@ -18,9 +18,10 @@ difference still shows the slope at a bound; reflecting the two points would mak
 
 References:
     Spall (1992), "Multivariate stochastic approximation using a simultaneous perturbation gradient approximation", IEEE
-    Transactions on Automatic Control 37; (1998), "Implementation of the simultaneous perturbation algorithm for
-    stochastic optimization", IEEE Transactions on Aerospace and Electronic Systems 34. Sadegh (1997), "Constrained
-    optimization via stochastic approximation with a simultaneous perturbation gradient approximation", Automatica 33.
+    Transactions on Automatic Control 37, equation 2.2; (1998), "Implementation of the simultaneous perturbation
+    algorithm for stochastic optimization", IEEE Transactions on Aerospace and Electronic Systems 34. Sadegh (1997),
+    "Constrained optimization via stochastic approximation with a simultaneous perturbation gradient approximation",
+    Automatica 33 (bounds).
 """
 
 from __future__ import annotations
@@ -38,15 +39,7 @@ Evaluate = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Gains:
-    """Gain sequences of SPSA.
-
-    Attributes:
-        a: Size of the steps.
-        c: Size of the perturbations.
-        stability: The constant A, in steps, that keeps early steps small.
-        alpha: Rate at which steps shrink.
-        gamma: Rate at which perturbations shrink.
-    """
+    """Gain sequences of SPSA; `stability` is the constant A, in steps, that keeps early steps small."""
 
     a: float
     c: float
@@ -72,29 +65,9 @@ def spsa_gradient(
     num_repeats: int,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "num_repeats num_starts dim"], Float[Tensor, " num_starts"]]:
-    """Estimate gradients from pairs of values at simultaneously perturbed points.
+    """Return a gradient for each random direction, from values at two points each, and the mean of all values.
 
-    Args:
-        evaluate: From points `(2, num_repeats, num_starts, dim)` to their values.
-        x: Where the gradients are wanted.
-        perturbation: How far each coordinate is moved to either side.
-        bounded: Coordinates that stay in [0, 1].
-        num_repeats: Independent directions.
-        generator: Source of the directions.
-
-    Returns:
-        A gradient for each direction, and the mean of all values.
-
-    References:
-        Spall (1992), Eq. 2.2; Sadegh (1997) for the bounds.
-
-    Example:
-        >>> slope = torch.tensor([1.0, 2.0], dtype=torch.double)
-        >>> x, free = torch.zeros(1, 2, dtype=torch.double), torch.tensor([False, False])
-        >>> pairs = {"num_repeats": 2000, "generator": torch.Generator().manual_seed(0)}
-        >>> gradients, _ = spsa_gradient(lambda points: points @ slope, x, 0.1, free, **pairs)
-        >>> [round(value, 1) for value in gradients.mean((0, 1)).tolist()]
-        [1.0, 2.0]
+    Coordinates that are `bounded` stay in [0, 1].
     """
     shape = (num_repeats, *x.shape)
     directions = 2.0 * torch.randint(2, shape, generator=generator).to(x) - 1.0
@@ -118,28 +91,8 @@ def spsa_ascent(
 ) -> Iterator[tuple[Float[Tensor, "num_starts dim"], Float[Tensor, " num_starts"]]]:
     """Climb from several starts side by side, a step each time the next one is asked for.
 
-    Args:
-        evaluate: From points `(2, num_repeats, num_starts, dim)` to their values, which may be noisy.
-        starts: Where to start.
-        bounded: Coordinates that stay in [0, 1].
-        gains: Gain sequences.
-        num_steps: Steps.
-        num_repeats: Directions averaged in a step.
-        largest_step: Most that a step moves a coordinate.
-        generator: Source of the directions.
-
-    Yields:
-        The points that each step reached, and the mean value of its evaluations.
-
-    Example:
-        >>> top = torch.tensor([0.2, 0.9], dtype=torch.double)
-        >>> quadratic = lambda points: -(points - top).square().sum(-1)
-        >>> start, bounded = torch.full((1, 2), 0.5, dtype=torch.double), torch.tensor([True, True])
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> settings = {"num_steps": 200, "num_repeats": 1, "largest_step": 0.2, "generator": generator}
-        >>> *_, (end, _) = spsa_ascent(quadratic, start, bounded, Gains(1.0, 0.1, 20.0), **settings)
-        >>> end
-        tensor([[0.2000, 0.9000]], dtype=torch.float64)
+    Yields the points that each step reached, and the mean value of its evaluations, which may be noisy. No step moves a
+    coordinate by more than `largest_step`.
     """
     x = starts
     for k in range(1, num_steps + 1):
@@ -152,10 +105,5 @@ def spsa_ascent(
 
 
 def reflected(x: Tensor) -> Tensor:
-    """Fold the real line onto [0, 1] by reflection at both ends.
-
-    Example:
-        >>> reflected(torch.tensor([-0.25, 0.5, 1.25]))
-        tensor([0.2500, 0.5000, 0.7500])
-    """
+    """Fold the real line onto [0, 1] by reflection at both ends."""
     return 1.0 - (x.remainder(2.0) - 1.0).abs()

@@ -18,13 +18,8 @@ from pyro_voed.experiment.sites import DesignSite
 class Position:
     """Where starts stand and where they have been.
 
-    Attributes:
-        sites: The designs.
-        batch: `(num_starts,)`, or `()` for one start.
-        leaves: Unconstrained coordinates of each design, `(*batch, *shape)`.
-        projection: The user's projection, if any.
-        path: Records of each design, `(*batch, *shape)` each.
-        path_steps: The steps they are from.
+    `batch` is `(num_starts,)`, or `()` for one start; `leaves` are unconstrained coordinates, `(*batch, *shape)`, and
+    `path` records of the designs they stand for.
     """
 
     sites: Sequence[DesignSite]

@@ -18,23 +18,13 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Projection:
-    """A user's map from the designs to the nearest admissible ones.
-
-    Attributes:
-        function: The map, from a dict of designs to one that holds those that it moves.
-        sites: The designs.
-    """
+    """A user's map from a dict of designs to one of the nearest admissible values of those that it moves."""
 
     function: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
     sites: Sequence[DesignSite]
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the designs that the projection states, checked.
-
-        Raises:
-            TypeError: If it returns no dict of tensors.
-            ValueError: If a label is unknown, or a value misshapen or outside its constraint.
-        """
+        """Return the designs that the projection states, checked."""
         projected: Any = self.function(dict(values))
         if not isinstance(projected, Mapping) or not all(isinstance(value, Tensor) for value in projected.values()):
             raise TypeError(

@@ -52,25 +52,22 @@ def search_grid(
             labels, which are then equally many, as the candidates.
         together: Estimate all candidates in one call. False makes one call each, all with the same random numbers:
             their errors then go together and cancel from the comparison as far as the simulator allows.
-        seed: Seed; None draws one from the global generator.
 
     Returns:
         The best candidate with a fresh estimate there; `candidates` is the table of all. Ctrl-C gives the best of the
-        complete estimates (`interrupted`).
+        complete estimates (`interrupted`), or is raised before there is one.
 
     Raises:
         TypeError: If the estimator returns no `EIGResult`, or values are no dict of numbers.
         ValueError: If values are missing, misshapen or outside their constraints, or the estimator uses other designs
             than it is given, or the same random numbers in each call.
         ArithmeticError: If an estimate is not finite.
-        KeyboardInterrupt: If Ctrl-C comes before the first estimate is complete.
 
     Example:
         >>> import pyro, torch
         >>> from pyro_voed.estimators import eig_lbkld
         >>> from pyro_voed.problems.implicit_toy import implicit_toy
-        >>> def estimator(designs):
-        ...     return eig_lbkld(implicit_toy(), "y", "theta", designs=designs, num_samples=1000)
+        >>> estimator = lambda designs: eig_lbkld(implicit_toy(), "y", "theta", designs=designs, num_samples=1000)
         >>> best = search_grid(estimator, {"xi": torch.linspace(0.2, 1.8, 5)}, seed=0)
         >>> best.designs["xi"], best.candidates.eig.shape, pyro.param("xi")
         (tensor(1.8000), torch.Size([5]), tensor(1.8000, grad_fn=<AddBackward0>))
@@ -90,39 +87,19 @@ def search_random(
     together: bool = True,
     seed: int | None = None,
 ) -> DesignResult:
-    """Find the best of randomly drawn designs.
-
-    Afterwards the best design is in the parameter store under its own name; nothing else of the caller's has changed.
+    """Find the best of randomly drawn designs; all else, results and errors too, is as in `search_grid`.
 
     Args:
-        estimator: From designs to an `EIGResult`; the contract is in `evaluator`.
         num_candidates: Designs to draw.
         proposal: From a number to so many values of each design, `(num_candidates, *shape)`. Default: uniform for
             designs in an interval, N(0, 1) about the stored (else initial) value in unconstrained coordinates for
             others.
-        together: Estimate all candidates in one call; False as in `search_grid`.
-        seed: Seed; None draws one from the global generator.
-
-    Returns:
-        The best candidate with a fresh estimate there, as from `search_grid`.
-
-    Raises:
-        TypeError: If the estimator returns no `EIGResult`, or the proposal no dict of numbers.
-        ValueError: If the proposal's designs are missing, misshapen or outside their constraints, or the estimator uses
-            other designs than it is given, or the same random numbers in each call.
-        ArithmeticError: If an estimate is not finite.
-        KeyboardInterrupt: If Ctrl-C comes before the first estimate is complete.
-
-    References:
-        Bergstra and Bengio (2012).
 
     Example:
         >>> from pyro_voed.estimators import eig_lbkld
         >>> from pyro_voed.problems.implicit_toy import implicit_toy
-        >>> def estimator(designs):
-        ...     return eig_lbkld(implicit_toy(), "y", "theta", designs=designs, num_samples=1000)
-        >>> best = search_random(estimator, 8, seed=0)
-        >>> bool(best.designs["xi"] > 1.0)
+        >>> estimator = lambda designs: eig_lbkld(implicit_toy(), "y", "theta", designs=designs, num_samples=1000)
+        >>> bool(search_random(estimator, 8, seed=0).designs["xi"] > 1.0)
         True
     """
     check_count(num_candidates, "num_candidates")

@@ -1,10 +1,7 @@
 r"""Design search without gradients: simultaneous perturbation stochastic approximation (SPSA).
 
 A simulator with discrete events has no gradient. SPSA takes two estimates a step, for any number of design variables;
-the method itself is in `perturbation`.
-
-*Coordinates* are the place of a design in its interval, from 0 to 1, or the unconstrained coordinate of its constraint
-where that is no interval.
+the method itself is in `perturbation`, and the coordinates that it moves in are those of `coordinates`.
 
 *Noise.* With *common random numbers* both estimates of a difference are made from the same seed, so that errors they
 share cancel: with correlation :math:`\rho` its variance falls by the factor :math:`1 - \rho`. Averaging `num_repeats`
@@ -88,7 +85,6 @@ def search_spsa(
         gamma: Rate at which perturbations shrink.
         common_random_numbers: Make both estimates of a difference (at all starts) from the same seed, one call of the
             estimator for each. False makes all estimates of a step in one call, with draws of their own.
-        seed: Seed; None draws one from the global generator.
 
     Returns:
         The best design with a fresh estimate there. `path` has every step of the winning start, though the design is
@@ -97,22 +93,15 @@ def search_spsa(
         gives the best of the complete estimates (`interrupted`), which may be beside the path.
 
     Raises:
-        TypeError: If the estimator returns no `EIGResult`, or starts are no dict of numbers.
-        ValueError: If a size is out of range, a start is misshapen or outside its constraint, or the estimator uses
-            other designs than it is given, or the same random numbers in each call.
+        TypeError: As for `search_grid`, like ValueError and KeyboardInterrupt.
         TrainingStopped: If an error ends the climb, such as an estimate that is not finite (then it is an
             `ArithmeticError` too). It carries the designs as last reached by the starts (`error.designs`).
-        KeyboardInterrupt: If Ctrl-C comes before the first estimate is complete.
-
-    References:
-        Spall (1992, 1998); Kleinman, Spall and Naiman (1999); Ao and Li (2020).
 
     Example:
         >>> import pyro
         >>> from pyro_voed.estimators import eig_lbkld
         >>> from pyro_voed.problems.implicit_toy import implicit_toy
-        >>> def estimator(designs):
-        ...     return eig_lbkld(implicit_toy(), "y", "theta", designs=designs, num_samples=1000)
+        >>> estimator = lambda designs: eig_lbkld(implicit_toy(), "y", "theta", designs=designs, num_samples=1000)
         >>> best = search_spsa(estimator, num_steps=15, seed=0)
         >>> bool(best.designs["xi"] > 1.5), bool(pyro.param("xi") > 1.5)  # the best is 2, an end of the interval
         (True, True)

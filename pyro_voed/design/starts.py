@@ -19,12 +19,7 @@ MAX_UNCONSTRAINED = 6.0
 
 
 def rows_of_designs(values: Any, argument: str) -> dict[str, Tensor]:
-    """Return values of designs that a user gave as tensors, `(num_rows, *shape)` for each label, at least one row.
-
-    Raises:
-        TypeError: If it is no dict, or holds what is no number.
-        ValueError: If it is empty, or an entry has no rows.
-    """
+    """Return values of designs that a user gave as tensors, `(num_rows, *shape)` for each label, at least one row."""
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{argument}: expected a dict from design labels to values (num_rows, *shape of the design), got "
@@ -47,11 +42,7 @@ def rows_of_designs(values: Any, argument: str) -> dict[str, Tensor]:
 
 
 def equally_many(rows: Mapping[str, Tensor], argument: str) -> int:
-    """Return how many rows each label has.
-
-    Raises:
-        ValueError: If their numbers differ.
-    """
+    """Return how many rows each label has, equally many."""
     counts = {name: len(value) for name, value in rows.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"{argument}: expected equally many for each design, got {counts}.")
@@ -59,12 +50,7 @@ def equally_many(rows: Mapping[str, Tensor], argument: str) -> int:
 
 
 def given_starts(sites: Sequence[DesignSite], starts: Any) -> dict[str, Tensor]:
-    """Return starts that a user gave, `(num_starts, *shape)` for every label; those left out stay where they are.
-
-    Raises:
-        TypeError: If they are no dict of numbers.
-        ValueError: If a label is unknown, a value is misshapen or outside its constraint, or numbers of starts differ.
-    """
+    """Return starts that a user gave, `(num_starts, *shape)` for every label; those left out stay where they are."""
     rows = rows_of_designs(starts, "starts")
     check_known(rows, [site.name for site in sites], "starts", "design")
     count = equally_many(rows, "starts")

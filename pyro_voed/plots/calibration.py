@@ -106,13 +106,8 @@ def plot_recovery(result: RecoveryResult, *, most_points: int = 200) -> np.ndarr
     dim = len(result.columns)
     num_columns = min(dim, 4)
     num_rows = -(-dim // num_columns)
-    figure, grid = plt.subplots(
-        num_rows,
-        num_columns,
-        squeeze=False,
-        figsize=(0.6 + 2.9 * num_columns, 0.7 + 3.0 * num_rows),
-        layout="constrained",
-    )
+    size = (0.6 + 2.9 * num_columns, 0.7 + 3.0 * num_rows)
+    figure, grid = plt.subplots(num_rows, num_columns, squeeze=False, figsize=size, layout="constrained")
     for index, ax in enumerate(grid.flat):
         if index < dim:
             _recovered(ax, result, index, most_points)
@@ -158,17 +153,12 @@ def _draw(
     ax.plot(at, np.zeros_like(at) if difference else at, color=GREY, linewidth=0.8)
     many = len(curves) > MOST_NAMED
     for index, (name, values) in enumerate(curves.items()):
+        # The style shifts with every round of colours, so that no two of twelve curves look alike.
+        style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
+        look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": style, "label": name}
         if many:
-            look: dict[str, Any] = {
-                "color": BLUE,
-                "linewidth": 0.8,
-                "alpha": 0.5,
-                "label": None if index else f"{len(curves)} columns",
-            }
-        else:
-            # The style shifts with every round of colours, so that no two of twelve curves look alike.
-            style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
-            look = {"color": COLOURS[index % len(COLOURS)], "linestyle": style, "label": name}
+            label = None if index else f"{len(curves)} columns"
+            look = {"color": BLUE, "linewidth": 0.8, "alpha": 0.5, "label": label}
         ax.plot(at, ends(values), **look)
     for name, values in (emphasised or {}).items():
         ax.plot(at, ends(values), color=BLACK, linewidth=2.0, label=name)

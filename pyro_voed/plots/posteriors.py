@@ -54,9 +54,8 @@ def plot_posterior_pair(
     curves, names = _curves(samples, prior, "samples")
     truth = _truth(true_values, names)
     dim = len(names)
-    figure, grid = plt.subplots(
-        dim, dim, squeeze=False, sharex="col", figsize=(1 + 2 * dim, 0.6 + 2 * dim), layout="constrained"
-    )
+    size = (1 + 2 * dim, 0.6 + 2 * dim)
+    figure, grid = plt.subplots(dim, dim, squeeze=False, sharex="col", figsize=size, layout="constrained")
     limits = [_limits(curves[-len(samples) :], column, truth[column]) for column in range(dim)]
     for (row, column), ax in np.ndenumerate(grid):
         ax.set_visible(column <= row)

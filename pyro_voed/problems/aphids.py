@@ -71,12 +71,11 @@ Simulator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From birth rates `(*batch)`, death rates `(*batch)` and times `(*batch, num_times)` to counts of the times' shape."""
 
 
-def leaping_counts(
-    birth_rate: Float[Tensor, "*batch"],
-    death_rate: Float[Tensor, "*batch"],
-    times: Float[Tensor, "*batch num_times"],
-    step: float = DEFAULT_STEP,
-) -> Float[Tensor, "*batch num_times"]:
+Rates = Float[Tensor, "*batch"]
+Times = Float[Tensor, "*batch num_times"]
+
+
+def leaping_counts(birth_rate: Rates, death_rate: Rates, times: Times, step: float = DEFAULT_STEP) -> Times:
     """Simulate counts by midpoint tau-leaping, in steps of at most `step` days.
 
     Args:
@@ -115,9 +114,7 @@ def leaping_counts(
     return torch.zeros_like(in_order).scatter(-1, order, in_order).reshape(times.shape).to(times)
 
 
-def exact_counts(
-    birth_rate: Float[Tensor, "*batch"], death_rate: Float[Tensor, "*batch"], times: Float[Tensor, "*batch num_times"]
-) -> Float[Tensor, "*batch num_times"]:
+def exact_counts(birth_rate: Rates, death_rate: Rates, times: Times) -> Times:
     """Simulate counts event by event, without error; arguments as in `leaping_counts`.
 
     A count at the instant of an event is taken before it. All experiments make their k-th event together; those that

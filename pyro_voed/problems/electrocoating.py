@@ -25,8 +25,8 @@ current is the prescribed one, whatever the film does, and the experiment says n
 `electrocoating(voltage_limit=None)` has an EIG of exactly 0.
 
 References:
-    Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), "Variational Bayesian optimal experimental design
-    with normalizing flows", sections 4.3 and E.1. C. Jacobsen et al. (2024), arXiv 2401.08414.
+    J. Dong et al. (2025), Variational Bayesian optimal experimental design with normalizing flows, sections 4.3 and
+    E.1. C. Jacobsen et al. (2024), arXiv 2401.08414.
 """
 
 import math

@@ -50,6 +50,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Cells = Float[Tensor, "*batch cells"]
+Layer = Float[Tensor, "3 *batch cells"]
+Modes = Float[Tensor, "modes"]
+
 
 @dataclass(frozen=True)
 class Bath:
@@ -118,9 +122,9 @@ class Deposition:
 
     current: Float[Tensor, "*batch num_times"]
     voltage: Float[Tensor, "*batch num_times"]
-    thickness: Float[Tensor, "*batch cells"]
-    film_resistance: Float[Tensor, "*batch cells"]
-    charge: Float[Tensor, "*batch cells"]
+    thickness: Cells
+    film_resistance: Cells
+    charge: Cells
 
 
 def make_bath(
@@ -162,9 +166,7 @@ def make_bath(
     return Bath(length, height, depth, conductivity, num_columns, coupling, transfer @ anode, resistance, anode)
 
 
-def respond(
-    bath: Bath, film_resistance: Float[Tensor, "*batch cells"]
-) -> tuple[Float[Tensor, "*batch cells"], Float[Tensor, "*batch"]]:
+def respond(bath: Bath, film_resistance: Cells) -> tuple[Cells, Float[Tensor, "*batch"]]:
     """Distribute a unit current over a coated cathode of given film resistances, ohm m^2.
 
     Returns:
@@ -205,14 +207,8 @@ def deposit(
             raise ValueError(f"{name}: expected a positive number, got {number}.")
     terms = (film.efficiency, film.minimum_current, film.minimum_charge, current, interval)
     efficiency, minimum_current, minimum_charge, current, interval = torch.broadcast_tensors(*terms)
-    film = Film(
-        efficiency.unsqueeze(-1),
-        minimum_current.unsqueeze(-1),
-        minimum_charge.unsqueeze(-1),
-        film.resistivity,
-        film.resistivity_current,
-        film.onset_width,
-    )
+    own = {"efficiency": efficiency, "minimum_current": minimum_current, "minimum_charge": minimum_charge}
+    film = replace(film, **{name: value.unsqueeze(-1) for name, value in own.items()})
     step = (interval / steps_per_interval).unsqueeze(-1)
     # Thickness, film resistance and charge of every cell.
     layer = step.new_zeros(3, *current.shape, bath.num_cells)
@@ -235,9 +231,7 @@ def deposit(
     return Deposition(torch.stack(currents, -1), torch.stack(voltages, -1), *layer)
 
 
-def potential(
-    bath: Bath, surface_potential: Float[Tensor, "*batch cells"], anode_density: Float[Tensor, "*batch cells"]
-) -> Float[Tensor, "*batch columns cells"]:
+def potential(bath: Bath, surface_potential: Cells, anode_density: Cells) -> Float[Tensor, "*batch columns cells"]:
     """Compute the potential in the bath, V, at the centres of the cells from cathode to anode.
 
     It follows from the potential on the bath's side of the film, V, and the current density out of the opposite side,
@@ -269,19 +263,14 @@ def _check_cells(bath: Bath, **values: Tensor) -> None:
             raise ValueError(f"{name}: expected {bath.num_cells} cells in the last dimension, got {value.shape[-1]}.")
 
 
-def _rates(film: Film, density: Float[Tensor, "*batch cells"]) -> Float[Tensor, "3 *batch cells"]:
+def _rates(film: Film, density: Cells) -> Layer:
     """Rates of thickness and film resistance, once the charge suffices, and of charge, per second."""
     switch = torch.sigmoid((density / film.minimum_current - 1) / film.onset_width)
     thickness = film.efficiency * density * switch
     return torch.stack([thickness, thickness * film.resistivity / (1 + density / film.resistivity_current), density])
 
 
-def _grow(
-    film: Film,
-    layer: Float[Tensor, "3 *batch cells"],
-    step: Float[Tensor, "*batch 1"],
-    rates: Float[Tensor, "3 *batch cells"],
-) -> Float[Tensor, "3 *batch cells"]:
+def _grow(film: Film, layer: Layer, step: Float[Tensor, "*batch 1"], rates: Layer) -> Layer:
     """Advance thickness, film resistance and charge, the first two in the part of the step after onset only."""
     passed = step * rates[2]
     after_onset = ((layer[2] + passed - film.minimum_charge) / passed).clamp(0, 1)
@@ -296,9 +285,7 @@ def _cosines(num_cells: int) -> Float[Tensor, "cells modes"]:
     return cosines
 
 
-def _growth(
-    length: float, height: float, conductivity: float, num_cells: int, num_columns: int
-) -> tuple[Float[Tensor, "modes"], Float[Tensor, "modes"]]:
+def _growth(length: float, height: float, conductivity: float, num_cells: int, num_columns: int) -> tuple[Modes, Modes]:
     """Logarithmic growth q of each mode from cell to cell, and its admittance, S/m^2."""
     width = length / num_columns
     angles = 0.5 * math.pi / num_cells * torch.arange(num_cells, dtype=torch.double)
@@ -308,7 +295,7 @@ def _growth(
 
 def _modes(
     length: float, height: float, conductivity: float, num_cells: int, num_columns: int
-) -> tuple[Float[Tensor, "cells modes"], Float[Tensor, "modes"], Float[Tensor, "modes"], Float[Tensor, "modes"]]:
+) -> tuple[Float[Tensor, "cells modes"], Modes, Modes, Modes]:
     """Cosines, and per mode: transfer 1 / cosh, reaction of the cathode (S/m^2), impedance of the anode (ohm m^2)."""
     growth, admittance = _growth(length, height, conductivity, num_cells, num_columns)
     total = num_columns * growth

@@ -21,9 +21,9 @@ Gaussian noise makes it negligible beyond a frequency, so that one discrete Four
 of rounding (the trapezoidal rule for an analytic, periodic integrand: Trefethen and Weideman 2014, SIAM Review 56).
 
 References:
-    Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), "Variational Bayesian optimal experimental design
-    with normalizing flows", section 4.1. X. Huan and Y. M. Marzouk (2013), "Simulation-based optimal Bayesian
-    experimental design for nonlinear systems", Journal of Computational Physics 232, section 4.1.
+    J. Dong et al. (2025), Variational Bayesian optimal experimental design with normalizing flows, section 4.1.
+    X. Huan and Y. M. Marzouk (2013), Simulation-based optimal Bayesian experimental design for nonlinear systems.
+    Journal of Computational Physics 232, section 4.1.
 """
 
 import math

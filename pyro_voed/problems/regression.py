@@ -30,9 +30,8 @@ For other designs the likelihood given :math:`\sigma` is a sum of 2^p orthant pr
 says so; a flow's certificate (`pyro_voed.certify`) bounds their EIG from both sides.
 
 References:
-    Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
-    Bayesian-optimal experiments", section 6.2. Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025),
-    "Variational Bayesian optimal experimental design with normalizing flows", section 4.2.
+    A. Foster et al. (2020), A unified stochastic gradient approach to designing Bayesian-optimal experiments, section
+    6.2. J. Dong et al. (2025), Variational Bayesian optimal experimental design with normalizing flows, section 4.2.
 """
 
 import math

@@ -189,4 +189,4 @@ def _prior_predictive(num_rows: int) -> tuple[Float[Tensor, "draws"], Float[Tens
 def _gauss_legendre(device: torch.device) -> tuple[Float[Tensor, "nodes"], Float[Tensor, "nodes"]]:
     """Nodes and weights of the unit interval."""
     nodes, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
-    return (torch.as_tensor(0.5 * (nodes + 1.0), device=device), torch.as_tensor(0.5 * weights, device=device))
+    return torch.as_tensor(0.5 * (nodes + 1.0), device=device), torch.as_tensor(0.5 * weights, device=device)
