@@ -24,7 +24,7 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 _WRAPPERS = frozenset({"beartype", "contextlib", "jaxtyping", "pyro", "torch"})
 
 
-def warn(message: str, category: type[Warning] = UserWarning) -> None:
+def warn(message: str) -> None:
     """Warn, pointing to the first line outside the package that led here, the user's own.
 
     Counted stack levels point elsewhere with every context manager, decorator or shape check in between, so frames are
@@ -34,7 +34,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and _is_between(frame):
         frame = frame.f_back
     module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
-    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, registry)
+    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
 
 
 def _is_between(frame: FrameType) -> bool:
@@ -45,12 +45,7 @@ def _is_between(frame: FrameType) -> bool:
 
 
 def as_labels(labels: Labels, argument: str) -> tuple[str, ...] | None:
-    """Return labels as a tuple of distinct names, or None where the default is wanted.
-
-    Raises:
-        TypeError: If an entry is not a string.
-        ValueError: If the sequence is empty or names a site twice.
-    """
+    """Return labels as a tuple of distinct names, or None where the default is wanted."""
     if labels is None:
         return None
     names = (labels,) if isinstance(labels, str) else tuple(labels)
@@ -118,12 +113,7 @@ def check_callable(model: Any, argument: str = "model") -> None:
 
 
 def check_picklable(value: Any, argument: str) -> None:
-    """Raise PicklingError where a part of an object that is being pickled cannot be.
-
-    Args:
-        value: What the user gave for it.
-        argument: Its name.
-    """
+    """Raise PicklingError where what the user gave for `argument` cannot be pickled."""
     try:
         pickle.dumps(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -135,11 +125,7 @@ def check_picklable(value: Any, argument: str) -> None:
 
 
 def as_site_values(values: Tensor | Mapping[str, Any], names: Sequence[str], argument: str) -> dict[str, Tensor]:
-    """Return site values as a dict of tensors; a bare tensor is taken where there is one site.
-
-    Raises:
-        ValueError: If the names differ from `names`, or a bare tensor comes for several sites.
-    """
+    """Return site values as a dict of tensors; a bare tensor is taken where there is one site."""
     if not isinstance(values, Mapping):
         if len(names) != 1:
             raise ValueError(f"{argument}: expected a dict with the sites {list(names)}, got one bare value.")

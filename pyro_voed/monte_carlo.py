@@ -28,12 +28,6 @@ def mean_and_standard_error(
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Return the mean of independent terms along the first axis, and its standard error.
 
-    Args:
-        terms: Independent draws of one quantity, `num_samples` at least 2, finite.
-
-    Returns:
-        The mean, and the sample standard deviation divided by `sqrt(num_samples)`.
-
     Example:
         >>> mean, standard_error = mean_and_standard_error(torch.tensor([1.0, 3.0]))
         >>> mean.item(), standard_error.item()
@@ -48,14 +42,10 @@ def mean_and_standard_error(
 def controlled_terms(
     terms: Float[Tensor, "num_samples *batch"], controls: Float[Tensor, "num_samples *batch num_controls"]
 ) -> Float[Tensor, "num_samples *batch"]:
-    """Return terms of the same expectation, with the part that mean-zero controls explain taken off.
+    """Return terms of the same expectation, less the part that controls, of expectation exactly zero, explain.
 
     Coefficients are fitted by least squares on one half of the draws and used on the other, so that the mean stays
     unbiased whatever the controls.
-
-    Args:
-        terms: Independent draws of one quantity.
-        controls: Quantities of the same draws whose expectations are exactly zero.
 
     References:
         Glasserman (2003), "Monte Carlo methods in financial engineering", section 4.1.
@@ -98,18 +88,12 @@ def pareto_k(terms: Float[Tensor, "num_samples *batch"]) -> Float[Tensor, "*batc
     """Return the tail index of terms: the larger shape of generalised Pareto fits to their two tails.
 
     A mean of terms with k above 0.5 has no finite variance, and above 0.7 its standard error cannot be trusted in
-    practice. The fit is to the largest `min(num_samples / 5, 3 sqrt(num_samples))` deviations on either side.
-
-    Args:
-        terms: Independent draws, finite. Fewer than 20 give NaN, for nothing is known then.
+    practice. The fit is to the largest `min(num_samples / 5, 3 sqrt(num_samples))` deviations on either side; fewer
+    than 20 terms give NaN, for nothing is known then.
 
     References:
         Zhang and Stephens (2009), "A new and efficient estimation method for the generalized Pareto distribution";
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling".
-
-    Example:
-        >>> bool(pareto_k(torch.linspace(-1, 1, 1001)) < 0)  # bounded tails
-        True
     """
     flat = terms.double().reshape(terms.shape[0], -1)
     indices = [max(_tail_index(column), _tail_index(-column)) for column in flat.T]

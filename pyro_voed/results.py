@@ -6,14 +6,25 @@ Every number comes with its standard error, the direction of its bias, and what 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from pyro_voed.printing import (
+    estimate_html,
+    estimate_line,
+    estimate_text,
+    posterior_html,
+    posterior_text,
+    search_html,
+    search_text,
+    shortened,
+    where,
+)
 
 Bound = Literal["lower", "upper", "consistent", "neither"]
 """Which way an estimate errs. "consistent": biased at any finite size, exact in the limit (the docstring of the
@@ -27,11 +38,10 @@ class FitHistory:
     """What happened in training.
 
     Attributes:
-        bound: Mean of the terms of each step's minibatch, in nats, `(num_steps,)`.
-        validation: Mean of the terms on the validation simulations, one entry an epoch; None for fresh simulations.
+        bound: Mean of the terms of each step's minibatch, in nats.
         learning_rate: Factor on the learning rates at each step, in [0, 1].
         stop_reason: Why training ended. "budget" means that the fit was still improving.
-        seconds: Wall time.
+        validation: The same on the validation simulations, one entry an epoch; None for fresh simulations.
     """
 
     bound: Float[Tensor, " num_steps"]
@@ -58,23 +68,19 @@ class FitHistory:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A two-sided interval and what it rests on.
+    """A two-sided interval and what it rests on; all in nats.
 
     Attributes:
-        interval: `[lower - z se, upper + z se]` in nats, `(2, *design_batch)`; over several designs all hold together.
+        interval: `[lower - z se, upper + z se]`, `(2, *design_batch)`; over several designs all hold together.
         confidence: Probability with which it holds the truth.
-        lower: Lower bound (ACE), nats.
-        lower_standard_error: Its standard error.
-        upper: Upper bound (VNMC), nats.
-        upper_standard_error: Its standard error.
+        lower, lower_standard_error: Lower bound (ACE) and its standard error.
+        upper, upper_standard_error: Upper bound (VNMC) and its standard error.
         pareto_k: Tail index of the terms.
         certified: Whether every tail index allows the standard errors to be trusted.
         width_reached: Whether the width asked for was reached within the budget.
-        num_flow_samples: Draws of the first level, the flow's own terms, at each design.
-        num_outer_samples: Draws of the second level at each design.
-        num_inner_samples: Proposal draws for each of them at each design.
-        num_simulations: Experiments simulated.
-        seconds: Wall time.
+        num_flow_samples, num_outer_samples: Draws of the first level, the flow's own terms, and of the second.
+        num_inner_samples: Proposal draws for each of the second level.
+        num_simulations, seconds: What it cost.
     """
 
     interval: Tensor
@@ -102,16 +108,13 @@ class Certificate:
 
 @dataclass(frozen=True)
 class CollapseCheck:
-    """What a learned posterior knows of each target coordinate, beside what a plain regression does.
+    """What a learned posterior knows of each packed target coordinate, beside what a plain regression does.
 
     Attributes:
-        columns: Names of the packed target coordinates.
-        contraction: One less the mean posterior variance over the prior variance, `(theta_dim,)`; never clamped.
-        contraction_standard_error: Its standard error.
+        columns: Names of the coordinates.
+        contraction: One less the mean posterior variance over the prior variance; never clamped.
         recovered: Share of the prior variance that the posterior mean explains; negative where it does harm.
-        recovered_standard_error: Its standard error.
         probed: Share that a ridge regression on plain features of the outcome explains, on held-out experiments.
-        probed_standard_error: Its standard error.
         collapsed: Coordinates of which the probe finds something and the posterior knows less than half of that.
     """
 
@@ -192,16 +195,14 @@ class EIGResult:
     """An estimate of the expected information gain at one design, or at each of a batch.
 
     Attributes:
-        eig: Estimate in nats, of the shape of the design batch. Never clamped: it may be negative.
-        standard_error: Monte Carlo standard error of `eig` in nats, same shape.
+        eig: Estimate in nats. Never clamped: it may be negative.
+        standard_error: Monte Carlo standard error of `eig` in nats.
         bound: Which way the estimate errs.
         estimator: Name of the function that made it.
-        num_simulations: Experiments simulated, the checks and pilots included.
+        num_simulations, seconds: What it cost, the checks and pilots included.
         num_samples: Independent terms behind each entry of `eig`.
-        seconds: Wall time.
         designs: Design values it holds for, `(*design_batch, *shape)` each.
-        target_labels: Sites the information is about.
-        observation_labels: Sites that are observed.
+        target_labels, observation_labels: Sites the information is about, and sites that are observed.
         nuisance_labels: Random sites that are neither.
         experiment: What was read from the model.
         learned: What was learned on the way; None where nothing was.
@@ -243,27 +244,13 @@ class EIGResult:
         return None if self.certificate is None else self.certificate.interval
 
     def __repr__(self) -> str:
-        return f"<{_estimate_line(self)}{_where(self)}>"
+        return f"<{estimate_line(self)}{where(self)}>"
 
     def __str__(self) -> str:
-        lines = [_estimate_line(self) + _where(self), *(_estimate_line(other) for other in self.references)]
-        if self.certificate is not None:
-            lines.append(str(self.certificate))
-        lines.append(_about(self))
-        if self.learned is not None and str(self.learned):
-            lines.append(str(self.learned))
-        lines.append(_cost(self))
-        return "\n".join(lines)
+        return estimate_text(self)
 
     def _repr_html_(self) -> str:
-        rows = [("design", _where(self).removeprefix(" at ") or "none")]
-        rows += [_estimate_row(estimate) for estimate in (self, *self.references)]
-        if self.certificate is not None:
-            rows.append(("interval", str(self.certificate)))
-        rows.append(("about", _about(self)))
-        if self.history is not None:
-            rows.append(("training", str(self.history).removeprefix("training: ")))
-        return html_table([*rows, ("cost", _cost(self))])
+        return estimate_html(self)
 
 
 @dataclass(frozen=True)
@@ -272,13 +259,12 @@ class DesignResult:
 
     Attributes:
         final: The estimate at the best design, on simulations that took no part in the search.
-        num_simulations: Experiments simulated in all.
-        seconds: Wall time.
-        path: Designs during the search of the winning start, `(num_records, *shape)` each; None where candidates were
-            compared and nothing climbed.
+        num_simulations, seconds: What the search cost in all.
+        path: Designs during the search of the winning start, `(num_records, *shape)` each. This, its steps, `history`
+            and `start_eigs` are None where candidates were compared and nothing climbed.
         path_steps: Number of steps taken when each entry of the path was recorded, zero at the start.
-        history: Training record of the winning start; None where nothing climbed.
-        start_eigs: Selection estimate of every start in nats, `(num_starts,)`; None where nothing climbed.
+        history: Training record of the winning start.
+        start_eigs: Selection estimate of every start in nats, `(num_starts,)`.
         candidates: The estimates that candidates were compared by, one entry a candidate, which `plot_eig_surface` and
             its relatives draw. The largest of them errs upwards. None where designs climbed.
         initial: The estimate at the starting design, where it was asked for or made on the way.
@@ -327,35 +313,13 @@ class DesignResult:
         return self.final.experiment
 
     def __repr__(self) -> str:
-        return f"<best{_where(self.final, most=4)}: {_estimate_line(self.final)}>"
+        return f"<best{where(self.final, most=4)}: {estimate_line(self.final)}>"
 
     def __str__(self) -> str:
-        lines = []
-        if self.initial is not None:
-            lines.append("at the start:  " + _estimate_line(self.initial))
-        lines.append("at the best:   " + _estimate_line(self.final))
-        lines += [f"  {name} = {shortened(value)}" for name, value in self.designs.items()]
-        return "\n".join([*lines, f"{self._search()}; {_cost(self)}"])
+        return search_text(self)
 
     def _repr_html_(self) -> str:
-        rows = [] if self.initial is None else [("at the start", _estimate_row(self.initial)[1])]
-        rows.append(("at the best", _estimate_row(self.final)[1]))
-        rows += [(name, shortened(value)) for name, value in self.designs.items()]
-        return html_table([*rows, ("search", self._search()), ("cost", _cost(self))])
-
-    def _search(self) -> str:
-        words = [] if self.history is None else [str(self.history).removeprefix("training: ")]
-        if self.candidates is not None:
-            values, errors = self.candidates.eig, self.candidates.standard_error
-            best = int(values.argmax())
-            words.append(f"best of {len(values)} candidates, where it had {values[best]:.4f} +- {errors[best]:.4f}")
-        if self.interrupted and (self.history is None or self.history.stop_reason != "interrupted"):
-            words.append("interrupted")
-        return "; ".join(words)
-
-
-MOST_ROWS = 40
-"""Columns of a posterior that are shown."""
+        return search_html(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -371,8 +335,8 @@ class PosteriorSample:
         effective_sample_size: Effective number of draws of each site, `(*shape)`.
         num_divergences: Divergent transitions; None where there are none by construction.
         inference_data: The same as an ArviZ `InferenceData`.
-        log_evidence: Log of p(y at the design), nats, the outcome in its own coordinates; None where not estimated.
-        log_evidence_error: Its standard error, nats.
+        log_evidence, log_evidence_error: Log of p(y at the design) in the outcome's own coordinates, nats, and its
+            standard error; None where not estimated.
         acceptance_rate: Share of proposals (SMC) or simulations (ABC) accepted, one tensor a chain with one entry a
             temperature or population.
         temperatures: Powers of the likelihood that SMC went through, one tensor a chain, the last entry 1.
@@ -414,49 +378,14 @@ class PosteriorSample:
         return f"<{self.method} posterior of {sites}: {num_chains} x {num_draws:,} draws>"
 
     def __str__(self) -> str:
-        rows = self._table()
-        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
-        named = [f"{row[0]:<{widths[0]}}  {line}" for row, line in zip(rows, lines, strict=True)]
-        return "\n".join([repr(self)[1:-1], *named, *self._notes()])
+        return posterior_text(self)
 
     def _repr_html_(self) -> str:
-        header, *rows = self._table()
-        lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>"]
-        lines += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
-        return f"<p>{escape(repr(self)[1:-1])}</p><table>{''.join(lines)}</table><p>{'<br>'.join(self._notes())}</p>"
-
-    def _table(self) -> list[tuple[str, ...]]:
-        """Return a header and a row for each of the first columns, as text."""
-        diagnostics = [("ESS", ".0f", self.effective_sample_size)]
-        diagnostics += [] if self.r_hat is None else [("R-hat", ".3f", self.r_hat)]
-        rows = [("", "mean", "sd", "5 %", "50 %", "95 %", *(name for name, _, _ in diagnostics))]
-        by_column = [torch.cat([found[name].flatten() for name in self.values]) for _, _, found in diagnostics]
-        for index, (name, draws) in enumerate(zip(self.columns[:MOST_ROWS], self.matrix().double().T, strict=False)):
-            moments = (draws.mean(), draws.std(), *draws.quantile(draws.new_tensor([0.05, 0.5, 0.95])))
-            own = (f"{found[index]:{style}}" for (_, style, _), found in zip(diagnostics, by_column, strict=True))
-            rows.append((name, *(f"{value:.4g}" for value in moments), *own))
-        return rows
-
-    def _notes(self) -> list[str]:
-        more = len(self.columns) - MOST_ROWS
-        notes = [f"and {more} more columns"] if more > 0 else []
-        if self.num_divergences is not None:
-            notes.append(f"{self.num_divergences} divergent transitions")
-        if self.log_evidence is not None:
-            notes.append(f"log evidence {self.log_evidence:.4f} +- {self.log_evidence_error:.4f} nats")
-        if self.tolerance is not None:
-            notes.append(f"tolerance {self.tolerance:.4g}")
-        calls = "" if self.num_simulations is None else f"{self.num_simulations:,} simulated experiments, "
-        return [*notes, f"{calls}{self.seconds:.1f} s"]
+        return posterior_html(self)
 
 
 def experiment_of(result: Any) -> Any:
-    """Return what was read from the model of a result.
-
-    Raises:
-        ValueError: If the result was loaded without its model.
-    """
+    """Return what was read from the model of a result, which one that was loaded without its model does not have."""
     if result.experiment is None:
         raise ValueError(
             "result: it holds no experiment, which this needs. If it was saved, load it with model=, as in "
@@ -469,50 +398,3 @@ def element_names(name: str, shape: torch.Size) -> list[str]:
     """Return the names of a site's elements, `theta[0]`, `theta[1]`, ..., or the bare name of a scalar."""
     indices = itertools.product(*(range(size) for size in shape))
     return [f"{name}[{','.join(map(str, index))}]" if shape else name for index in indices]
-
-
-def html_table(rows: Iterable[tuple[str, str]]) -> str:
-    """Return a small table for a notebook, a heading and a text in each row."""
-    cells = (f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
-    return f"<table>{''.join(cells)}</table>"
-
-
-def shortened(value: Tensor, most: int = 12) -> str:
-    """Return the first entries of a tensor as text."""
-    shown = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:most].tolist())
-    return f"[{shown}, ...]" if value.numel() > most else f"[{shown}]"
-
-
-_SIDES = {"lower": "lower bound", "upper": "upper bound", "consistent": "consistent", "neither": "no guaranteed side"}
-
-
-def _estimate_row(result: EIGResult) -> tuple[str, str]:
-    value = (
-        f"{result.eig.item():.4f} +- {result.standard_error.item():.4f}"
-        if result.eig.numel() == 1
-        else f"{shortened(result.eig)} +- {shortened(result.standard_error)}"
-    )
-    return result.estimator, f"EIG {value} nats ({_SIDES[result.bound]})"
-
-
-def _estimate_line(result: EIGResult) -> str:
-    name, text = _estimate_row(result)
-    return f"{text.removesuffix(')')}, {name})"
-
-
-def _where(result: EIGResult, most: int = 3) -> str:
-    """Say at which design an estimate holds, or how many."""
-    if not result.designs:
-        return ""
-    if result.eig.dim():
-        return f" at {result.eig.numel()} designs ({', '.join(result.designs)})"
-    return " at " + ", ".join(f"{name} = {shortened(value, most)}" for name, value in result.designs.items())
-
-
-def _about(result: EIGResult) -> str:
-    about = f"targets {list(result.target_labels)}, outcomes {list(result.observation_labels)}"
-    return about + (f", nuisance {list(result.nuisance_labels)}" if result.nuisance_labels else "")
-
-
-def _cost(result: EIGResult | DesignResult) -> str:
-    return f"{result.num_simulations:,} simulated experiments, {result.seconds:.1f} s"

@@ -1,13 +1,7 @@
 """Terms of bounds as pure functions of tensors, one file a bound: what the tests test is what runs."""
 
 from pyro_voed.bounds.barber_agakov import ba_terms
-from pyro_voed.bounds.critic import (
-    CriticTerms,
-    donsker_varadhan_terms,
-    info_nce_terms,
-    nwj_terms,
-    tuba_terms,
-)
+from pyro_voed.bounds.critic import CriticTerms, donsker_varadhan_terms, info_nce_terms, nwj_terms, tuba_terms
 from pyro_voed.bounds.importance import ace_terms, vnmc_terms
 from pyro_voed.bounds.laplace import laplace_terms
 from pyro_voed.bounds.lbkld import lbkld_terms

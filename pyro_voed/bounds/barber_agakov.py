@@ -1,18 +1,11 @@
-r"""Terms of the Barber-Agakov bound.
+"""Terms of the Barber-Agakov bound; derived in `estimators.flow`.
 
-For any conditional density q,
-
-.. math::
-    \mathrm{EIG}(\xi) = \mathbb{E}_{p(\theta, y \mid \xi)}\Big[\log \frac{p(\theta \mid y, \xi)}{p(\theta)}\Big]
-    \;\ge\; \mathbb{E}_{p(\theta, y \mid \xi)}\big[\log q(\theta \mid y, \xi) - \log p(\theta)\big],
-
-off by the expected Kullback-Leibler divergence from the posterior to q. So of two densities the one with the larger
-bound is nearer to the posterior by exactly the difference of the bounds (Dong et al. 2025, proposition 1).
+The bound is off by the expected divergence from the posterior to q. So of two densities the one with the larger bound
+is nearer to the posterior by exactly the difference of the bounds.
 
 References:
-    Barber and Agakov (2003), "The IM algorithm: a variational approach to information maximization".
     Dong, Jacobsen, Khalloufi, Akram, Liu, Duraisamy and Huan (2025), "Variational Bayesian optimal experimental design
-    with normalizing flows".
+    with normalizing flows", proposition 1.
 """
 
 from __future__ import annotations

@@ -20,9 +20,6 @@ Scores = Float[Tensor, "num num *batch"]
 def info_nce_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
     """Return InfoNCE terms, nats: a lower bound on average, none above log(num).
 
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
-
     Example:
         >>> info_nce_terms(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))  # pairs told apart: log 2
         tensor([0.6931, 0.6931])
@@ -33,9 +30,6 @@ def info_nce_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
 def nwj_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
     """Return Nguyen-Wainwright-Jordan terms (MINE-f), nats, whose mean is a lower bound.
 
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
-
     Example:
         >>> nwj_terms(torch.ones(2, 2))  # the best constant score
         tensor([0., 0.])
@@ -44,11 +38,7 @@ def nwj_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
 
 
 def tuba_terms(scores: Scores, log_baseline: Float[Tensor, " num *batch"]) -> Float[Tensor, " num *batch"]:
-    """Return TUBA terms, nats, whose mean is a lower bound for any baseline.
-
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
-        log_baseline: log a(y_i).
+    """Return TUBA terms, nats, whose mean is a lower bound for any baseline log a(y_i).
 
     Example:
         >>> tuba_terms(torch.full((2, 2), 3.0), torch.full((2,), 3.0))
@@ -59,9 +49,6 @@ def tuba_terms(scores: Scores, log_baseline: Float[Tensor, " num *batch"]) -> Fl
 
 def donsker_varadhan_terms(scores: Scores) -> Float[Tensor, " num *batch"]:
     """Return Donsker-Varadhan terms, nats, of no guaranteed side: biased upward from a lower bound.
-
-    Args:
-        scores: Scores of all pairs, joint ones on the diagonal.
 
     Example:
         >>> donsker_varadhan_terms(torch.tensor([[2.0, 1.0], [1.0, 4.0]]))

@@ -1,20 +1,7 @@
-r"""Terms of ACE and VNMC: an outcome's density averaged by importance sampling from a proposal.
+r"""Terms of ACE and VNMC: an outcome's density averaged by importance sampling; derived in `estimators.importance`.
 
-With q the proposal, :math:`\alpha` the prior's share in it and :math:`q_\alpha = (1 - \alpha) q + \alpha p`, a draw has
-the weight :math:`w = p(\theta)\, p(y \mid \theta) / q_\alpha(\theta \mid y)`. With :math:`\theta_0` the draw that made
-y and :math:`\theta_1, ..., \theta_L \sim q_\alpha(\cdot \mid y)`,
-
-.. math::
-    \mathrm{EIG} \ge \mathbb{E}\Big[\log p(y \mid \theta_0) - \log \frac{1}{L + 1} \sum_{l=0}^{L} w_l\Big]
-    \quad (\text{ACE}), \qquad
-    \mathrm{EIG} \le \mathbb{E}\Big[\log p(y \mid \theta_0) - \log \frac1L \sum_{l=1}^{L} w_l\Big]
-    \quad (\text{VNMC}).
-
-References:
-    Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
-    Bayesian-optimal experiments", Eq. 11 (ACE); Foster et al. (2019), "Variational Bayesian optimal experimental
-    design", Eq. 9 (VNMC); Hesterberg (1995), "Weighted average importance sampling and defensive mixture
-    distributions".
+With :math:`q_\alpha` the proposal, mixed with the prior, a draw has the weight
+:math:`w = p(\theta)\, p(y \mid \theta) / q_\alpha(\theta \mid y)`; :math:`\theta_0` is the draw that made y.
 """
 
 from __future__ import annotations

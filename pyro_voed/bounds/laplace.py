@@ -43,12 +43,6 @@ def curvature(
     """Return value, gradient and negative Hessian of every row's log density.
 
     Rows are independent, so the Hessians of all come from `dim` products with the sum of the log densities.
-
-    Example:
-        >>> value, gradient, precision = curvature(lambda x: -x[:, 0] * x[:, 1] ** 2, torch.tensor([[2.0, 3.0]]))
-        >>> gradient, precision
-        (tensor([[ -9., -12.]]), tensor([[[0., 6.],
-                 [6., 4.]]]))
     """
     with torch.enable_grad():
         leaf = theta.detach().clone().requires_grad_()
@@ -64,11 +58,6 @@ def newton_modes(log_density: LogDensity, start: Float[Tensor, "num_rows dim"], 
 
     Negative curvatures are taken by their size, so that every direction leads upwards, and a step is halved until the
     row's density does not fall.
-
-    Example:
-        >>> newton_modes(lambda x: -(x - 3.0).square().sum(-1), torch.zeros(2, 1), num_steps=1)
-        tensor([[3.],
-                [3.]])
     """
     theta = start
     for _ in range(num_steps):

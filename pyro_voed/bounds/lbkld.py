@@ -21,14 +21,12 @@ def lbkld_terms(
     num_neighbours: int = NUM_NEIGHBOURS,
     num_blocks: int = NUM_BLOCKS,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " num_blocks"]]:
-    """Return the LB-KLD bound, nats, and its value without each block of experiments.
+    """Return the LB-KLD bound, nats, and its value without each block of experiments, for the jackknife.
 
     Args:
         outcomes: Outcomes of the first experiments.
         differences: Differences of the second and third experiments at the same targets.
         clusters: The cluster of each first outcome.
-        num_neighbours: Neighbours that the entropies look at.
-        num_blocks: Blocks for the jackknife.
 
     Example:
         >>> y = torch.randn(2000, 1)  # independent of any target
@@ -51,22 +49,7 @@ def lbkld_terms(
 
 
 def nearest_neighbour_entropy(x: Float[Tensor, "num dim"], num_neighbours: int = 1) -> Float[Tensor, ""]:
-    """Estimate the differential entropy of a sample, nats, from its nearest neighbours.
-
-    Args:
-        x: Independent draws without ties, more than `num_neighbours` of them.
-        num_neighbours: Neighbours k to look at; more give less variance and more bias.
-
-    Raises:
-        ArithmeticError: If points coincide or lie on a plane, where the entropy is minus infinity.
-
-    References:
-        Kraskov et al. (2004), on whitened coordinates.
-
-    Example:
-        >>> bool(nearest_neighbour_entropy(torch.rand(4000, 2)).abs() < 0.2)  # exact: 0
-        True
-    """
+    """Estimate the differential entropy of a sample without ties, nats, from its nearest neighbours."""
     return _entropies(x, torch.zeros(x.shape[0], dtype=torch.long, device=x.device), 0, num_neighbours)[0]
 
 

@@ -4,17 +4,9 @@ With :math:`S_i = \sum_j p(y_i \mid \theta_{ij})` over M inner draws that are in
 
 .. math::
     \text{NMC: } \log p(y_i \mid \theta_i) - \log \frac{S_i}{M}, \qquad
-    \text{PCE: } \log p(y_i \mid \theta_i) - \log \frac{S_i + p(y_i \mid \theta_i)}{M + 1}.
+    \text{PCE: } \log p(y_i \mid \theta_i) - \log \frac{S_i + p(y_i \mid \theta_i)}{M + 1},
 
-A logarithm of an average of independent draws errs downwards (Jensen), so NMC errs upwards. With the draw that made
-the outcome counted among M + 1 it errs upwards, because that draw is one from the posterior (Foster et al. 2020,
-theorem 1), so PCE is a lower bound; it cannot exceed log(M + 1).
-
-References:
-    Ryan (2003), "Estimating expected information gains for experimental designs with application to the random
-    fatigue-limit model"; Huan and Marzouk (2013), "Simulation-based optimal Bayesian experimental design for nonlinear
-    systems"; Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
-    Bayesian-optimal experiments", Eq. 8.
+the first an upper, the second a lower bound on average (`estimators.nested` says why).
 """
 
 from __future__ import annotations
@@ -28,14 +20,7 @@ from torch import Tensor
 def log_average(log_sums: Tensor, num_draws: int, own: Tensor | None = None) -> Tensor:
     """Return the log of an average of densities over inner draws, nats.
 
-    Args:
-        log_sums: Log of the sum of the densities over inner draws independent of the outcome.
-        num_draws: Their number.
-        own: Log density given the draw that made the outcome, which is then counted too.
-
-    Example:
-        >>> log_average(torch.tensor([0.0]), 1, torch.tensor([0.0]))
-        tensor([0.])
+    `own` is the log density given the draw that made the outcome, which is then counted too.
     """
     if own is None:
         return log_sums - math.log(num_draws)

@@ -1,18 +1,4 @@
-r"""Terms of bounds that learn the density of the outcome.
-
-With a density q(y) of the outcome alone, the *marginal* bound (Foster et al. 2019, Eq. 6)
-
-.. math::
-    \mathrm{EIG}(\xi) \;\le\;
-    \mathbb{E}_{p(\theta, y \mid \xi)}\big[\log p(y \mid \theta, \xi) - \log q(y \mid \xi)\big]
-
-is off by the divergence from p(y) to q. Where the model states no density of the outcome, one given the targets is
-learned too (Foster et al. 2019, Eq. 8), and the errors of the two have opposite signs: no side is left.
-
-References:
-    Foster, Jankowiak, Bingham, Horsfall, Teh, Rainforth and Goodman (2019), "Variational Bayesian optimal experimental
-    design".
-"""
+"""Terms of bounds that learn the density of the outcome, as the chapters `marginal` and `marginal_likelihood` say."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Two-sided intervals, what choosing by them may cost, and what bounds leave open of a density's divergence."""
 
-from pyro_voed.certificates.certificate import certify
+from pyro_voed.certificates.certificate import certify, max_regret
 from pyro_voed.certificates.gap import BoundGap, bound_gap
-from pyro_voed.certificates.regret import max_regret
 
 __all__ = ["BoundGap", "bound_gap", "certify", "max_regret"]

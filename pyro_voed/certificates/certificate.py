@@ -34,7 +34,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from pyro_voed.bounds.barber_agakov import ba_terms
 from pyro_voed.bounds.importance import ace_terms, vnmc_terms
 from pyro_voed.certificates.nested_certificate import nested_sides
 from pyro_voed.certificates.score_controls import NUM_PROBES, score_controls
+from pyro_voed.certificates.sides import Plan, Request, Sides
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.densities.stacked import member_density
 from pyro_voed.experiment import needs
@@ -96,22 +97,20 @@ def certify(
         confidence: Probability with which the interval (over a batch of designs: all intervals together) holds the
             truth.
         max_simulations: Budget of simulated experiments, inner draws included, at each design.
-        seed: Seed; None draws one from the global generator.
+        seed: As in `eig_flow`.
 
     Returns:
-        The same result with `interval`, `confidence`, `certified`, `pareto_k` and `certificate` filled in.
+        The same result with `certificate` (and so `interval`) filled in.
 
     Raises:
-        TypeError: If the result is of another kind.
         ValueError: If what was learned is no density of the targets, or width, confidence or budget are out of range.
         NotImplementedError: If the outcome has no density, or there are nuisance sites.
         ArithmeticError: If a term is not finite.
 
     Example:
-        >>> from pyro_voed.estimators.flow import eig_flow
+        >>> from pyro_voed.estimators import eig_nmc
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.training import Fresh
-        >>> result = certify(eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=300), seed=0), seed=0)
+        >>> result = certify(eig_nmc(linear_gaussian(), "y", "theta", seed=0), seed=0)
         >>> low, high = result.interval.tolist()
         >>> low < 1.1989 < high, high - low < 0.06  # the exact value
         (True, True)
@@ -131,6 +130,30 @@ def certify(
         return certified(result, width, confidence, max_simulations)
 
 
+def max_regret(result: EIGResult) -> tuple[Tensor, int]:
+    """Return a bound on what choosing the best certified design may cost, and which design that is.
+
+    Args:
+        result: A certified result over a one-dimensional batch of candidate designs.
+
+    Returns:
+        `max over designs of upper - lower of the chosen`, nats, which holds with the certificate's confidence, and the
+        index of the chosen design, the one with the largest lower end.
+
+    Example:
+        >>> from pyro_voed.estimators import eig_nmc
+        >>> from pyro_voed.problems.finite import finite
+        >>> result = eig_nmc(finite(), "y", designs={"xi": torch.tensor([0.1, 1.0])}, seed=0)
+        >>> max_regret(certify(result, seed=0))[1]
+        1
+    """
+    if result.interval is None:
+        raise ValueError("result: it has no certified interval. Call certify first.")
+    lower, upper = result.interval[0].reshape(-1), result.interval[1].reshape(-1)
+    chosen = int(lower.argmax())
+    return upper.max() - lower[chosen], chosen
+
+
 def check_request(width: float, confidence: float, max_simulations: int) -> None:
     """Raise where a certificate is asked for that cannot be given."""
     check_positive(width, "width")
@@ -144,10 +167,7 @@ CERTIFIABLE = (needs.likelihood_anywhere,)
 
 
 def certified(
-    result: EIGResult,
-    width: float = 0.05,
-    confidence: float = 0.95,
-    max_simulations: int = MOST_SIMULATIONS,
+    result: EIGResult, width: float = 0.05, confidence: float = 0.95, max_simulations: int = MOST_SIMULATIONS
 ) -> EIGResult:
     """Certify a result inside `isolated`."""
     started, experiment = time.perf_counter(), experiment_of(result)
@@ -162,7 +182,7 @@ def certified(
 
     def one(own: dict[str, Tensor]) -> Sides:
         if result.learned is None:
-            return _from_prior(experiment, own, asked)
+            return nested_sides(experiment, own, asked)
         return _from_density(experiment, own, member_density(result.density, next(member)), asked)
 
     sides = at_each_design(experiment, result.designs, one)
@@ -204,185 +224,131 @@ def _certificate(
     )
 
 
-class Request(NamedTuple):
-    """What is asked of an interval: its width in nats, the normal quantile of its errors, and its budget."""
-
-    width: float
-    quantile: float
-    max_simulations: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of the two levels."""
-
-    num_flow: int
-    num_outer: int
-    num_inner: int
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Both bounds at one design, their standard errors and the heavier tail of their terms."""
-
-    lower: float
-    lower_error: float
-    upper: float
-    upper_error: float
-    tail: float
-    plan: Plan
-
-    def width(self, quantile: float) -> float:
-        """Return the width of the interval made of them."""
-        return self.upper - self.lower + quantile * (self.lower_error + self.upper_error)
-
-
-def _from_prior(experiment: Experiment, designs: Mapping[str, Tensor], asked: Request) -> Sides:
-    found = nested_sides(experiment, designs, asked.width, asked.quantile, asked.max_simulations)
-    plan = Plan(0, found.num_outer, found.num_inner)
-    return Sides(found.lower, found.lower_error, found.upper, found.upper_error, found.tail, plan)
-
-
 def _from_density(experiment: Experiment, designs: Mapping[str, Tensor], density: Any, asked: Request) -> Sides:
     before = experiment.num_calls
-    controls = score_controls(experiment, designs)
-    left = asked.max_simulations - (experiment.num_calls - before)
-    plan = _plan(experiment, designs, density, controls, asked._replace(max_simulations=left))
-    found = _sides(experiment, designs, density, controls, plan)
-    longer = _longer(plan, asked.max_simulations - (experiment.num_calls - before))
-    if (found.tail > HEAVY_TAIL or found.width(asked.quantile) > WIDE * asked.width) and longer is not None:
-        found = _sides(experiment, designs, density, controls, longer)
-    return found
+    levels = _Levels(experiment, designs, density, score_controls(experiment, designs))
+    return levels.sides(asked, experiment.num_calls - before)
 
 
-def _three_terms(
-    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, num_outer: int, num_inner: int
-) -> tuple[Tensor, ...]:
-    """Return ACE, VNMC and Barber-Agakov terms at the same outer draws."""
+@dataclass(frozen=True)
+class _Levels:
+    """Both levels at one design, with a trained density as proposal."""
 
-    def terms(weights: Weights) -> tuple[Tensor, ...]:
-        return (
-            ace_terms(weights.log_likelihood, weights.own, weights.inner),
-            vnmc_terms(weights.log_likelihood, weights.inner),
-            ba_terms(weights.log_q, weights.log_prior),
+    experiment: Experiment
+    designs: Mapping[str, Tensor]
+    density: Any
+    controls: Controls
+
+    def sides(self, asked: Request, spent: int) -> Sides:
+        """Return both sides within what is left of the budget, made anew from more draws where that is called for."""
+        before = self.experiment.num_calls
+        plan = self._plan(asked._replace(max_simulations=asked.max_simulations - spent))
+        found = self._sides(plan)
+        longer = _longer(plan, asked.max_simulations - spent - (self.experiment.num_calls - before))
+        if (found.tail > HEAVY_TAIL or found.width(asked.quantile) > WIDE * asked.width) and longer is not None:
+            found = self._sides(longer)
+        return found
+
+    def _three_terms(self, num_outer: int, num_inner: int) -> tuple[Tensor, ...]:
+        """Return ACE, VNMC and Barber-Agakov terms at the same outer draws."""
+
+        def terms(weights: Weights) -> tuple[Tensor, ...]:
+            return (
+                ace_terms(weights.log_likelihood, weights.own, weights.inner),
+                vnmc_terms(weights.log_likelihood, weights.inner),
+                ba_terms(weights.log_q, weights.log_prior),
+            )
+
+        return weighted_terms(self.experiment, self.designs, self.density, num_outer, num_inner, terms)
+
+    def _plan(self, asked: Request) -> Plan:
+        """Choose sizes: a third of the width for the gap between the bounds, the rest for the two standard errors."""
+        width, quantile, max_simulations = asked
+        before = self.experiment.num_calls
+        lower, upper, flow = self._three_terms(PILOT_OUTER, PILOT_INNER)
+        gap = (upper - lower).mean().clamp_min(0.0).item()
+        # The gap falls at least like 1 / L while the weights' variance is finite.
+        num_inner = min(MOST_INNER, max(PILOT_INNER, math.ceil(PILOT_INNER * gap / (width / 3.0))))
+        variance_flow, fewest_flow = self._flow_variance(flow, max_simulations)
+        variance_added = torch.maximum((lower - flow).double().var(), (upper - flow).double().var()).item()
+        # A fifth is kept in hand, because the pilot's variances are estimates.
+        allowed = (0.8 * (2.0 / 3.0) * width / (2.0 * quantile)) ** 2
+        cost_flow, cost_added = 1.0, 1.0 + INNER_COST * num_inner
+        # Lagrange: draws in proportion to sqrt(variance / cost), scaled until the variances add up to what is allowed.
+        scale = (math.sqrt(variance_flow * cost_flow) + math.sqrt(variance_added * cost_added)) / allowed
+        num_flow = max(fewest_flow, math.ceil(scale * math.sqrt(variance_flow / cost_flow)))
+        num_outer = max(FEWEST_OUTER, math.ceil(scale * math.sqrt(variance_added / cost_added)))
+        left = max_simulations - max(PILOT_OUTER * (1 + INNER_COST * PILOT_INNER), self.experiment.num_calls - before)
+        spent = num_flow + num_outer * (1 + INNER_COST * num_inner)
+        if spent > left:
+            # Fewer of all draws; where that would leave too few outer ones, fewer inner ones.
+            num_flow = max(FEWEST_OUTER, int(num_flow * left / spent))
+            num_outer = max(FEWEST_OUTER, int(num_outer * left / spent))
+            num_inner = min(num_inner, max(PILOT_INNER, int(((left - num_flow) / num_outer - 1) / INNER_COST)))
+            num_flow = max(FEWEST_OUTER, min(num_flow, int(left - num_outer * (1 + INNER_COST * num_inner))))
+        return Plan(num_flow, num_outer, num_inner)
+
+    def _flow_variance(self, flow: Tensor, max_simulations: int) -> tuple[float, int]:
+        """Return the variance of the flow's terms once controlled, and the fewest draws for which controls are fitted.
+
+        Where so many draws are no small part of the budget it is that of the pilot's plain terms.
+        """
+        sample = sample_joint(self.experiment, 2, self.designs, controls=True)
+        assert sample.controls is not None  # asked for above
+        size = max(FEWEST_OUTER, 100 * (sample.controls.shape[-1] + self.controls(sample.theta).shape[-1]))
+        if 100 * size > max_simulations:
+            return flow.double().var().item(), FEWEST_OUTER
+        return self._flow_terms(size).double().var().item(), size
+
+    def _sides(self, plan: Plan) -> Sides:
+        flow = self._flow_terms(plan.num_flow)
+        lower, upper, own = self._three_terms(plan.num_outer, plan.num_inner)
+        base, base_error = mean_and_standard_error(flow)
+        below, below_error = mean_and_standard_error(lower - own)
+        above, above_error = mean_and_standard_error(upper - own)
+        # Tails are judged on the terms whose mean is taken; differences of a perfect flow are rounding, and have none.
+        tails = pareto_k(torch.stack([lower - own, upper - own], -1))
+        negligible = torch.stack([below_error, above_error]) < 0.01 * base_error
+        tail = torch.where(negligible, torch.full_like(tails, -torch.inf), tails).max()
+        return Sides(
+            lower=float(base.double() + below.double()),
+            lower_error=float(torch.hypot(base_error, below_error)),
+            upper=float(base.double() + above.double()),
+            upper_error=float(torch.hypot(base_error, above_error)),
+            tail=float(torch.maximum(tail, pareto_k(flow))),
+            plan=plan,
         )
 
-    return weighted_terms(experiment, designs, density, num_outer, num_inner, terms)
-
-
-def _plan(
-    experiment: Experiment,
-    designs: Mapping[str, Tensor],
-    density: Any,
-    controls: Controls,
-    asked: Request,
-) -> Plan:
-    """Choose sizes: a third of the width for the gap between the bounds, the rest for the two standard errors."""
-    width, quantile, max_simulations = asked
-    before = experiment.num_calls
-    lower, upper, flow = _three_terms(experiment, designs, density, PILOT_OUTER, PILOT_INNER)
-    gap = (upper - lower).mean().clamp_min(0.0).item()
-    # The gap falls at least like 1 / L while the weights' variance is finite.
-    num_inner = min(MOST_INNER, max(PILOT_INNER, math.ceil(PILOT_INNER * gap / (width / 3.0))))
-    variance_flow, fewest_flow = _flow_variance(experiment, designs, density, controls, flow, max_simulations)
-    variance_added = torch.maximum((lower - flow).double().var(), (upper - flow).double().var()).item()
-    # A fifth is kept in hand, because the pilot's variances are estimates.
-    allowed = (0.8 * (2.0 / 3.0) * width / (2.0 * quantile)) ** 2
-    cost_flow, cost_added = 1.0, 1.0 + INNER_COST * num_inner
-    # Lagrange: draws in proportion to sqrt(variance / cost), scaled until the variances add up to what is allowed.
-    scale = (math.sqrt(variance_flow * cost_flow) + math.sqrt(variance_added * cost_added)) / allowed
-    num_flow = max(fewest_flow, math.ceil(scale * math.sqrt(variance_flow / cost_flow)))
-    num_outer = max(FEWEST_OUTER, math.ceil(scale * math.sqrt(variance_added / cost_added)))
-    left = max_simulations - max(PILOT_OUTER * (1 + INNER_COST * PILOT_INNER), experiment.num_calls - before)
-    spent = num_flow + num_outer * (1 + INNER_COST * num_inner)
-    if spent > left:
-        # Fewer of all draws; where that would leave too few outer ones, fewer inner ones.
-        num_flow = max(FEWEST_OUTER, int(num_flow * left / spent))
-        num_outer = max(FEWEST_OUTER, int(num_outer * left / spent))
-        num_inner = min(num_inner, max(PILOT_INNER, int(((left - num_flow) / num_outer - 1) / INNER_COST)))
-        num_flow = max(FEWEST_OUTER, min(num_flow, int(left - num_outer * (1 + INNER_COST * num_inner))))
-    return Plan(num_flow, num_outer, num_inner)
-
-
-def _flow_variance(
-    experiment: Experiment,
-    designs: Mapping[str, Tensor],
-    density: Any,
-    controls: Controls,
-    flow: Tensor,
-    max_simulations: int,
-) -> tuple[float, int]:
-    """Return the variance of the flow's terms once controlled, and the fewest draws for which controls are fitted.
-
-    Measured where as many draws as the fit takes are a small part of the budget; else that of the pilot's plain terms.
-    """
-    size = max(FEWEST_OUTER, 100 * _num_controls(experiment, designs, controls))
-    if 100 * size > max_simulations:
-        return flow.double().var().item(), FEWEST_OUTER
-    return _flow_terms(experiment, designs, density, controls, size).double().var().item(), size
-
-
-def _num_controls(experiment: Experiment, designs: Mapping[str, Tensor], controls: Controls) -> int:
-    sample = sample_joint(experiment, 2, designs, controls=True)
-    assert sample.controls is not None  # asked for above
-    return sample.controls.shape[-1] + controls(sample.theta).shape[-1]
+    def _flow_terms(self, num_samples: int) -> Tensor:
+        """Return the flow's Barber-Agakov terms, less what stated entropies and the prior's score explain of them."""
+        terms, stated, scored = [], [], []
+        for start in range(0, num_samples, FLOW_CHUNK):
+            sample = sample_joint(self.experiment, min(FLOW_CHUNK, num_samples - start), self.designs, controls=True)
+            context = design_context(self.experiment, self.designs, self.density, sample.y)
+            assert sample.controls is not None  # asked for above
+            assert sample.log_prior is not None  # checked at the door
+            terms.append(ba_terms(self.density.log_prob(sample.theta, context), sample.log_prior))
+            stated.append(sample.controls)
+            scored.append(self.controls(sample.theta))
+        columns = torch.cat([torch.cat(stated), torch.cat(scored)], -1)
+        # Where the draws are too few for all of them, those from entropies alone, which are fewer.
+        few = num_samples < 100 * columns.shape[-1]
+        joined = controlled_terms(torch.cat(terms), torch.cat(stated) if few else columns)
+        bad = int((~torch.isfinite(joined)).sum())
+        if bad:
+            raise ArithmeticError(f"a certificate: {bad} of {num_samples} terms of the flow are not finite.")
+        return joined
 
 
 def _longer(plan: Plan, left: int) -> Plan | None:
     """Return the plan with enough outer draws to see the end of a tail; None where the budget has not twice as many.
 
-    The index is fitted to the largest `3 sqrt(n)` terms. A body with rare draws far out (outcomes that the flow has
-    hardly met in training) looks heavy while these still reach into the body, and light once they do not: on a
-    regression with an unknown noise scale the index of VNMC's terms fell from 1.15 at 1,500 draws to 0.13 at 24,000.
-    A tail that is heavy stays so.
+    A body with rare draws far out (outcomes that the flow has hardly met) looks heavy while the largest `3 sqrt(n)`
+    terms reach into the body: on a regression with an unknown noise scale the index of VNMC's terms fell from 1.15 at
+    1,500 draws to 0.13 at 24,000. A tail that is heavy stays so.
     """
     room = min(left, MOST_SIMULATIONS_FOR_TAIL)
     # The flow's own terms have the same rare draws, at a simulation each.
     num_flow = max(plan.num_flow, min(5 * MOST_OUTER_FOR_TAIL, room // 4))
     num_outer = min(MOST_OUTER_FOR_TAIL, int((room - num_flow) / (1 + INNER_COST * plan.num_inner)))
     return Plan(num_flow, num_outer, plan.num_inner) if num_outer >= 2 * plan.num_outer else None
-
-
-def _sides(
-    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, controls: Controls, plan: Plan
-) -> Sides:
-    flow = _flow_terms(experiment, designs, density, controls, plan.num_flow)
-    lower, upper, own = _three_terms(experiment, designs, density, plan.num_outer, plan.num_inner)
-    base, base_error = mean_and_standard_error(flow)
-    below, below_error = mean_and_standard_error(lower - own)
-    above, above_error = mean_and_standard_error(upper - own)
-    # Tails are judged on the terms whose mean is taken; differences of a perfect flow are rounding, and have none.
-    tails = pareto_k(torch.stack([lower - own, upper - own], -1))
-    negligible = torch.stack([below_error, above_error]) < 0.01 * base_error
-    tail = torch.where(negligible, torch.full_like(tails, -torch.inf), tails).max()
-    return Sides(
-        lower=float(base.double() + below.double()),
-        lower_error=float(torch.hypot(base_error, below_error)),
-        upper=float(base.double() + above.double()),
-        upper_error=float(torch.hypot(base_error, above_error)),
-        tail=float(torch.maximum(tail, pareto_k(flow))),
-        plan=plan,
-    )
-
-
-def _flow_terms(
-    experiment: Experiment, designs: Mapping[str, Tensor], density: Any, controls: Controls, num_samples: int
-) -> Tensor:
-    """Return the flow's Barber-Agakov terms, less what stated entropies and the prior's score explain of them."""
-    terms, stated, scored = [], [], []
-    for start in range(0, num_samples, FLOW_CHUNK):
-        sample = sample_joint(experiment, min(FLOW_CHUNK, num_samples - start), designs, controls=True)
-        context = design_context(experiment, designs, density, sample.y)
-        assert sample.controls is not None  # asked for above
-        assert sample.log_prior is not None  # checked at the door
-        terms.append(ba_terms(density.log_prob(sample.theta, context), sample.log_prior))
-        stated.append(sample.controls)
-        scored.append(controls(sample.theta))
-    columns = torch.cat([torch.cat(stated), torch.cat(scored)], -1)
-    # Where the draws are too few for all of them, those from entropies alone, which are fewer.
-    few = num_samples < 100 * columns.shape[-1]
-    joined = controlled_terms(torch.cat(terms), torch.cat(stated) if few else columns)
-    bad = int((~torch.isfinite(joined)).sum())
-    if bad:
-        raise ArithmeticError(f"a certificate: {bad} of {num_samples} terms of the flow are not finite.")
-    return joined

@@ -30,14 +30,12 @@ from pyro_voed.results import DesignResult, EIGResult
 
 @dataclass(frozen=True)
 class BoundGap:
-    """What two bounds leave open of the divergence of a trained density from the posterior.
+    """What two bounds leave open of the divergence of a trained density from the posterior; all in nats.
 
     Attributes:
-        gap: Upper less lower bound, nats: at least the expected divergence, up to `standard_error`. Never clamped: by
-            chance it may be negative.
+        gap: Upper less lower bound: at least the expected divergence, up to `standard_error`. Never clamped: by chance
+            it may be negative.
         standard_error: Of `gap`, the two taken as independent.
-        lower: The bound that the density attains, nats.
-        upper: The upper bound, nats.
         source: Which upper bound: "certificate", or the name of a reference.
     """
 
@@ -66,25 +64,13 @@ def bound_gap(result: EIGResult | DesignResult) -> BoundGap:
         result: What `eig_flow`, `eig_ba` or `optimise_design` returned, with an upper bound: ask for
             `references=[eig_marginal]` or `certify=True`, or pass it through `certify`.
 
-    Returns:
-        The gap at every design, with its standard error.
-
-    Raises:
-        ValueError: If the result is no lower bound by a density of the targets, or there is no upper bound with it.
-
-    References:
-        Barber and Agakov (2003).
-
     Example:
         >>> from pyro_voed.estimators import eig_flow, eig_nmc
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> from pyro_voed.training import Fresh
-        >>> result = eig_flow(
-        ...     linear_gaussian(), "y", "theta", training=Fresh(num_steps=200), references=[eig_nmc], seed=0
-        ... )
-        >>> gap = bound_gap(result)
-        >>> gap.source, bool(gap.gap > -4 * gap.standard_error)
-        ('eig_nmc', True)
+        >>> brief = Fresh(num_steps=200)
+        >>> bound_gap(eig_flow(linear_gaussian(), "y", "theta", training=brief, references=[eig_nmc], seed=0)).source
+        'eig_nmc'
     """
     estimate = result.final if isinstance(result, DesignResult) else result
     if estimate.learned is None or not estimate.learned.attains:

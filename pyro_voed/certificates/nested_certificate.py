@@ -1,32 +1,23 @@
-r"""Both sides of a certificate from prior draws alone: no density is trained.
+"""Both sides of a certificate from prior draws alone: no density is trained.
 
-Where the information is modest, draws from the prior are proposal enough. With M inner draws
-:math:`\theta_j` from the prior, shared by the outer draws of one block, each outer draw gives at once
-
-.. math::
-    \mathrm{NMC}_i = \log p(y_i \mid \theta_i) - \log \tfrac1M \sum_j p(y_i \mid \theta_j), \qquad
-    \mathrm{PCE}_i = \log p(y_i \mid \theta_i)
-    - \log \tfrac{1}{M + 1} \Big( p(y_i \mid \theta_i) + \sum_j p(y_i \mid \theta_j) \Big),
-
-the first biased upwards, the second downwards. The terms of a block depend on each other through its inner draws, so
-standard errors are those of the means of independent blocks, with Student's quantile for their number. A pilot chooses
-the sizes. The cost is that of N M scored pairs; the number of inner draws that a given gap takes grows like the
-exponential of the information, so that beyond some four nats a trained flow is the better proposal.
-
-References:
-    Ryan (2003); Foster et al. (2020), theorem 1, as in `nmc` and `pce`.
+Where the information is modest, draws from the prior are proposal enough. With M inner draws from the prior, shared by
+the outer draws of one block, each outer draw gives at once a term of nested Monte Carlo, biased upwards, and one of
+prior contrastive estimation, biased downwards (`bounds.nested`). The terms of a block depend on each other through its
+inner draws, so standard errors are those of the means of independent blocks, with Student's quantile for their number.
+A pilot chooses the sizes. The cost is that of N M scored pairs; the number of inner draws that a given gap takes grows
+like the exponential of the information, so that beyond some four nats a trained flow is the better proposal.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_voed.bounds.nested import nmc_terms, pce_terms
+from pyro_voed.certificates.sides import Plan, Request, Sides
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import run_controls
 from pyro_voed.experiment.pairs import log_sums
@@ -46,57 +37,28 @@ GAP_SHARE = 0.3
 """Part of the width left to the gap between the two biases; the rest is for the two standard errors."""
 
 
-@dataclass(frozen=True)
-class NestedSides:
-    """Both bounds at one design, their standard errors and the heavier tail of their terms."""
-
-    lower: float
-    lower_error: float
-    upper: float
-    upper_error: float
-    tail: float
-    num_outer: int
-    num_inner: int
-
-
-def nested_sides(
-    experiment: Experiment, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
-) -> NestedSides:
-    """Return both sides at one design from prior draws, their standard errors fit for the normal quantile.
-
-    Args:
-        experiment: The explicit experiment without nuisance sites.
-        designs: The one design.
-        width: Width asked for, nats.
-        quantile: Normal quantile that the errors will be multiplied by.
-        max_simulations: Budget of simulated experiments.
-
-    Raises:
-        ArithmeticError: If a term is not finite.
-    """
-    num_outer, num_inner = _plan(experiment, designs, width, quantile, max_simulations)
-    rows = num_outer // NUM_BLOCKS
-    blocks = [_block(experiment, designs, rows, num_inner) for _ in range(NUM_BLOCKS)]
+def nested_sides(experiment: Experiment, designs: Mapping[str, Tensor], asked: Request) -> Sides:
+    """Return both sides at one design from prior draws, their standard errors fit for the normal quantile."""
+    plan = _plan(experiment, designs, asked)
+    blocks = [_block(experiment, designs, plan.num_outer // NUM_BLOCKS, plan.num_inner) for _ in range(NUM_BLOCKS)]
     lower, upper, controls = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     # Student's quantile for this many blocks over the normal one, to first order (Cornish and Fisher).
-    inflation = 1.0 + (quantile**2 + 1.0) / (4.0 * (NUM_BLOCKS - 1))
+    inflation = 1.0 + (asked.quantile**2 + 1.0) / (4.0 * (NUM_BLOCKS - 1))
     sides = [controlled_terms(side, controls) for side in (lower, upper)]
     means = [mean_and_standard_error(side.reshape(NUM_BLOCKS, -1).mean(1)) for side in sides]
-    return NestedSides(
+    return Sides(
         lower=float(means[0][0]),
         lower_error=inflation * float(means[0][1]),
         upper=float(means[1][0]),
         upper_error=inflation * float(means[1][1]),
         tail=float(pareto_k(torch.stack(sides, -1)).max()),
-        num_outer=rows * NUM_BLOCKS,
-        num_inner=num_inner,
+        plan=plan,
     )
 
 
-def _plan(
-    experiment: Experiment, designs: Mapping[str, Tensor], width: float, quantile: float, max_simulations: int
-) -> tuple[int, int]:
+def _plan(experiment: Experiment, designs: Mapping[str, Tensor], asked: Request) -> Plan:
     """Choose the numbers of outer draws, in all, and of inner draws, in each block."""
+    width, quantile, max_simulations = asked
     lower, upper, controls = _block(experiment, designs, PILOT_OUTER, PILOT_INNER)
     gap = float((upper - lower).mean())
     # Both biases fall like 1 / M once M is beyond the exponential of the information.
@@ -112,7 +74,7 @@ def _plan(
     if num_outer * num_inner > MOST_PAIRS:
         num_outer = max(FEWEST_OUTER, MOST_PAIRS // num_inner)
         num_inner = min(num_inner, MOST_PAIRS // num_outer)
-    return NUM_BLOCKS * math.ceil(num_outer / NUM_BLOCKS), num_inner
+    return Plan(0, NUM_BLOCKS * math.ceil(num_outer / NUM_BLOCKS), num_inner)
 
 
 def _block(

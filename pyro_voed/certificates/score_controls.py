@@ -58,20 +58,6 @@ def score_controls(
     """Return a function from packed targets, drawn from the prior, to controls of expectation zero.
 
     It gives no columns for targets to which the identities do not apply.
-
-    Args:
-        experiment: The experiment.
-        designs: The one design.
-
-    Example:
-        >>> from pyro_voed.problems.regression import regression
-        >>> from pyro_voed.experiment.experiment import Experiment
-        >>> from pyro_voed.experiment.sampling import sample_joint
-        >>> experiment = Experiment(regression(), "y")
-        >>> sample = sample_joint(experiment, 10_000)
-        >>> controls = score_controls(experiment, experiment.design_values)(sample.theta)  # 2 for each
-        >>> controls.shape, bool((controls.mean(0).abs() < 5 * controls.std(0) / 100).all())
-        (torch.Size([10000, 42]), True)
     """
     one = run_rows(experiment.program, 1, experiment.shapes, designs=designs).traces[0]
     many = run_rows(experiment.program, NUM_PROBES, experiment.shapes, designs=designs).traces

@@ -1,24 +1,11 @@
-r"""Estimators at a budget: what each makes of so many simulated experiments.
+"""Estimators at a budget: what each makes of so many simulated experiments.
 
 An *estimator at a budget* is any callable
 
     (model, observation_labels, target_labels, *, budget, seed) -> EIGResult
 
-and `at_budget` makes one of an `eig_*` function and a rule that turns a budget B into its sizes. The ready ones:
-
-=============================== ====================================================================================
-`flow_at_budget`                0.8 B to train the default flow, the rest to evaluate it
-`gaussian_flow_at_budget`       the same with a Gaussian whose mean and covariance are functions of the outcome
-`marginal_at_budget`            0.8 B to train the outcome's density, the rest to evaluate it
-`marginal_likelihood_at_budget` 0.8 B to train two densities of the outcome, the rest to evaluate them
-`critic_at_budget`              0.8 B to train an InfoNCE critic, the rest to evaluate it
-`ace_at_budget`, `vnmc_...`     0.5 B to train the default flow as proposal, the rest for outer and inner draws
-`nmc_low_at_budget`             M about B^(1/3) inner draws for each outer one: N (M + 1) = B
-`nmc_high_at_budget`            M about B^(1/2), for less bias and more variance
-`nmc_reused_at_budget`, `pce_`  N = B outer draws that serve as inner draws too: B^2 densities
-`lbkld_at_budget`               three experiments at each of B / 3 draws of the targets
-`laplace_at_budget`             at most 74 runs (Newton steps, halved where needed) for each of B / 74 draws
-=============================== ====================================================================================
+and `at_budget` makes one of an `eig_*` function and a rule that turns a budget B into its sizes (`pooled`,
+`nested_low`, ...). The library's own are `ESTIMATORS`.
 
 References:
     Rainforth, Cornish, Yang, Warrington and Wood (2018), "On nesting Monte Carlo estimators", for the cube root.
@@ -56,11 +43,7 @@ EstimatorAtBudget = Callable[..., EIGResult]
 
 
 def at_budget(estimate: Callable[..., EIGResult], sizes: Callable[[int], Mapping[str, Any]]) -> EstimatorAtBudget:
-    """Make an estimator at a budget of an `eig_*` function.
-
-    Args:
-        estimate: An `eig_*` function, some of its arguments perhaps fixed by `functools.partial`.
-        sizes: Turns a budget into keyword arguments of it (`pooled`, `nested_low`, ...).
+    """Make an estimator at a budget of an `eig_*` function and a rule that turns a budget into its sizes.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
@@ -85,22 +68,12 @@ def at_budget(estimate: Callable[..., EIGResult], sizes: Callable[[int], Mapping
 
 
 def pooled(budget: int) -> dict[str, Any]:
-    """Return sizes of an estimator that learns from a pool: four fifths to learn, the rest to evaluate.
-
-    Example:
-        >>> pooled(10_000)["training"].num_simulations, pooled(10_000)["num_samples"]
-        (8000, 2000)
-    """
+    """Return sizes of an estimator that learns from a pool: four fifths to learn, the rest to evaluate."""
     return _pooled(round(0.8 * budget)) | {"num_samples": budget - round(0.8 * budget)}
 
 
 def with_proposal(budget: int) -> dict[str, Any]:
-    """Return sizes of an estimator with a learned proposal: one half to learn it, the rest for outer and inner draws.
-
-    Example:
-        >>> with_proposal(10_000)["num_inner_samples"]
-        8
-    """
+    """Return sizes of an estimator with a learned proposal: half to learn it, the rest for outer and inner draws."""
     left = budget - budget // 2
     # With a good proposal few inner draws do, and the variance is that of the outer ones.
     num_inner = max(2, round(left**0.25))
@@ -115,44 +88,25 @@ def _pooled(pool: int) -> dict[str, Any]:
 
 
 def nested_low(budget: int) -> dict[str, Any]:
-    """Return sizes of nested Monte Carlo with few inner draws, the cube root of the budget.
+    """Return sizes of nested Monte Carlo with M about B^(1/3) inner draws for each outer one: N (M + 1) = B.
 
     So bias and standard error fall at the same rate, which is the best one as the budget grows.
-
-    Example:
-        >>> nested_low(1_000)
-        {'num_outer_samples': 91, 'num_inner_samples': 10}
     """
     return _nested(budget, round(budget ** (1 / 3)))
 
 
 def nested_high(budget: int) -> dict[str, Any]:
-    """Return sizes of nested Monte Carlo with many inner draws, the square root of the budget.
-
-    Example:
-        >>> nested_high(10_000)
-        {'num_outer_samples': 99, 'num_inner_samples': 100}
-    """
+    """Return sizes of nested Monte Carlo with M about B^(1/2) inner draws, for less bias and more variance."""
     return _nested(budget, round(budget**0.5))
 
 
 def reused(budget: int) -> dict[str, Any]:
-    """Return sizes of nested Monte Carlo whose outer draws serve as inner ones too.
-
-    Example:
-        >>> reused(1_000)
-        {'num_outer_samples': 1000, 'num_inner_samples': None}
-    """
+    """Return sizes of nested Monte Carlo whose N = B outer draws serve as inner ones too: B^2 densities."""
     return {"num_outer_samples": budget, "num_inner_samples": None}
 
 
 def repeated(budget: int) -> dict[str, Any]:
-    """Return sizes of the nearest-neighbour bound: three experiments at each draw of the targets.
-
-    Example:
-        >>> repeated(9_000)
-        {'num_samples': 3000}
-    """
+    """Return sizes of the nearest-neighbour bound: three experiments at each draw of the targets."""
     # The estimator takes no fewer than 1,000 draws, so that budgets below 3,000 are exceeded.
     return {"num_samples": max(1_000, budget // 3)}
 
@@ -162,42 +116,24 @@ def newton(budget: int) -> dict[str, Any]:
 
     A step takes up to seven runs, for it is halved until the density does not fall; where steps are short of that, as
     for posteriors near to Gaussian, far less than the budget is spent.
-
-    Example:
-        >>> newton(7_400)
-        {'num_newton_steps': 10, 'num_samples': 100}
     """
     return {"num_newton_steps": NEWTON_STEPS, "num_samples": max(4, budget // (7 * NEWTON_STEPS + 4))}
 
 
-flow_at_budget = at_budget(eig_flow, pooled)
-gaussian_flow_at_budget = at_budget(partial(eig_flow, density=partial(AffineCouplingFlow, num_transforms=0)), pooled)
-marginal_at_budget = at_budget(eig_marginal, pooled)
-marginal_likelihood_at_budget = at_budget(eig_marginal_likelihood, pooled)
-critic_at_budget = at_budget(eig_critic, pooled)
-ace_at_budget = at_budget(eig_ace, with_proposal)
-vnmc_at_budget = at_budget(eig_vnmc, with_proposal)
-nmc_low_at_budget = at_budget(eig_nmc, nested_low)
-nmc_high_at_budget = at_budget(eig_nmc, nested_high)
-nmc_reused_at_budget = at_budget(eig_nmc, reused)
-pce_at_budget = at_budget(eig_pce, reused)
-lbkld_at_budget = at_budget(eig_lbkld, repeated)
-laplace_at_budget = at_budget(eig_laplace, newton)
-
 ESTIMATORS: Mapping[str, EstimatorAtBudget] = {
-    "flow": flow_at_budget,
-    "gaussian_flow": gaussian_flow_at_budget,
-    "critic": critic_at_budget,
-    "lbkld": lbkld_at_budget,
-    "pce": pce_at_budget,
-    "ace": ace_at_budget,
-    "vnmc": vnmc_at_budget,
-    "marginal": marginal_at_budget,
-    "nmc_low": nmc_low_at_budget,
-    "nmc_high": nmc_high_at_budget,
-    "nmc_reused": nmc_reused_at_budget,
-    "marginal_likelihood": marginal_likelihood_at_budget,
-    "laplace": laplace_at_budget,
+    "flow": at_budget(eig_flow, pooled),
+    "gaussian_flow": at_budget(partial(eig_flow, density=partial(AffineCouplingFlow, num_transforms=0)), pooled),
+    "critic": at_budget(eig_critic, pooled),
+    "lbkld": at_budget(eig_lbkld, repeated),
+    "pce": at_budget(eig_pce, reused),
+    "ace": at_budget(eig_ace, with_proposal),
+    "vnmc": at_budget(eig_vnmc, with_proposal),
+    "marginal": at_budget(eig_marginal, pooled),
+    "nmc_low": at_budget(eig_nmc, nested_low),
+    "nmc_high": at_budget(eig_nmc, nested_high),
+    "nmc_reused": at_budget(eig_nmc, reused),
+    "marginal_likelihood": at_budget(eig_marginal_likelihood, pooled),
+    "laplace": at_budget(eig_laplace, newton),
 }
 """The library's estimators at a budget: lower bounds, then upper ones, then those of no guaranteed side."""
 

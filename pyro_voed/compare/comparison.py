@@ -29,21 +29,19 @@ from pyro_voed.results import Bound, EIGResult
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One estimator at one budget.
+    """One estimator at one budget; numbers are nan where it gave no estimate, and `failure` says why.
 
     Attributes:
         estimator: Its name in the comparison.
         budget: Simulated experiments it was allowed.
-        eig: Mean of the estimates over the repeats, nats; nan where there is none.
+        eig: Mean of the estimates over the repeats, nats.
         standard_error: What one run says of its own error: root mean square over the repeats, nats.
         bound: Which way it errs.
         spread: Standard deviation of the estimates over the repeats, nats; nan for one repeat.
         num_simulations: Simulated experiments that it took on average, checks of the model included.
-        seconds: Wall time of one run on average.
-        processor_seconds: Processor time of one run on average, which other programs on the machine do not lengthen.
+        seconds, processor_seconds: Wall and processor time of one run on average.
         error: `eig` less the exact value, nats; None where that was not given.
         estimates: Estimate of each repeat, nats.
-        failure: Why it gave no estimate, if so.
     """
 
     estimator: str
@@ -77,13 +75,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_estimators` found, a row for each estimator and budget, in the order given.
-
-    Attributes:
-        rows: The rows.
-        num_repeats: Runs asked for of each.
-        exact: Exact value in nats, where it was given.
-    """
+    """What `compare_estimators` found, a row for each estimator and budget, in the order given."""
 
     rows: tuple[ComparisonRow, ...]
     num_repeats: int
@@ -96,14 +88,7 @@ class Comparison:
         return pd.DataFrame([asdict(row) | {"mean_standard_error": row.mean_standard_error} for row in self.rows])
 
     def curve(self, estimator: str) -> tuple[list[float], list[float], list[float]]:
-        """Return simulator calls, error (estimate where no exact value is known) and its standard error by budget.
-
-        Args:
-            estimator: A name in the comparison.
-
-        Raises:
-            ValueError: If there is no such estimator.
-        """
+        """Return simulator calls, error (estimate where no exact value is known) and its standard error by budget."""
         own = [row for row in self.rows if row.estimator == estimator]
         if not own:
             raise ValueError(f"estimator: expected one of {self.estimators}, got {estimator!r}.")
@@ -150,38 +135,20 @@ def compare_estimators(
         estimators: Estimators at a budget by the name they are shown under; `ESTIMATORS` holds the library's.
         budgets: Simulated experiments, at least 100 each.
         repeats: Runs of each, with other seeds. Equal repeats of different estimators share their seed.
-        observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about; default: all other latent sites.
         exact: Exact value in nats, where it is known.
-        seed: Seed of the whole comparison; None draws one from the global generator.
         on_row: Called with every row as soon as it is complete, for example `print`.
+        observation_labels, target_labels, seed: As in `eig_flow`.
 
     Returns:
         The rows, which `to_data_frame`, `print` and `plot_comparison` show.
 
-    Raises:
-        ValueError: If there are no estimators or budgets, a budget or the exact value is out of range, labels are
-            wrong, or an estimator returns several designs.
-        TypeError: If an estimator cannot be called or returns no `EIGResult`.
-
     Example:
         >>> from pyro_voed.compare.budgets import ESTIMATORS
-        >>> from pyro_voed.problems import linear_gaussian as lg
-        >>> comparison = compare_estimators(
-        ...     lg.linear_gaussian(),
-        ...     {name: ESTIMATORS[name] for name in ("nmc_low", "nmc_high")},
-        ...     budgets=[1_000, 10_000],
-        ...     repeats=3,
-        ...     observation_labels="y",
-        ...     exact=lg.DEFAULT_EIG,
-        ...     seed=0,
-        ... )
-        >>> comparison.to_data_frame()[["estimator", "budget", "bound"]]
-          estimator  budget  bound
-        0   nmc_low    1000  upper
-        1   nmc_low   10000  upper
-        2  nmc_high    1000  upper
-        3  nmc_high   10000  upper
+        >>> from pyro_voed.problems.finite import finite
+        >>> found = compare_estimators(finite(), {"nmc": ESTIMATORS["nmc_low"]}, [100, 200], observation_labels="y",
+            seed=0)
+        >>> [(row.estimator, row.budget, row.bound) for row in found.rows]
+        [('nmc', 100, 'upper'), ('nmc', 200, 'upper')]
     """
     if not isinstance(model, Experiment):
         check_callable(model)

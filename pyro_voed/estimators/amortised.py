@@ -14,8 +14,7 @@ Designs in an interval are drawn uniformly, with a uniform angle, or right at th
 near the ends information often changes fastest, and uniform draws hardly ever fall there.
 
 References:
-    Barber and Agakov (2003); Foster, Ivanova, Malik and Rainforth (2021), "Deep adaptive design", on amortisation;
-    Dong et al. (2025).
+    Foster, Ivanova, Malik and Rainforth (2021), "Deep adaptive design", on amortisation; Dong et al. (2025).
 """
 
 from __future__ import annotations
@@ -177,13 +176,7 @@ def amortise_eig(
             return draw_joint(experiment, max(1, rows // members), propose(min(rows, members)))
 
         fit = fit_of(
-            experiment,
-            experiment.design_values,
-            training,
-            name="amortise_eig",
-            rate=RATE,
-            draw=draw,
-            progress=progress,
+            experiment, experiment.design_values, training, name="amortise_eig", rate=RATE, draw=draw, progress=progress
         )
         pilot = fit.pilot(None, draw=lambda rows: draw(max(size, 2 * rows)))
         discrete = any(site.is_discrete for site in experiment.targets)

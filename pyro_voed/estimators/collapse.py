@@ -10,9 +10,9 @@ prior variance are compared:
 
 what the learned posterior's mean explains, and what a ridge regression on plain features of the outcome explains on
 held out experiments: its entries and their squares and, where rows are exchangeable, their moments. A target is called
-*collapsed* where the probe finds something, beyond its error, and the posterior knows less than half of it. A target
-that the outcome truly tells nothing about is not. The *contraction* :math:`1 - \mathbb{E} \operatorname{Var}_q(\theta
-\mid y) / \operatorname{Var} \theta` goes along: near zero the posterior is as wide as the prior.
+*collapsed* where the probe finds something, beyond its error, and the posterior knows less than half of it. The
+*contraction* :math:`1 - \mathbb{E} \operatorname{Var}_q(\theta \mid y) / \operatorname{Var} \theta` goes along: near
+zero the posterior is as wide as the prior.
 
 References:
     M. Betancourt (2018), Calibrating model-based inferences and decisions, section 4 (contraction).
@@ -77,7 +77,7 @@ def warn_of_collapse(check: CollapseCheck) -> None:
             f"the learned posterior hardly knows {shown}, of which a linear regression on plain features of the "
             "outcome explains more than twice as much: the summary ignores them, and the bound misses what they are "
             "worth. Leave summary= out for one picked from the outcome's shape, or take one with moments; or train for "
-            "longer.",
+            "longer."
         )
 
 

@@ -18,16 +18,14 @@ baseline a(y),
   an average over a batch lies below that of the expectation (Jensen), so the estimate is biased *upward* off a lower
   bound: it has no side.
 
-The last terms of `tuba`, `nwj` and `donsker_varadhan` are exponential averages. Their relative variance grows like the
-exponential of the information (Song and Ermon 2020; McAllester and Stratos 2020), so they are trustworthy at small
-information only. The effective sample size of exp(T) over the shuffled pairs says how far: below 100 the estimate is
-marked as not certified.
+The last terms of all but `info_nce` are exponential averages. Their relative variance grows like the exponential of the
+information (Song and Ermon 2020; McAllester and Stratos 2020), so they are trustworthy at small information only. The
+effective sample size of exp(T) over the shuffled pairs says how far: below 100 the estimate is marked as not certified.
 
-*Standard errors.* All pairs of a batch are used: pair (i, j) is a joint draw on the diagonal, a product draw off it,
-and products of one batch depend on each other and on the joint terms. The reported number is therefore the mean over
-independent batches, and its standard error comes from the spread of their means, which counts every dependence within
-them. (At the optimal critic the first-order part of the dependence is zero, so that all n(n - 1) products of a batch
-are worth far more than n independent ones.)
+*Standard errors.* All pairs of a batch are used, joint draws on the diagonal and product draws off it, which depend on
+each other. The reported number is therefore the mean over independent batches, and its standard error comes from the
+spread of their means. (At the optimal critic the first-order part of the dependence is zero, so that all n(n - 1)
+products of a batch are worth far more than n independent ones.)
 
 References:
     Nguyen, Wainwright and Jordan (2010), "Estimating divergence functionals and the likelihood ratio by convex risk
@@ -176,7 +174,7 @@ def eig_critic(
         return Terms(
             values,
             Learned(trained, history=history, outcome_range=outcome_range, learning_rate=rate),
-            None if effective is None else _weight_check(terms, effective),
+            _weight_check(terms, effective),
             num_samples=size * values.shape[0],
         )
 
@@ -184,7 +182,9 @@ def eig_critic(
     return estimate(question, found, name="eig_critic", bound=getattr(terms, "bound", "neither"))
 
 
-def _weight_check(terms: CriticTerms, effective: float) -> WeightCheck:
+def _weight_check(terms: CriticTerms, effective: float | None) -> WeightCheck | None:
+    if effective is None:
+        return None
     passed = None if terms.bound == "neither" else effective >= MINIMAL_EFFECTIVE_SAMPLE_SIZE
     return WeightCheck(passed, effective_sample_size=effective)
 
@@ -279,11 +279,11 @@ def _warn(terms: CriticTerms, eig: Tensor, size: int, effective: float | None) -
         warn(
             f"eig_critic: {terms.name} cannot exceed {terms.ceiling(size):.2f} nats with {size} pairs in a batch, and "
             f"the estimate {eig.max().item():.2f} is close to that: the information may be much larger. Raise "
-            "evaluation_batch_size (and num_samples with it), or use eig_flow.",
+            "evaluation_batch_size (and num_samples with it), or use eig_flow."
         )
     if effective is not None and effective < MINIMAL_EFFECTIVE_SAMPLE_SIZE:
         warn(
             f"eig_critic: the effective sample size of exp(critic) over shuffled pairs is {effective:.1f}, below "
             f"{MINIMAL_EFFECTIVE_SAMPLE_SIZE:.0f}: the information is too large for {terms.name}, and neither "
-            "estimate nor standard error can be trusted. Use info_nce or eig_flow.",
+            "estimate nor standard error can be trusted. Use info_nce or eig_flow."
         )

@@ -17,7 +17,7 @@ from pyro_voed.densities import StackedDensity, StandardisedDensity
 from pyro_voed.estimators.building import build_posterior, learns
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment.experiment import Experiment
-from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.packing import JointSample, combine
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,5 @@ class Ensemble:
 
 
 def at_member(sample: JointSample, index: int, batch: torch.Size) -> JointSample:
-    """Return the simulations at one member of a design batch, targets and outcomes alone."""
-
-    def own(values: Tensor) -> Tensor:
-        return values.reshape(values.shape[0], batch.numel(), *values.shape[1 + len(batch) :])[:, index]
-
-    return JointSample(
-        theta=own(sample.theta),
-        y=own(sample.y),
-        log_det=own(sample.log_det),
-        outcome_log_det=own(sample.outcome_log_det),
-        values={name: own(value) for name, value in sample.values.items()},
-    )
+    """Return the simulations at one member of a design batch."""
+    return combine([sample], lambda rows: rows[0].flatten(1, len(batch))[:, index], None)

@@ -200,11 +200,10 @@ class Fit:
         terms: Callable[[JointSample], Tensor],
         num_samples: int | None,
         *,
-        designs: Mapping[str, Tensor] | None = None,
         chunk: int = EVALUATION_CHUNK,
     ) -> Evaluation:
         """Return the terms on fresh simulations, less what log densities of sites of known entropy explain of them."""
-        experiment, designs = self.experiment, self.designs if designs is None else designs
+        experiment, designs = self.experiment, self.designs
         batch = design_batch_shape(experiment, designs)
         num_samples = num_samples or default_num_samples(experiment, batch)
         chunk = max(1, min(chunk, CHUNK_ENTRIES // max(1, experiment.y_dim)) // batch.numel())

@@ -1,17 +1,9 @@
 """A Pyro guide as a learnt density: an ordinary program that samples the sites it is to score.
 
 The guide samples sites under the model's own names. It describes either the outcome, and is then called with the
-model's arguments, or the targets given the outcome, and is then called with a dict of outcome values in front of them.
-It is run in the same outer plate as the model and scored at simulated values, so nothing is drawn from it in training
-and its sites may be discrete.
-
-*Its parameters.* An explicit `pyro.param` is fitted in a private copy, so the caller's store is left alone; `values()`
-gives the fitted values. A guide that is itself a `torch.nn.Module` (a `PyroModule`, say) is copied first, and the copy
-is trained. Networks that a guide function registers by `pyro.module` or that are `PyroModule`s are trained in place, as
-`SVI` would train them.
-
-*Shapes.* An outcome comes to the guide as the model has it under the outer plate: the row dimension, a singleton for
-each plate dimension it does not use, then its own shape; so the guide indexes dimensions from the right. A small run is
+model's arguments, or the targets given the outcome, and is then called with a dict of outcome values in front of them;
+`eig_ba` says how outcomes come to it and what becomes of its parameters. It is run in the same outer plate as the model
+and scored at simulated values, so nothing is drawn from it in training and its sites may be discrete. A small run is
 checked against single runs when the density is made.
 """
 
@@ -39,13 +31,7 @@ from pyro_voed.experiment.caller_state import param_store_kept
 from pyro_voed.experiment.designs import unpack_designs
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample, pack_run
-from pyro_voed.experiment.programs import (
-    Program,
-    ProgramRun,
-    is_deterministic,
-    run_rows,
-    sample_nodes,
-)
+from pyro_voed.experiment.programs import Program, ProgramRun, is_deterministic, run_rows, sample_nodes
 from pyro_voed.experiment.sites import Site
 
 CHECK_SIZE = 3
@@ -243,10 +229,7 @@ class GuideDensity(torch.nn.Module):
         return Program(_nothing, nesting, model.vectorised, singletons)
 
     def _score(
-        self,
-        rows: Mapping[str, Tensor],
-        designs: Mapping[str, Tensor],
-        row_designs: Mapping[str, Tensor] | None = None,
+        self, rows: Mapping[str, Tensor], designs: Mapping[str, Tensor], row_designs: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         run = self._run(rows, designs, row_designs or {})
         scores = [run.log_prob(site.name, on_support=True) for site in self.scored]

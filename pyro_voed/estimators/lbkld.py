@@ -15,23 +15,21 @@ loss remains (0.15 nats a dimension for uniform noise). The difference has no lo
 
 *Second step.* k is the cluster of :math:`x_0`. Given the targets it is independent of :math:`x_1 - x_2`, so it knows no
 more of the difference than the targets do: :math:`H(x_1 - x_2 \mid k) \ge H(x_1 - x_2 \mid \theta)`. An equality where
-the noise does not depend on the targets; elsewhere clusters follow its change. (Ao and Li cluster
-z-scores; we cluster ranks, so that heavy tails do not use clusters up.)
+the noise does not depend on the targets; elsewhere clusters follow its change. (Ao and Li cluster z-scores; we cluster
+ranks, so that heavy tails do not use clusters up.)
 
 *Entropies.* Kozachenko and Leonenko's estimator in the form of Kraskov, Stoegbauer and Grassberger for rectangles: with
 :math:`r_{ij}` the largest distance along coordinate j from point i to its k nearest neighbours in the maximum norm,
 
 .. math:: \hat H = -\psi(k) + \psi(N) + \frac{d - 1}{k} + \frac1N \sum_i \sum_j \log 2 r_{ij},
 
-after whitening by principal components. At k = 1, Ao and Li's choice, the constant is
-:math:`\psi(N) - \psi(1) + d - 1`. (The d - 1 belongs to rectangles: of the coordinates other than the largest,
-:math:`r_{ij}` over the largest is uniform on (0, 1) and its log averages -1. With cubes of side
-:math:`2 \max_j r_{ij}` it would be absent.) Our default k = 4 has a standard error 2 to 3 times smaller. The estimator
-is consistent; its bias at finite N has no sure sign. With k = 4 and 10,000 points it is at most 0.02 nats for Gaussians
-up to d = 3 and -0.09 at d = 6; for uniform points, whose density ends in a step, it is 0.05 at d = 3 and 0.43 at d = 6.
-The bound is a lower one up to the difference of two such biases. Clusters are smaller than the whole, so their
-part is the larger one: on a Gaussian experiment with d = 3 the bound came out 0.012 (standard error 0.005) above the
-truth at 10,000 draws, and 0.024 (0.008) at 2,000.
+after whitening by principal components. (The d - 1 belongs to rectangles; with cubes of side
+:math:`2 \max_j r_{ij}` it would be absent.) Ao and Li take k = 1; our default k = 4 has a standard error 2 to 3 times
+smaller. The estimator is consistent; its bias at finite N has no sure sign. With k = 4 and 10,000 points it is at most
+0.02 nats for Gaussians up to d = 3 and -0.09 at d = 6; for uniform points, whose density ends in a step, it is 0.05 at
+d = 3 and 0.43 at d = 6. The bound is a lower one up to the difference of two such biases, that of the clusters the
+larger: on a Gaussian experiment with d = 3 it came out 0.012 (standard error 0.005) above the truth at 10,000 draws,
+and 0.024 (0.008) at 2,000.
 
 *Discrete outcomes* have no density; uniform noise on (-1/2, 1/2) makes them continuous. Rounding takes it away again,
 so the information is the same and the side is kept, though the entropy power step loses much for small counts.

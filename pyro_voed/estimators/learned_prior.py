@@ -8,14 +8,9 @@ targets learned from their draws,
     = \mathrm{EIG}(\xi) - \mathbb{E}_y\, \mathrm{KL}\big(p(\theta \mid y) \,\|\, q(\theta \mid y)\big)
     + \mathrm{KL}\big(p(\theta) \,\|\, r(\theta)\big) .
 
-The first divergence pulls down and the second up, so no side is guaranteed: the result is `bound="neither"`, and its
-error at most the larger of the two. A prior is as a rule the easier to learn, having no context, but in a trial it was
-learned so badly that 0.82 nats came out for an information of 0. Where the entropy of the targets is known,
-`prior_entropy=` keeps the lower bound.
-
-References:
-    Foster, Jankowiak, Bingham, Horsfall, Teh, Rainforth and Goodman (2019), "Variational Bayesian optimal experimental
-    design", section 3, whose "marginal + likelihood" errs in both directions alike.
+One divergence pulls down, the other up, so no side is guaranteed: the result is `bound="neither"`, and its error at
+most the larger of the two. A prior is as a rule the easier to learn, having no context, but in a trial it was learned
+so badly that 0.82 nats came out for an information of 0. A known entropy, `prior_entropy=`, keeps the lower bound.
 """
 
 from __future__ import annotations

@@ -6,21 +6,13 @@ For any density q of the outcome,
     \mathrm{EIG}(\xi) = \mathbb{E}\Big[\log \frac{p(y \mid \theta, \xi)}{p(y \mid \xi)}\Big]
     \;\le\; \mathbb{E}_{p(\theta, y \mid \xi)}\big[\log p(y \mid \theta, \xi) - \log q(y \mid \xi)\big],
 
-off by the Kullback-Leibler divergence from p(y) to q. It needs the outcome's density given the targets.
-
-*The design gradient* at a fixed density, with outcomes written as :math:`y = g(\theta, \varepsilon, \xi)`, is
-
-.. math::
-    \nabla_\xi U(\xi, q) = \mathbb{E}_{\theta, \varepsilon}\big[\nabla_\xi \log p(g \mid \theta, \xi)
-    - \nabla_\xi \log q(g)\big]
-
-(Eq. 17), where outcomes that are not reparametrised add the terms times the gradient of log p(y | theta). At the best
-density it is the gradient of the tightest bound too, by the envelope theorem (Eq. 16: `marginal_saddle`).
+off by the Kullback-Leibler divergence from p(y) to q. It needs the outcome's density given the targets. Its design
+gradient at the best density is that of the tightest bound too, by the envelope theorem (Eq. 16: `marginal_saddle`).
 
 *Discrete outcomes.* Where the outcomes seen are few, q is a mass function: the average of p(y | theta') over draws of
 its own, which is exact in the limit and an upper bound before; where the model enumerates its outcomes they are summed
-over rather than drawn. Where they are many, uniform noise makes them
-continuous: with :math:`q(y) = \int_0^1 q(y + u) du`, Jensen's inequality gives
+over rather than drawn. Where they are many, uniform noise makes them continuous: with
+:math:`q(y) = \int_0^1 q(y + u) du`, Jensen's inequality gives
 :math:`-\mathbb{E}_u \log q(y + u) \ge -\log q(y)`, so the side is kept.
 
 References:

@@ -17,8 +17,7 @@ densities. *Discrete outcomes* are made continuous by uniform noise on [0, 1), t
 tells nothing about the targets and the outcome can be read off the sum, so the information is unchanged.
 
 References:
-    Foster, Jankowiak, Bingham, Horsfall, Teh, Rainforth and Goodman (2019), "Variational Bayesian optimal experimental
-    design", section 3 ("Marginal + likelihood").
+    Foster et al. (2019), as in `marginal`, section 3 ("Marginal + likelihood") and Eq. 8.
 """
 
 from __future__ import annotations

@@ -120,26 +120,20 @@ def _held_sums(
     """Log of the sum of the `scored` sites' density over runs with `held` values put in, for each outer draw."""
     rows = max(1, max_bytes // (8 * max(1, experiment.bytes_per_row)))
     parts = []
-    for chunk in _split_rows(held, max(1, rows // num_inner)):
-        count = next(iter(chunk.values())).shape[0]
+    step = max(1, rows // num_inner)
+    for pieces in zip(*(value.split(step) for value in held.values()), strict=True):
+        chunk, count = dict(zip(held, pieces, strict=True)), len(pieces[0])
         sums = torch.full((count,), -torch.inf, dtype=experiment.dtype, device=experiment.device)
         # Where even one outer draw's inner runs exceed the memory, its sum is streamed.
-        for size in _sizes(num_inner, max(1, rows // count)):
+        most = max(1, rows // count)
+        for start in range(0, num_inner, most):
+            size = min(most, num_inner - start)
             repeated = {name: value.repeat_interleave(size, 0) for name, value in chunk.items()}
             run = run_rows(experiment.program, count * size, experiment.shapes, designs=designs, row_values=repeated)
             weights = torch.stack([run.log_prob(name, on_support=True) for name in scored]).sum(0)
             sums = torch.logaddexp(sums, weights.reshape(count, size).logsumexp(-1))
         parts.append(sums)
     return torch.cat(parts)
-
-
-def _split_rows(values: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    total = next(iter(values.values())).shape[0]
-    return [{name: value[start : start + size] for name, value in values.items()} for start in range(0, total, size)]
-
-
-def _sizes(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]
 
 
 def _check_finite(terms: Tensor, estimator: str) -> None:

@@ -13,22 +13,15 @@ By Jensen's inequality its expectation lies above the exact value at any finite 
   their inner draws; to first order these fluctuations cancel (the mean of p(y | theta') / p(y) over y is 1 for
   every theta'), so the standard error of independent terms holds.
 
-With nuisance sites p(y | theta) is itself an average, over `num_nuisance_samples` runs (`nested`).
-
-*With a proposal* q(theta | y) the inner draws are weighed,
-
-.. math::
-    \mathrm{EIG}(\xi) \approx \frac1N \sum_i \Big[\log p(y_i \mid \theta_i, \xi)
-    - \log \frac1M \sum_j \frac{p(\theta_{ij})}{q(\theta_{ij} \mid y_i)} p(y_i \mid \theta_{ij}, \xi)\Big],
-    \qquad \theta_{ij} \sim q(\cdot \mid y_i),
-
-from above as before, and exact where q is the posterior. It is what `eig_vnmc` computes with a flow that it trains.
+With nuisance sites p(y | theta) is itself an average, over `num_nuisance_samples` runs (`nested`). *With a proposal*
+q(theta | y) the inner draws come from it and are weighed by p(theta) / q(theta | y): from above as before, and exact
+where q is the posterior. It is what `eig_vnmc` computes with a flow that it trains (`importance`).
 
 References:
     Ryan (2003), "Estimating expected information gains for experimental designs with application to the random
     fatigue-limit model"; Huan and Marzouk (2013), "Simulation-based optimal Bayesian experimental design for nonlinear
-    systems"; Beck, Dia, Espath, Long and Tempone (2018), "Fast Bayesian experimental design: Laplace-based importance
-    sampling for the expected information gain".
+    systems"; with a proposal Beck, Dia, Espath, Long and Tempone (2018), "Fast Bayesian experimental design:
+    Laplace-based importance sampling for the expected information gain".
 """
 
 from __future__ import annotations

@@ -42,11 +42,7 @@ def posterior_terms(sample: JointSample, density: Any) -> Tensor:
 
 
 barber_agakov = Objective(
-    posterior_terms,
-    bound="lower",
-    needs=(needs.learnable_targets, needs.stated_prior),
-    of_targets=True,
-    attains=True,
+    posterior_terms, bound="lower", needs=(needs.learnable_targets, needs.stated_prior), of_targets=True, attains=True
 )
 """The Barber-Agakov objective: terms from a joint sample and a conditional density of the targets."""
 
@@ -89,7 +85,9 @@ def fit_posterior(
     if batch and not isinstance(fit.training, Pool):
         fit = replace(fit, draw=lambda size: draw_joint(fit.experiment, max(2, size // batch.numel()), fit.designs))
     pool = fit.pool() if pool is None else pool
-    pilot = fit.pilot(pool, draw=partial(_pilot_of_members, fit) if batch else None)
+    # Each member of an ensemble has scales of its own.
+    at_all = lambda size: sample_joint(fit.experiment, max(SMALL_PILOT_SIZE // 4, size // 4), fit.designs)  # noqa: E731
+    pilot = fit.pilot(pool, draw=at_all if batch else None)
     if not isinstance(density, StandardisedDensity | StackedDensity):
         summary = outcome_summary(fit.experiment, summary)
     if not batch and len(fit.rates) == 1:
@@ -124,8 +122,3 @@ def _best_of_stack(
         best, winner = stack.best(trained, stack.terms(fit.selection_sample(), trained).mean(0))
     history = histories[int(winner)] if len(histories) > 1 and not batch else histories[0]
     return best, history, torch.tensor(fit.rates)[winner.cpu()]
-
-
-def _pilot_of_members(fit: Fit, size: int) -> JointSample:
-    """Simulate at every design, since each member of an ensemble has scales of its own."""
-    return sample_joint(fit.experiment, max(SMALL_PILOT_SIZE // 4, size // 4), fit.designs)

@@ -1,12 +1,8 @@
 r"""Proposals given an outcome: what importance sampling of an outcome's density draws from.
 
 Any density :math:`q(\theta \mid y)` of the targets gives both sides of the expected information gain (`importance`);
-the nearer to the posterior, the fewer draws. Four kinds are taken, and none costs validity:
-
-* a flow that an earlier estimate has trained;
-* a Pyro guide, called with the outcome, as it stands or as `eig_ba` has fitted it;
-* the prior, which is nested Monte Carlo (`nmc`) and needs no proposal;
-* *Laplace's Gaussian*, which needs no training: for each outcome
+the nearer to the posterior, the fewer draws. Besides a flow that an earlier estimate has trained it can be a Pyro
+guide, as it stands or as `eig_ba` has fitted it, or *Laplace's Gaussian*, which needs no training: for each outcome
 
 .. math::
     q(\theta \mid y) = N\big(\hat\theta(y), \Lambda(y)^{-1}\big), \qquad
@@ -21,11 +17,9 @@ that knows that draw would keep the upper side, whose inner draws are then still
 the lower one, which counts the draw as one among exchangeable ones.
 
 References:
-    Ryan (2003), "Estimating expected information gains for experimental designs with application to the random
-    fatigue-limit model" (importance sampling of the inner integral); Long, Scavino, Tempone and Wang (2013), "Fast
-    estimation of expected information gains for Bayesian experimental designs based on Laplace approximations"; Beck,
+    Ryan (2003), as in `nmc` (importance sampling of the inner integral); Long et al. (2013), as in `laplace`; Beck,
     Dia, Espath, Long and Tempone (2018), "Fast Bayesian experimental design: Laplace-based importance sampling for the
-    expected information gain".
+    expected information gain", section 3.
 """
 
 from __future__ import annotations

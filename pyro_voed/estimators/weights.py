@@ -11,7 +11,6 @@ from pyro_voed.bounds.importance import ace_terms, vnmc_terms
 from pyro_voed.estimators.estimate import Terms, terms_at_each_design
 from pyro_voed.estimators.proposals import as_proposal
 from pyro_voed.experiment.experiment import Experiment
-from pyro_voed.experiment.pairs import PAIR_MEMORY
 from pyro_voed.experiment.weighting import Weights, weighted_terms
 from pyro_voed.monte_carlo import HEAVY_TAIL, pareto_k
 from pyro_voed.results import Learned, WeightCheck
@@ -25,7 +24,6 @@ def proposal_terms(
     num_inner: int,
     *,
     upper: bool,
-    max_bytes: int = PAIR_MEMORY,
 ) -> Terms:
     """Return VNMC terms (the upper side) or ACE terms at each design, and the tail index of each design's terms."""
     own = as_proposal(proposal, experiment, designs)
@@ -38,7 +36,7 @@ def proposal_terms(
     values = terms_at_each_design(
         experiment,
         designs,
-        lambda design: weighted_terms(experiment, design, own, num_samples, num_inner, side, max_bytes=max_bytes)[0],
+        lambda design: weighted_terms(experiment, design, own, num_samples, num_inner, side)[0],
     )
     tail = pareto_k(values)
     check = WeightCheck(passed=bool((tail <= HEAVY_TAIL).all()), pareto_k=tail)

@@ -1,17 +1,10 @@
 """What a call may not change: the caller's parameter store, random streams, modes and defaults.
 
 `isolated` is entered once by every public function. Inside it Pyro programs run freely; on the way out, also after
-an error, the caller finds
-
-* the parameter store as it was: the same leaf tensors under the same names (`ParamStoreDict.scope` would start empty
-  and lose stored designs, hence a snapshot);
-* the random generators of torch (CPU and CUDA), NumPy and Python as they were, except that `seed=None` draws one seed
-  from torch's global stream first. Two calls in a row are therefore independent, and an equal `seed` gives an
-  equal result;
-* default dtype, gradient mode, Pyro's settings and all four validation flags (of its distributions, inference and
-  handlers, and of torch's distributions) as they were.
-
-Messages do not reach handlers around the call (`poutine.block`), so a caller's own trace does not record our runs.
+an error, the caller finds the parameter store as it was, the same leaf tensors under the same names; default dtype,
+gradient mode and Pyro's settings; and the random generators of torch (CPU and CUDA), NumPy and Python, except that
+`seed=None` draws one seed from torch's global stream first. Two calls in a row are therefore independent, and an equal
+`seed` gives an equal result. A caller's own trace does not record our runs.
 
 All of this is one for the whole process, Pyro's stack of handlers too, which two threads cannot share. So calls from
 several threads wait for each other. A thread that runs Pyro itself, a guide made by `flow_guide` say, must not do so
@@ -40,22 +33,7 @@ _one_thread = threading.RLock()
 
 @contextmanager
 def isolated(seed: int | None) -> Iterator[int]:
-    """Run the body on a stream of its own and give the caller back everything it had.
-
-    Args:
-        seed: Seed of the body's random streams; None draws one from torch's global generator.
-
-    Yields:
-        The seed in use.
-
-    Example:
-        >>> with isolated(seed=0):
-        ...     first = torch.rand(())
-        >>> with isolated(seed=0):
-        ...     second = torch.rand(())
-        >>> bool(first == second)
-        True
-    """
+    """Run the body on a stream of its own and give the caller back everything it had; yield the seed in use."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
         raise ValueError(f"seed: expected None or an integer in [0, 2**32), got {seed!r}.")
     with param_store_kept():
@@ -100,18 +78,6 @@ def common_stream(seed: int) -> Iterator[None]:
     """Run the body on the random streams of a seed, and give the surrounding code its own streams back.
 
     Two bodies with one seed see equal random numbers; what follows them does not.
-
-    Args:
-        seed: Seed of torch's, NumPy's and Python's generators in the body.
-
-    Example:
-        >>> with common_stream(0):
-        ...     first = torch.rand(())
-        >>> between = torch.rand(())
-        >>> with common_stream(0):
-        ...     second = torch.rand(())
-        >>> bool(first == second), bool(first == between)
-        (True, False)
     """
     with _random_streams_kept():
         # Where CUDA is not in use, torch.manual_seed takes down a stack trace for the day it will be: 1.6 ms a call.

@@ -6,14 +6,8 @@
   on them. It sees through any code and misses branches that none of a few draws takes.
 
 A site depends on another where either says so, because the two errors do not weigh alike. Dependence that is missed
-makes numbers wrong without a word. Dependence that is found but is none (`0 * n`) is safe in every use:
-
-* leaking nuisance: densities of targets are averaged over values that do not matter, which gives the same number at
-  more cost; estimators that need the density stated refuse, naming both sites, of which one can then be rewritten;
-* linked outcomes: the model is run again at every pair of outcomes and latents, for the same number; outcomes that
-  something follows from are not redrawn, so pools learn more slowly;
-* dependent supports: the bijection is rebuilt for every draw; one that depends on a nuisance site is refused by name;
-* priors that depend on a design: a warning.
+makes numbers wrong without a word. Dependence that is found but is none (`0 * n`) costs time (densities averaged over
+what does not matter, models run again at every pair, bijections rebuilt), a warning or a refusal that names the site.
 
 Only the warning that a target never reaches the outcome claims an absence, so there both must see none. A rare branch
 behind NumPy, `.item()` or `if` can still be missed.
@@ -38,14 +32,9 @@ ROWS_TOGETHER, ROWS_ALONE = 5, 2
 
 
 class Dependence:
-    """Which sites depend on which others, found by running a program a few times.
+    """Which sites depend on which others, found by running a program a few times; `nodes` are all sites of one run.
 
-    Args:
-        program: The program, and how it is run for many.
-        shapes: Single-run shape of every site.
-        nodes: Every site of one run.
-        designs: The designs.
-        noisy: Whether the program draws random numbers outside its sample sites.
+    A `noisy` program draws random numbers outside its sample sites.
     """
 
     def __init__(
@@ -138,11 +127,7 @@ def leaks(dependence: Dependence, targets: Iterable[Site], nuisance: Iterable[st
 
 
 def check_supports(dependence: Dependence, targets: Iterable[Site], nuisance: Iterable[str]) -> None:
-    """Refuse targets whose support depends on what is no target.
-
-    Raises:
-        NotImplementedError: If there is one.
-    """
+    """Refuse targets whose support depends on what is no target."""
     for site in targets:
         for parent in nuisance if site.dependent_support else ():
             if dependence.support_moves(site.name, parent):
@@ -155,12 +140,8 @@ def check_supports(dependence: Dependence, targets: Iterable[Site], nuisance: It
 def is_redrawable(sites: Iterable[Site], followers: set[str]) -> bool:
     """Whether outcomes can be drawn anew, given everything before them, without running the model again.
 
-    Nothing that is learnt or observed may follow from an outcome, and a site that states no density hides from the
-    intervention whether it does.
-
-    Args:
-        sites: All sites.
-        followers: Sites that depend on an outcome's value.
+    Nothing that is learnt or observed may be among the `followers` of an outcome's value, and a site that states no
+    density hides whether it is.
     """
     sites = list(sites)
     random = [site for site in sites if not site.is_deterministic and site.role != "history"]

@@ -21,16 +21,7 @@ def describe(
     measured: Tensor | None,
     dependence: Dependence,
 ) -> Site:
-    """Return what a site is.
-
-    Args:
-        name: Its name.
-        role: What it is to the experiment.
-        node: What a run of the program recorded of it.
-        own_node: What a run of the model with its own prior recorded of it.
-        measured: Which of its elements a mask leaves in.
-        dependence: Which sites depend on which.
-    """
+    """Return what a site is; `own_node` is what a run of the model with its own prior recorded of it."""
     fn, value = node["fn"], node["value"]
     deterministic = is_deterministic(node)
     transform = site_transform(name, role, node, own_node) if role in ("target", "observation") else None

@@ -20,10 +20,7 @@ Found = TypeVar("Found")
 def at_each_design(
     experiment: Experiment, designs: Mapping[str, Tensor], compute: Callable[[dict[str, Tensor]], Found]
 ) -> list[Found]:
-    """Return what a function finds at each design of a batch, without gradients, on common random numbers.
-
-    What differs between designs is then the designs' doing rather than the draws'.
-    """
+    """Return what a function finds at each design of a batch, without gradients, on common random numbers."""
     members = flat_designs(experiment, designs)
     seed = int(torch.randint(2**31 - 1, ()).item())
     found = []
@@ -59,8 +56,7 @@ def pack_designs(experiment: Experiment, designs: Mapping[str, Tensor]) -> Tenso
     """Return what densities see of designs, side by side, `(*design_batch, design_dim)`.
 
     Values in an interval come as their place `u` in [0, 1] and as the angle `arcsin(2 u - 1)`, which resolves what
-    happens near the ends; an unconstrained coordinate would be infinite there. Other designs come in unconstrained
-    coordinates.
+    happens near the ends; others in unconstrained coordinates, which would be infinite there.
     """
     batch = batch_shape(experiment, designs)
     packed = []

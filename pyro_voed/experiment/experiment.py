@@ -1,11 +1,7 @@
 """An experiment: a Pyro program that was read, probed and checked once.
 
-Defaults of its labels:
-
-* designs are the explicit `pyro.param` / `PyroParam` sites;
-* outcomes are the sites given with `obs=` (their data are released);
-* targets are all other latent sites, unless the outcome is deterministic, where all of them together would make the
-  information infinite and they must be named.
+By default the outcomes are the sites given with `obs=` (their data are released), the targets all other latent sites,
+unless the outcome is deterministic, where all of them together would make the information infinite.
 
 Continuous sites are packed into vectors of unconstrained coordinates, `theta` for targets and `y` for outcomes, so that
 densities live on a plain Euclidean space; Jacobians cancel in every difference of log densities.
@@ -39,11 +35,10 @@ class Experiment:
     Args:
         model: A Pyro program of one experiment.
         observation_labels: Outcome sites; default: the sites given with `obs=`.
-        target_labels: Sites to learn about; default: all other latent sites.
+        target_labels: Sites to learn about; default: all other latent sites. Required for deterministic outcomes.
         design_labels: Design sites; default: the explicit `pyro.param` / `PyroParam` sites. Required where weights
             of a network are traced too.
-        model_args: Positional arguments of the model.
-        model_kwargs: Keyword arguments of the model.
+        model_args, model_kwargs: Arguments of the model.
         prior: A Pyro guide over the latent sites that replaces the model's prior, such as the posterior of earlier
             experiments. Called with the model's arguments.
         prior_entropy: Differential entropy of the targets in nats, in their own coordinates, for targets whose density
@@ -54,38 +49,25 @@ class Experiment:
         seed: Seed of the probe runs; None draws one from the global generator.
 
     Attributes:
-        program: The released program and how it is run.
-        targets: Sites the information is about, in the order of the model.
-        observations: Sites that are observed.
         others: Nuisance, auxiliary and history sites.
-        designs: Design sites.
         leaking_nuisance: For each target whose distribution depends on nuisance sites: one of the nuisance sites.
-        design_dependent_targets: Targets whose distribution depends on a design.
         linked_outcomes: Whether an outcome site's distribution depends on another outcome's value.
         redrawable: Whether outcomes can be drawn anew given all else without running the model again: they are a
             forward map plus explicit noise.
         unchecked: Sites without density or determinism, whose vectorisation could not be checked.
-        bytes_per_row: Memory of all site values of one experiment.
-        dtype: Floating type of the packed vectors.
-        device: Device of the model's tensors.
 
     Raises:
-        TypeError: If the model cannot be called, or a label is no string.
         ValueError: If labels are unknown or overlap; if the model holds what makes the information undefined
             (factors, scales, subsampling plates, masks off the outcome, improper priors); if vectorised and single
             runs disagree.
         NotImplementedError: If a target's support has no bijection, or depends on a nuisance site.
 
     Example:
-        >>> from pyro import distributions as dist
-        >>> def model():
-        ...     xi = pyro.param("xi", torch.tensor(2.0))
-        ...     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        ...     return pyro.sample("y", dist.Normal(xi * theta, 1.0), obs=torch.tensor(0.3))
-        >>> print(Experiment(model))
-        designs:  xi () in Real()
-        targets:  theta ()
-        outcomes: y ()
+        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
+        >>> print(Experiment(linear_gaussian(), "y"))
+        designs:  xi (3,) in Real()
+        targets:  theta (2,)
+        outcomes: y (3,)
         nuisance: none
         run:      together in one outer plate
     """
@@ -236,7 +218,7 @@ class Experiment:
     @property
     def num_calls(self) -> int:
         """Number of experiments simulated so far."""
-        return self.program.num_calls
+        return self.program.meter.num_calls
 
     def at_stored_designs(self) -> Experiment:
         """Return the experiment at the designs that the parameter store, or the module that owns them, holds now."""
@@ -283,16 +265,8 @@ def as_experiment(
 ) -> tuple[Experiment, dict[str, Tensor]]:
     """Return the experiment of a model, ready for candidate designs, and these as tensors; inside `isolated`.
 
-    Args:
-        model: A Pyro program of one experiment, or an `Experiment`, which is taken at the designs that the parameter
-            store holds now.
-        observation_labels: Outcome sites; an `Experiment` has its own.
-        target_labels: Sites to learn about; an `Experiment` has its own.
-        designs: Candidate designs, `(*design_batch, *shape)` by label, those left out at their stored values.
-        vectorize: Whether experiments of a model are run together; an `Experiment` has its own way.
-
-    Raises:
-        ValueError: If labels come with an `Experiment` and differ from its own, or designs do not fit.
+    An `Experiment` has its own labels and way to run, and is taken at the designs that the parameter store holds now.
+    Designs `(*design_batch, *shape)` that are left out are at their stored values.
     """
     # Drawn in both cases, so that a model and its experiment are answered with equal numbers.
     seed = int(torch.randint(2**31 - 1, ()).item())

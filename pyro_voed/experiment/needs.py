@@ -140,10 +140,6 @@ def stated_prior(experiment: Experiment, name: str) -> None:
 
 
 def designs(experiment: Experiment, name: str) -> None:
-    """Need at least one design.
-
-    Raises:
-        ValueError: If the model has none.
-    """
+    """Need at least one design; a model without any is a ValueError."""
     if not experiment.designs:
         raise ValueError(f"{name}: the model has no design: mark what the experimenter sets with pyro.param.")

@@ -19,28 +19,28 @@ from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.programs import ProgramRun, base_distribution, run_rows
 from pyro_voed.experiment.sites import Site
 
+_TENSORS = ("theta", "y", "log_det", "outcome_log_det", "log_prior", "log_likelihood", "score", "controls")
+"""Fields of a sample that have a row for each experiment."""
+
 
 @dataclass(frozen=True)
 class JointSample:
-    """Simulated experiments.
+    """Simulated experiments. What was not asked for, or the model does not state, is None; densities are in nats.
 
     Attributes:
         theta: Packed targets in unconstrained coordinates.
         y: Packed outcomes (unconstrained where the support is fixed, raw elsewhere; unmeasured entries left out).
-        log_det: Log of `|d target values / d theta|`, nats, for densities stated in the targets' own coordinates.
-        outcome_log_det: Log of `|d outcome values / d y|`, nats, of the outcomes.
-        log_prior: Log density of `theta` under the prior, nats; None where the model does not state it.
-        log_likelihood: Log density of `y` given the latents, nats; None where not asked for.
-        score: Log density of draws that carry no gradient themselves, nats; None where not asked for.
-        controls: Quantities of expectation zero that go along with the draws, for variance reduction; None where not
-            asked for.
+        log_det: Log of `|d target values / d theta|`, for densities stated in the targets' own coordinates.
+        outcome_log_det: Log of `|d outcome values / d y|`.
+        log_prior: Log density of `theta` under the prior.
+        log_likelihood: Log density of `y` given the latents.
+        score: Log density of draws that carry no gradient themselves.
+        controls: Quantities of expectation zero that go along with the draws, for variance reduction.
         log_joint: Scores other targets at these outcomes: from packed targets `(num_samples, num_inner, theta_dim)` to
-            their log prior and log likelihood, `(num_samples, num_inner)` each; None where not asked for.
-        pairs: Scores all pairs: log p(y_i given the latents that made y_j), nats, `(num_samples, num_samples)`; None
-            where not asked for.
-        designs: What densities see of the designs, one a member of the batch, packed `(*design_batch, design_dim)`.
-        redraw: Gives the same experiments with their outcomes drawn anew, the model not run again; None where not
-            asked for.
+            their log prior and log likelihood, `(num_samples, num_inner)` each.
+        pairs: Scores all pairs: log p(y_i given the latents that made y_j), `(num_samples, num_samples)`.
+        designs: What densities see of the designs, one a member of the batch.
+        redraw: Gives the same experiments with their outcomes drawn anew, the model not run again.
         values: Values of the target and outcome sites as the model has them, `(num_samples, *design_batch, *shape)`.
     """
 
@@ -80,24 +80,13 @@ class JointSample:
 
 def combine(parts: list[JointSample], join: Callable[[list[Tensor]], Tensor], designs: Tensor | None) -> JointSample:
     """Combine the tensors of samples field by field; what is None in one is None in all."""
-    redraws = [part.redraw for part in parts]
-
-    def optional(tensors: list[Tensor | None]) -> Tensor | None:
-        return None if tensors[0] is None else join([tensor for tensor in tensors if tensor is not None])
-
+    names = [name for name in _TENSORS if getattr(parts[0], name) is not None]
+    redraws = [part.redraw for part in parts if part.redraw is not None]
+    joined: dict[str, Any] = {name: join([getattr(part, name) for part in parts]) for name in names}
     return JointSample(
-        theta=join([part.theta for part in parts]),
-        y=join([part.y for part in parts]),
-        log_det=join([part.log_det for part in parts]),
-        outcome_log_det=join([part.outcome_log_det for part in parts]),
-        log_prior=optional([part.log_prior for part in parts]),
-        log_likelihood=optional([part.log_likelihood for part in parts]),
-        score=optional([part.score for part in parts]),
-        controls=optional([part.controls for part in parts]),
+        **joined,
         designs=designs,
-        redraw=None
-        if any(draw is None for draw in redraws)
-        else lambda: combine([draw() for draw in redraws if draw], join, designs),
+        redraw=(lambda: combine([draw() for draw in redraws], join, designs)) if len(redraws) == len(parts) else None,
         values={name: join([part.values[name] for part in parts]) for name in parts[0].values},
     )
 
@@ -208,8 +197,7 @@ def unpack_targets(
 ) -> dict[str, Tensor]:
     """Return the target sites' values at packed coordinates, `(*batch, *shape)` each.
 
-    Supports that depend on other targets are rebuilt parents first, by running the model with the coordinates put in
-    at each target site; fixed supports need no simulation.
+    Where supports depend on other targets the model is run, which rebuilds them parents first.
     """
     batch, flat = theta.shape[:-1], theta.reshape(-1, theta.shape[-1])
     if any(site.dependent_support for site in experiment.targets):

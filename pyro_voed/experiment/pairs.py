@@ -36,13 +36,7 @@ def log_sums(
 ) -> Tensor:
     """Return the log of the sum of p(y_i given the latents of inner run j) over j, nats, for each outcome i.
 
-    Args:
-        experiment: The explicit experiment.
-        designs: The one design.
-        outcomes: Outcome values, `(num_outer, *shape)` each.
-        inner: The run whose latents are the inner draws.
-        max_bytes: Memory for one chunk of pairs.
-        omit_own: Leave run i out for outcome i, which it made.
+    Outcomes are `(num_outer, *shape)` each; with `omit_own` run i is left out for outcome i, which it made.
     """
     num_inner = len(inner.traces) * inner.rows_per_trace
     normal = normal_pairs(experiment, inner)
@@ -114,15 +108,9 @@ def log_likelihood_of_pairs(
 def pairwise_log_likelihood(
     experiment: Experiment, outcomes: Mapping[str, Tensor], inner: ProgramRun
 ) -> Float[Tensor, "num_outer num_inner"]:
-    """Return log p(outcome i given the latents of run j), nats, for all pairs.
+    """Return log p(outcome i given the latents of run j), nats, for all pairs, without running the model again.
 
-    The distributions that the inner run stands at are scored at every outcome, so the model is not run again. Only
-    for models whose outcome sites do not depend on each other's values (`Experiment.linked_outcomes` is False).
-
-    Args:
-        experiment: The explicit experiment.
-        outcomes: Outcome values, `(num_outer, *shape)` each.
-        inner: The run whose latents are the inner draws.
+    Only for models whose outcome sites do not depend on each other's values (`Experiment.linked_outcomes` is False).
     """
     scores = [
         torch.cat([_score_outcomes(trace, site, outcomes[site.name]) for trace in inner.traces], 1)
@@ -143,12 +131,7 @@ class NormalPairs:
 
     is linear in :math:`(y, y^2)`. Expanding the square loses the digits by which m exceeds s, so outcomes and means are
     centred and everything is double: with 1e6 scales between two means, the result is still good to 1e-3.
-
-    Attributes:
-        centre: What is subtracted from outcomes.
-        coefficients: Of the centred outcomes and, where scales differ between draws, of their squares below.
-        offset: What does not depend on the outcome.
-        half_precision: Half the inverse squared scales, where all draws share them, else None.
+    The squares have coefficients only where scales differ between draws, else `half_precision`.
     """
 
     centre: Float[Tensor, " num_elements"]
@@ -167,12 +150,7 @@ class NormalPairs:
 
 
 def normal_pairs(experiment: Experiment, inner: ProgramRun) -> NormalPairs | None:
-    """Return the pairs of an inner run with all outcomes; None unless every outcome is plainly normal.
-
-    Args:
-        experiment: The explicit experiment.
-        inner: The run whose latents are the inner draws.
-    """
+    """Return the pairs of an inner run with all outcomes; None unless every outcome is plainly normal."""
     if experiment.linked_outcomes or len(inner.traces) != 1:
         return None
     means, scales = [], []

@@ -27,11 +27,7 @@ class SiteParameterError(ValueError):
 
 
 def naming_sites(run: Callable[[], T]) -> T:
-    """Return `run()`; where a distribution's parameters stop it, say at which site.
-
-    Raises:
-        SiteParameterError: If a site's distribution has a parameter outside its range.
-    """
+    """Return `run()`; where a distribution's parameters stop it, say at which site (`SiteParameterError`)."""
     seed = int(torch.randint(2**31 - 1, ()).item())
     try:
         with common_stream(seed), _LookAtParameters(ranges=False):

@@ -14,11 +14,7 @@ from pyro_voed.results import element_names
 
 
 def check_pilot(experiment: Experiment, pilot: JointSample) -> None:
-    """Warn of target and outcome elements that hardly vary in the pilot.
-
-    Raises:
-        ArithmeticError: If a value is not finite, naming the site.
-    """
+    """Warn of target and outcome elements that hardly vary in the pilot; raise where a value is not finite."""
     broken = non_finite_sites(pilot)
     if broken:
         raise ArithmeticError(f"in {pilot.num_samples} simulations before training {broken}. Check the model there.")
@@ -30,7 +26,7 @@ def check_pilot(experiment: Experiment, pilot: JointSample) -> None:
                 warn(
                     f"{role} {', '.join(constant[:8])}{' ...' if len(constant) > 8 else ''} is constant or nearly so "
                     f"in {pilot.num_samples} simulations: {consequence}. Leave it out, or check the model and its "
-                    "units.",
+                    "units."
                 )
 
 

@@ -36,13 +36,7 @@ def probe(
 ) -> dict[str, Any]:
     """Run every probe and return what an experiment is made of, by the names of its fields.
 
-    Args:
-        program: The released program, run one by one.
-        prototype: One run of it.
-        own: One run of the model with its own prior.
-        roles: What each site is to the experiment.
-        designs: The designs.
-        vectorize: Whether to run experiments together.
+    `prototype` is one run of the released program, `own` one of the model with its own prior.
     """
     nodes = sample_nodes(prototype)
     shapes = {name: torch.as_tensor(node["value"]).shape for name, node in nodes.items()}

@@ -55,7 +55,7 @@ class Release(Messenger):
 class Assign(Messenger):
     """Give sample sites values, or functions of their message, without marking them observed.
 
-    Sites without one are drawn as usual; torch's own draws of LKJ distributions are put right (`lkj_drawn_right`).
+    torch's own draws of LKJ distributions are put right (`lkj_drawn_right`).
     """
 
     def __init__(self, values: Mapping[str, Tensor | Callable[[Any], Tensor]]):
@@ -86,11 +86,9 @@ class Program:
     Attributes:
         call: The program, its arguments bound.
         max_plate_nesting: Plate (and undeclared batch) dimensions in use; the outer plate stands left of them.
-        vectorised: Whether rows are run together or one by one.
         design_singletons: For each design, the singleton dimensions put between row and value when every row has
             its own design; None where no such layout is right, so designs are looped over.
         constants: Values of the parameters that are no designs, held as they were when the model was resolved.
-        meter: Counts the runs of the program.
     """
 
     call: Callable[[], Any]
@@ -99,11 +97,6 @@ class Program:
     design_singletons: Mapping[str, int] | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter, compare=False)
-
-    @property
-    def num_calls(self) -> int:
-        """Number of experiments simulated so far."""
-        return self.meter.num_calls
 
 
 def run_rows(
@@ -116,12 +109,9 @@ def run_rows(
     row_values: Mapping[str, Tensor] | None = None,
     row_coordinates: Mapping[str, Tensor] | None = None,
 ) -> ProgramRun:
-    """Run `num_rows` experiments.
+    """Run `num_rows` experiments; `shapes` are the single-run shapes of all sites.
 
     Args:
-        program: What to run.
-        num_rows: Number of experiments.
-        shapes: Single-run shape of every site.
         designs: Design values shared by all rows, in the shape the program has them.
         row_designs: Design values of each row, `(num_rows, *shape)`.
         row_values: Site values of each row, `(num_rows, *shape)`; aligned to the plates here.
@@ -131,33 +121,11 @@ def run_rows(
     designs, row_designs = designs or {}, row_designs or {}
     row_values, row_coordinates = row_values or {}, row_coordinates or {}
     program.meter.num_calls += num_rows
-    run = _together if program.vectorised else _one_by_one
-    return run(program, num_rows, shapes, designs, row_designs, row_values, row_coordinates)
-
-
-def _together(
-    program: Program,
-    num_rows: int,
-    shapes: Mapping[str, torch.Size],
-    designs: Mapping[str, Tensor],
-    row_designs: Mapping[str, Tensor],
-    row_values: Mapping[str, Tensor],
-    row_coordinates: Mapping[str, Tensor],
-) -> ProgramRun:
-    laid_out = {name: _lay_out_design(program, name, value) for name, value in row_designs.items()}
-    trace = trace_program(program, {**designs, **laid_out}, _assignments(row_values, row_coordinates), num_rows)
-    return ProgramRun((trace,), num_rows, shapes)
-
-
-def _one_by_one(
-    program: Program,
-    num_rows: int,
-    shapes: Mapping[str, torch.Size],
-    designs: Mapping[str, Tensor],
-    row_designs: Mapping[str, Tensor],
-    row_values: Mapping[str, Tensor],
-    row_coordinates: Mapping[str, Tensor],
-) -> ProgramRun:
+    if program.vectorised:
+        ones = {name: (1,) * count for name, count in (program.design_singletons or {}).items()}
+        laid_out = {name: v.reshape(v.shape[0], *ones[name], *v.shape[1:]) for name, v in row_designs.items()}
+        trace = trace_program(program, {**designs, **laid_out}, _assignments(row_values, row_coordinates), num_rows)
+        return ProgramRun((trace,), num_rows, shapes)
     traces = []
     for row in range(num_rows):
         own, values, coordinates = (
@@ -187,12 +155,6 @@ def trace_program(
     return recorder.trace
 
 
-def _lay_out_design(program: Program, name: str, value: Tensor) -> Tensor:
-    assert program.design_singletons is not None, "designs without a layout are looped over by the caller"
-    singletons = program.design_singletons[name]
-    return value.reshape(value.shape[0], *(1,) * singletons, *value.shape[1:])
-
-
 def _assignments(values: Mapping[str, Tensor], coordinates: Mapping[str, Tensor]) -> dict[str, Callable[[Any], Tensor]]:
     assigned: dict[str, Callable[[Any], Tensor]] = {name: partial(_put_value, value) for name, value in values.items()}
     return assigned | {name: partial(_put_coordinates, rows) for name, rows in coordinates.items()}
@@ -210,13 +172,7 @@ def _put_coordinates(rows: Tensor, msg: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class ProgramRun:
-    """The traces of one run over rows, read as `(num_rows, ...)`.
-
-    Attributes:
-        traces: One trace of all rows, or one a row.
-        rows_per_trace: Rows in each trace.
-        shapes: Single-run shape of every site.
-    """
+    """The traces of one run over rows (one of all rows, or one a row), read as `(num_rows, ...)`."""
 
     traces: tuple[poutine.Trace, ...]
     rows_per_trace: int
@@ -229,10 +185,9 @@ class ProgramRun:
         )
 
     def redrawn(self, names: Sequence[str]) -> ProgramRun:
-        """Return the same run with new values at the named sites, drawn from the distributions it made there.
+        """Return the same run with new values at the named sites, drawn from the distributions that it made there.
 
-        The model is not run: `poutine.replay` would call its forward map once more for the same distributions. Right
-        only where nothing else follows from the values (`Experiment.redrawable`).
+        The model is not run again, as `poutine.replay` would: right only where nothing else follows from the values.
         """
         traces = []
         for trace in self.traces:
@@ -253,18 +208,16 @@ class ProgramRun:
 
         With `on_support` values that were put in are allowed to lie outside the support, where it is -inf.
         """
-        score = log_prob_on_support if on_support else _log_prob
         parts = []
         for trace in self.traces:
             node = trace.nodes[name]
-            parts.append(self._row_sum(scale_and_mask(score(node["fn"], node["value"]), mask=node["mask"])))
+            fn, value = node["fn"], node["value"]
+            log_prob = log_prob_on_support(fn, value) if on_support else fn.log_prob(value)
+            parts.append(self._row_sum(scale_and_mask(log_prob, mask=node["mask"])))
         return torch.cat(parts)
 
     def control(self, name: str) -> Tensor | None:
-        """Return the site's log density plus its entropy, nats, `(num_rows,)`, whose expectation is exactly zero.
-
-        Given what the site depends on, E[log p] = -H. None where the distribution states no entropy.
-        """
+        """Return the site's log density plus its entropy, nats, `(num_rows,)`, of mean 0; None without an entropy."""
         parts = []
         for trace in self.traces:
             node = trace.nodes[name]
@@ -309,18 +262,8 @@ def log_prob_on_support(fn: Any, value: Tensor) -> Tensor:
     return torch.where(inside, log_prob, torch.full_like(log_prob, -torch.inf))
 
 
-def _log_prob(fn: Distribution, value: Tensor) -> Tensor:
-    return fn.log_prob(value)
-
-
 def to_rows(value: Tensor, num_rows: int, shape: torch.Size, name: str) -> Tensor:
-    """Return a site's value in a trace as `(num_rows, *shape)`.
-
-    A deterministic site that depends on no random site has no row dimension and is expanded.
-
-    Raises:
-        ValueError: If the value's shape does not hold one single-run value a row.
-    """
+    """Return a site's value in a trace as `(num_rows, *shape)`, expanded where it depends on no random site."""
     has_rows = value.dim() > len(shape) and value.shape[0] == num_rows
     if has_rows and [size for size in value.shape[1:] if size != 1] == [size for size in shape if size != 1]:
         return value.reshape(num_rows, *shape)
@@ -333,11 +276,7 @@ def to_rows(value: Tensor, num_rows: int, shape: torch.Size, name: str) -> Tenso
 
 
 def support_transform(fn: Distribution) -> Transform:
-    """Return the bijection from unconstrained coordinates to the distribution's support.
-
-    Raises:
-        NotImplementedError: If no bijection onto the support is known.
-    """
+    """Return the bijection from unconstrained coordinates to the distribution's support."""
     base = base_distribution(fn)
     if isinstance(base, torch.distributions.MixtureSameFamily):
         # Its own support object has no registered bijection even where the components' has.

@@ -4,17 +4,13 @@ Every random site's value carries the site's name, and the result of a torch ope
 operands. A site's *parents* are the names that its log density (a deterministic site: its value) carries besides its
 own. Names begin anew at each random site, so parents are direct; through deterministic sites they pass on.
 
-The record sees branches that this run did not take by their tensors (`5 * (n > 1.5)` carries n at any n), which
-exchanging a few values misses. It errs on one side: what flows in without effect (`0 * n`) is a parent too. Operations
-that take no more than shape and type of an operand (`zeros_like(n)`, `x.expand_as(n)`) carry nothing of it. It does not
-see values that leave torch: NumPy, `.item()`, `if n > 1.5`, scripted functions, `torch.func` transforms.
+The record sees branches that this run did not take by their tensors (`5 * (n > 1.5)` carries n at any n). It errs on
+one side: what flows in without effect (`0 * n`) is a parent too. Operations that take no more than shape and type of an
+operand (`zeros_like(n)`) carry nothing of it. It does not see values that leave torch: NumPy, `.item()`, `if n > 1.5`,
+scripted functions, `torch.func` transforms.
 
 `pyro.infer.inspect.get_dependencies` wraps values in a tensor subclass instead. It loses what is written into a tensor
 in place and fails where code asks for plain tensors; here tensors stay what they are, and the overhead is a fifth.
-
-References:
-    D. Wingate, N. Goodman, A. Stuhlmueller and J. Siskind (2011), Nonstandard interpretations of probabilistic programs
-    for efficient inference. NeurIPS 24.
 """
 
 from __future__ import annotations
@@ -110,13 +106,7 @@ class _NameValues(Messenger):
 
 @dataclass(frozen=True)
 class Parents:
-    """Whose values flow where: random sites and designs by name, as one run shows.
-
-    Attributes:
-        of_site: Into what each site states.
-        of_support: Into the bijection onto each site's support, where there is one.
-        of_mask: Into the masks of each site.
-    """
+    """Names of random sites and designs whose values flow into a site's statement, its bijection and its masks."""
 
     of_site: Mapping[str, Names] = field(default_factory=dict)
     of_support: Mapping[str, Names] = field(default_factory=dict)

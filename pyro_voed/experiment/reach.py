@@ -55,8 +55,7 @@ def _unreached_elements(dependence: Dependence, site: Site, outcomes: list[str])
 class _Reach:
     """Whether exchanging values of a target changes what is stated of the outcomes.
 
-    Nuisance sites between target and outcome are drawn afresh with equal random numbers, outcomes with a density are
-    held, so that what changes at an outcome is its distribution.
+    Nuisance sites in between are drawn afresh with equal random numbers, outcomes with a density are held.
     """
 
     def __init__(self, dependence: Dependence, name: str, outcomes: list[str]):

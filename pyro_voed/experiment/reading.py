@@ -68,12 +68,7 @@ def read(
 
 @dataclass(frozen=True)
 class ReleasedProgram:
-    """A program whose outcomes are released, so that they are drawn.
-
-    Attributes:
-        call: The model, its arguments bound.
-        kept: Sites whose data stay: history, which a replaced prior accounts for.
-    """
+    """A program whose outcomes are drawn; the data of the sites `kept`, history that a prior accounts for, stay."""
 
     call: Callable[[], Any]
     kept: tuple[str, ...]
@@ -86,14 +81,7 @@ class ReleasedProgram:
 
 @dataclass(frozen=True)
 class ProgramWithPrior:
-    """A released program whose latent sites a guide draws.
-
-    Attributes:
-        released: The released program.
-        prior: The guide, its arguments bound.
-        latent: Sites that the guide has to draw.
-        shown: Sites that are the model's to state, whatever draws the latent ones: outcomes and computed targets.
-    """
+    """A released program whose `latent` sites a guide draws; outcomes and computed targets (`shown`) are its own."""
 
     released: ReleasedProgram
     prior: Callable[[], Any]
@@ -117,10 +105,7 @@ class ProgramWithPrior:
 
 
 def _released(
-    call: Callable[[], Any],
-    prior: Callable[[], Any] | None,
-    roles: Mapping[str, Role],
-    own: poutine.Trace,
+    call: Callable[[], Any], prior: Callable[[], Any] | None, roles: Mapping[str, Role], own: poutine.Trace
 ) -> ReleasedProgram | ProgramWithPrior:
     released = ReleasedProgram(call, tuple(name for name, role in roles.items() if role == "history"))
     if prior is None:

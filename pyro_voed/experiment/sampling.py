@@ -39,15 +39,12 @@ def sample_joint(
             values. Gradients flow to them where the model's sites are reparametrised.
         likelihood: Also return the log density of the outcomes given the latents.
         score: Sites whose log density is wanted for score-function gradients.
-        controls: Also return controls for `monte_carlo.controlled_mean`.
+        controls: Also return controls for `monte_carlo.controlled_terms`.
         redraw: Keep what is needed to draw the outcomes anew (`JointSample.redraw`).
         max_bytes: Without gradients, simulations run in chunks of about this much memory.
 
     Returns:
         Targets and outcomes of leading shape `(num_samples, *design_batch)`.
-
-    Raises:
-        ValueError: If designs are unknown, misshapen or outside their constraints.
 
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian

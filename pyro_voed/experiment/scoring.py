@@ -22,22 +22,6 @@ def log_joint(
     """Return the log prior of packed targets and the log likelihood of outcomes, nats, in packed coordinates.
 
     The model is run once a row, with the targets put in; sites that are neither target nor outcome are drawn.
-
-    Args:
-        experiment: The explicit experiment.
-        theta: Packed targets, one row each.
-        outcomes: Outcome values, `(num_rows, *shape)` each.
-        designs: The one design.
-
-    Example:
-        >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.experiment.experiment import Experiment
-        >>> from pyro_voed.experiment.sampling import sample_joint
-        >>> experiment = Experiment(linear_gaussian(), "y")
-        >>> sample = sample_joint(experiment, 5, likelihood=True)
-        >>> log_prior, log_likelihood = log_joint(experiment, sample.theta, sample.values, experiment.design_values)
-        >>> bool(torch.allclose(log_likelihood, sample.log_likelihood))
-        True
     """
     if experiment.has_auxiliary_density:
         raise NotImplementedError(

@@ -15,13 +15,8 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import Transform
 
 from pyro_voed.checks import check_known
-from pyro_voed.experiment.programs import (
-    base_distribution,
-    has_discrete_support,
-    is_deterministic,
-    support_transform,
-)
-from pyro_voed.results import shortened
+from pyro_voed.experiment.programs import base_distribution, has_discrete_support, is_deterministic, support_transform
+from pyro_voed.printing import shortened
 
 Role = Literal["target", "observation", "nuisance", "auxiliary", "history"]
 
@@ -31,18 +26,12 @@ class Site:
     """A random or deterministic site of one experiment.
 
     Attributes:
-        name: Its name in the model.
         role: What it is to the experiment.
         shape: Shape of its value in one experiment.
         is_deterministic: Made with `pyro.deterministic`.
-        is_discrete: Its values are discrete.
-        has_density: Its distribution has a `log_prob`.
-        has_rsample: Its draws carry gradients.
         transform: Bijection from unconstrained coordinates to its support; None where its packed coordinates are its
             values (deterministic and discrete sites, outcomes whose support depends on latents).
         dependent_support: Its support depends on other latents, so the bijection is rebuilt for every draw.
-        packed_dim: Number of its packed coordinates.
-        dtype: Type of its values.
         support: Its support in words, without the numbers where these move with other sites or designs.
         support_values: Values that each element of a discrete site can take, where they are finitely many.
         measured: For a masked outcome, which elements are measured, of the site's shape.
@@ -78,12 +67,8 @@ class Site:
 class DesignSite:
     """A design: a `pyro.param` site that the experimenter sets.
 
-    Attributes:
-        name: Its name in the model and the parameter store.
-        value: Stored value, else the model's initial one, detached.
-        constraint: Its constraint.
-        leaf: The unconstrained tensor that holds it in the store or module, if there is one.
-        in_store: Whether the parameter store holds such designs (not so under `module_local_params`).
+    `value` is the stored value, else the model's initial one; `leaf` the unconstrained tensor that holds it in the
+    store or a module, if any; `in_store` whether the store holds such designs (not so under `module_local_params`).
     """
 
     name: str
@@ -127,12 +112,7 @@ def in_words(constraint: constraints.Constraint) -> str:
 def site_transform(
     name: str, role: Role, node: Mapping[str, Any], own_node: Mapping[str, Any] | None
 ) -> Transform | None:
-    """Return the bijection onto a continuous sample site's support, None where its values are packed as they are.
-
-    Raises:
-        ValueError: If a target is degenerate.
-        NotImplementedError: If a target's support has no registered bijection.
-    """
+    """Return the bijection onto a continuous sample site's support, None where its values are packed as they are."""
     base = base_distribution(node["fn"])
     if isinstance(base, dist.Delta) and not is_deterministic(node) and own_node is not None:
         # Guides hand on their draws as Delta sites; the support is the model's.
@@ -157,12 +137,7 @@ def site_transform(
 
 
 def check_designs(sites: tuple[DesignSite, ...], designs: Mapping[str, Tensor]) -> torch.Size:
-    """Return the batch shape of designs, `()` for one design.
-
-    Raises:
-        ValueError: If a label is unknown, a shape does not end in the design's own, batch shapes differ, or a value is
-            not finite or violates the constraint.
-    """
+    """Return the batch shape of designs, `()` for one design; raise ValueError where they do not fit."""
     own = {site.name: site for site in sites}
     check_known(designs, own, "designs", "design")
     batches = {}
@@ -203,12 +178,7 @@ def _shape_of(site: DesignSite) -> str:
 
 
 def given_designs(sites: tuple[DesignSite, ...], designs: Any) -> dict[str, Tensor]:
-    """Return the designs a user gave as tensors of the designs' own type, detached and checked.
-
-    Raises:
-        TypeError: If they are no mapping from labels to numbers.
-        ValueError: As `check_designs` does.
-    """
+    """Return the designs a user gave as tensors of the designs' own type, detached and checked."""
     own = {site.name: site for site in sites}
     designs = {} if designs is None else designs
     if not isinstance(designs, Mapping):

@@ -35,15 +35,7 @@ def check_static(
 ) -> bool:
     """Run the model alone a few times; return whether its deterministic sites hold noise of their own.
 
-    Args:
-        program: The program, run one by one.
-        shapes: Shape of every site in a run before.
-        roles: What each site is to the experiment.
-        measured: What masks left of each site in that run (`measured_elements`).
-        vectorize: Whether experiments are to be run together.
-
-    Raises:
-        ValueError: If sites, shapes or masks change, or if what is said of the same values does.
+    `shapes`, `roles` and `measured` (`measured_elements`) are those of a run before.
     """
     for _ in range(2):
         trace = naming_sites(lambda: trace_program(program, {}, {}, None))
@@ -97,11 +89,7 @@ def moving_mask(name: str) -> str:
 
 
 def measured_elements(name: str, role: Role, node: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
-    """Return which elements of an outcome its mask leaves in; None where there is no mask.
-
-    Raises:
-        ValueError: If the mask leaves nothing in, or the site is no outcome.
-    """
+    """Return which elements of an outcome its mask leaves in; None where there is no mask."""
     found = list(masks(node))
     if not found:
         return None

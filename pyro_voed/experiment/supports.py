@@ -40,21 +40,7 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 
 def bijection(support: constraints.Constraint) -> Transform:
-    """Return the bijection from unconstrained coordinates onto a support.
-
-    Args:
-        support: What a distribution states as its support.
-
-    Raises:
-        NotImplementedError: If no bijection is known.
-
-    Example:
-        >>> to_factor = bijection(constraints.corr_cholesky)
-        >>> to_factor(torch.zeros(3))
-        tensor([[1., 0., 0.],
-                [0., 1., 0.],
-                [0., 0., 1.]])
-    """
+    """Return the bijection from unconstrained coordinates onto a support."""
     known: Any = support
     if isinstance(known, constraints.independent):
         return IndependentTransform(bijection(known.base_constraint), known.reinterpreted_batch_ndims)
@@ -76,15 +62,6 @@ def lkj_drawn_right(fn: Any) -> Any:
     :math:`\sum_{j<i} L_{ij}^2 \sim \mathrm{Beta}(i / 2, \eta + (K - 1 - i) / 2)` (Lewandowski et al. 2009, section
     3.2). `torch.distributions.LKJCholesky` states the right density but, as of torch 2.13, draws from Beta(i - 1/2,
     ...): from three variables on its correlations are too strong, and simulations are at odds with the density.
-
-    Args:
-        fn: Any distribution; others come back as they are, and none is changed.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> factor = lkj_drawn_right(dist.LKJCholesky(5, 1.0)).sample((20_000,))
-        >>> round((factor @ factor.mT)[:, 2, 1].square().mean().item(), 2)  # 1 / (K + 1)
-        0.17
     """
     inner = getattr(fn, "base_dist", None)
     if isinstance(fn, torch.distributions.LKJCholesky):
@@ -103,22 +80,31 @@ def lkj_drawn_right(fn: Any) -> Any:
     return wrapped
 
 
-class CorrelationFactorTransform(Transform):
-    """Map `K (K - 1) / 2` real coordinates to the Cholesky factor of a correlation matrix, `(K, K)`.
-
-    Example:
-        >>> to_factor = CorrelationFactorTransform()
-        >>> factor = to_factor(torch.tensor([20.0, -0.5, 0.3]))
-        >>> to_factor.inv(factor)
-        tensor([20.0000, -0.5000,  0.3000])
-    """
+class _TriangularTransform(Transform):
+    """Abstract: coordinates fill a lower triangle whose corner is `offset` off the diagonal."""
 
     domain = constraints.real_vector
-    codomain = constraints.corr_cholesky
     bijective = True
+    offset: int
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, CorrelationFactorTransform)
+        return type(other) is type(self)
+
+    def forward_shape(self, shape: Any) -> torch.Size:
+        """Return the shape of matrices from that of coordinates."""
+        return _matrix_shape(shape, self.offset)
+
+    def inverse_shape(self, shape: Any) -> torch.Size:
+        """Return the shape of coordinates from that of matrices."""
+        side = shape[-1] + self.offset
+        return torch.Size([*shape[:-2], side * (side + 1) // 2])
+
+
+class CorrelationFactorTransform(_TriangularTransform):
+    """Map `K (K - 1) / 2` real coordinates to the Cholesky factor of a correlation matrix, `(K, K)`."""
+
+    codomain = constraints.corr_cholesky
+    offset = -1
 
     def _call(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch size size"]:
         coordinates = _to_lower(x, offset=-1)
@@ -140,30 +126,12 @@ class CorrelationFactorTransform(Transform):
         log_square_sech = 2.0 * (math.log(2.0) - x.abs() - torch.nn.functional.softplus(-2.0 * x.abs()))
         return ((1.0 + 0.5 * (rows - 1 - columns)) * log_square_sech).sum(-1)
 
-    def forward_shape(self, shape: Any) -> torch.Size:
-        """Return the shape of factors from that of coordinates."""
-        return _matrix_shape(shape, offset=-1)
 
-    def inverse_shape(self, shape: Any) -> torch.Size:
-        """Return the shape of coordinates from that of factors."""
-        return _vector_shape(shape, offset=-1)
+class LowerFactorTransform(_TriangularTransform):
+    """Map `K (K + 1) / 2` real coordinates to a lower triangular matrix with positive diagonal, `(K, K)`."""
 
-
-class LowerFactorTransform(Transform):
-    """Map `K (K + 1) / 2` real coordinates to a lower triangular matrix with positive diagonal, `(K, K)`.
-
-    Example:
-        >>> LowerFactorTransform()(torch.tensor([0.0, -2.0, 0.0]))
-        tensor([[ 1.,  0.],
-                [-2.,  1.]])
-    """
-
-    domain = constraints.real_vector
     codomain = constraints.lower_cholesky
-    bijective = True
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LowerFactorTransform)
+    offset = 0
 
     def _call(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch size size"]:
         entries = _to_lower(x, offset=0)
@@ -178,14 +146,6 @@ class LowerFactorTransform(Transform):
     ) -> Float[Tensor, "*batch"]:
         """Return the log of `|d entries on and below the diagonal / d x|`."""
         return y.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-    def forward_shape(self, shape: Any) -> torch.Size:
-        """Return the shape of matrices from that of coordinates."""
-        return _matrix_shape(shape, offset=0)
-
-    def inverse_shape(self, shape: Any) -> torch.Size:
-        """Return the shape of coordinates from that of matrices."""
-        return _vector_shape(shape, offset=0)
 
 
 def _lower_indices(matrix: Tensor, offset: int) -> tuple[Tensor, Tensor]:
@@ -206,8 +166,3 @@ def _matrix_shape(shape: Any, offset: int) -> torch.Size:
     if (size + offset) * (size + offset + 1) // 2 != dim:
         raise ValueError(f"{dim} coordinates fill no triangle")
     return torch.Size([*shape[:-1], size, size])
-
-
-def _vector_shape(shape: Any, offset: int) -> torch.Size:
-    side = shape[-1] + offset
-    return torch.Size([*shape[:-2], side * (side + 1) // 2])

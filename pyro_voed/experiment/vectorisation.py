@@ -33,11 +33,7 @@ _ADVICE = "Write the model batch-friendly (index dimensions from the right), or 
 
 
 def check_vectorised(program: Program, shapes: Mapping[str, torch.Size]) -> tuple[str, ...]:
-    """Check that single runs agree with vectorised ones; return the sites that could not be checked.
-
-    Raises:
-        ValueError: If they do not agree.
-    """
+    """Check that single runs agree with vectorised ones; return the sites that could not be checked."""
     unchecked: tuple[str, ...] = ()
     for size in PROBE_SIZES:
         try:
@@ -115,13 +111,8 @@ def lay_out_designs(
 ) -> Program:
     """Return the program with the fewest singletons between row and design value that pass the replay check.
 
-    Where none does it comes back as it is, with a warning.
-
-    Args:
-        program: The program, and how it is run for many.
-        shapes: Single-run shape of every site.
-        designs: The designs.
-        candidates: Values `(*design_batch, *shape)` of those that will be varied; others stay at their own.
+    Where none does it comes back as it is, with a warning. `candidates`, `(*design_batch, *shape)`, are the values of
+    those designs that will be varied.
     """
     if not program.vectorised:
         return replace(program, design_singletons=dict.fromkeys((site.name for site in designs), 0))

@@ -31,15 +31,7 @@ DEFENSIVE_SHARE = 0.1
 
 
 class Weights(NamedTuple):
-    """Outer draws and the weights of a proposal's draws at their outcomes, all in nats.
-
-    Attributes:
-        log_likelihood: log p(y given the draw that made it).
-        log_prior: Log prior of that draw.
-        log_q: Its log density under the proposal alone.
-        own: Its log weight.
-        inner: Log weights of the proposal's draws.
-    """
+    """Outer draws and the weights of proposal draws at their outcomes, nats; `log_q` is under the proposal alone."""
 
     log_likelihood: Float[Tensor, " num_outer"]
     log_prior: Float[Tensor, " num_outer"]
@@ -69,12 +61,7 @@ class Proposal(Protocol):
 
 @dataclass(frozen=True)
 class DensityAtOutcomes:
-    """A conditional density at given contexts.
-
-    Attributes:
-        density: The density, whose `log_prob` takes targets and contexts.
-        context: One context for each outcome.
-    """
+    """A conditional density at given contexts, one for each outcome."""
 
     density: Any
     context: Float[Tensor, "num_samples context_dim"]
@@ -95,15 +82,6 @@ def design_context(experiment: Experiment, designs: Mapping[str, Tensor], densit
     return torch.cat([y, pack_designs(experiment, designs).expand(*y.shape[:-1], -1)], -1)
 
 
-def proposal_at(
-    proposal: Any, experiment: Experiment, designs: Mapping[str, Tensor], sample: JointSample
-) -> AtOutcomes:
-    """Return a proposal, or a conditional density, at the outcomes of a sample."""
-    if isinstance(proposal, Proposal):
-        return proposal.at_outcomes(experiment, designs, sample)
-    return DensityAtOutcomes(proposal, design_context(experiment, designs, proposal, sample.y))
-
-
 def weighted_terms(
     experiment: Experiment,
     designs: Mapping[str, Tensor],
@@ -115,20 +93,9 @@ def weighted_terms(
     defensive: float = DEFENSIVE_SHARE,
     max_bytes: int = PAIR_MEMORY,
 ) -> tuple[Tensor, ...]:
-    """Return terms of the weights at fresh outer draws, nats, `(num_samples,)` each.
+    """Return terms of the weights at fresh outer draws of one design, nats, `(num_samples,)` each.
 
-    Args:
-        experiment: The explicit experiment, without nuisance sites.
-        designs: The one design.
-        proposal: A conditional density of packed targets, or a `Proposal`.
-        num_samples: Outer draws.
-        num_inner: Proposal draws for each.
-        terms: Terms from the weights of a chunk of outer draws.
-        defensive: Share of the prior in the proposal.
-        max_bytes: Memory for one chunk of inner draws.
-
-    Raises:
-        ArithmeticError: If a term is not finite.
+    `terms` are made of the weights of one chunk of outer draws; `defensive` is the prior's share in the proposal.
     """
     rows = max(1, max_bytes // (8 * max(1, experiment.bytes_per_row) * num_inner))
     parts = []
@@ -153,7 +120,12 @@ def _weigh(
     num_inner: int,
     defensive: float,
 ) -> Weights:
-    posterior, num = proposal_at(proposal, experiment, designs, sample), sample.num_samples
+    num = sample.num_samples
+    posterior: AtOutcomes
+    if isinstance(proposal, Proposal):
+        posterior = proposal.at_outcomes(experiment, designs, sample)
+    else:
+        posterior = DensityAtOutcomes(proposal, design_context(experiment, designs, proposal, sample.y))
     theta = posterior.sample((num_inner,)).transpose(0, 1)  # (num, num_inner, theta_dim)
     from_prior = torch.rand(num, num_inner, device=theta.device) < defensive
     count = int(from_prior.sum())

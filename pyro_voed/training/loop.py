@@ -1,12 +1,7 @@
-"""The one training loop: stochastic gradient ascent on a mean of terms.
+"""The one training loop: stochastic gradient ascent on a mean of terms, the bound.
 
-Everything that is learnt, with or without designs, is learnt here. Terms come from a batch; their mean is the bound.
-
-* *Fresh simulations* (`fit_fresh`): a new batch every step, so nothing can be overfitted. The rate is constant until
-  the bound no longer rises by more than its noise, comparing one window of steps with the one before, then cools
-  down to zero over a fixed number of steps.
-* *A fixed budget* (`fit_pool`): minibatches of one pool of simulations, for expensive simulators; part of the pool is
-  kept for validation, the rate cools down when its bound has stopped rising, and the best weights are put back.
+Everything that is learnt, with or without designs, is learnt here: on fresh simulations every step (`fit_fresh`), which
+cannot be overfitted, or on minibatches of one pool of them (`fit_pool`), for expensive simulators.
 
 Gradients are taken for the given parameters only, so nothing accumulates on tensors that belong to the caller. A term
 that is not finite stops the loop with the step and the count; the weights are then those of the last good step.

@@ -84,13 +84,15 @@ def test_refusals_and_infinite_terms_are_rows():
         theta = pyro.sample("theta", dist.Uniform(0.0, 1.0))
         return pyro.sample("y", dist.Uniform(theta, theta + 1e-4, validate_args=False))
 
-    found = cp.compare_estimators(narrow, {"nmc": budgets.nmc_low_at_budget}, 200, seed=0, **labels)
+    found = cp.compare_estimators(narrow, {"nmc": budgets.ESTIMATORS["nmc_low"]}, 200, seed=0, **labels)
     assert found.rows[0].failure.startswith("ArithmeticError")
 
 
 def test_other_errors_end_the_comparison():
     with pytest.raises(ValueError, match="nowhere"):
-        cp.compare_estimators(finite.finite(), {"nmc": budgets.nmc_low_at_budget}, 200, observation_labels="nowhere")
+        cp.compare_estimators(
+            finite.finite(), {"nmc": budgets.ESTIMATORS["nmc_low"]}, 200, observation_labels="nowhere"
+        )
 
 
 def test_numbers_of_a_row():
@@ -110,7 +112,7 @@ def test_numbers_of_a_row():
 def test_equal_seeds_give_equal_tables_and_unequal_repeats():
     def table(seed):
         return cp.compare_estimators(
-            finite.finite(), {"nmc": budgets.nmc_low_at_budget, "again": budgets.nmc_low_at_budget}, [200, 400], 2,
+            finite.finite(), dict.fromkeys(("nmc", "again"), budgets.ESTIMATORS["nmc_low"]), [200, 400], 2,
             observation_labels="y", seed=seed,
         )  # fmt: skip
 
@@ -141,7 +143,7 @@ def test_an_experiment_is_compared_with_its_arguments():
         return pyro.sample("y", dist.Normal(theta, noise))
 
     experiment = Experiment(model, "y", model_args=(3.0,), model_kwargs={"noise": 0.5})
-    reused = {"reused": budgets.nmc_reused_at_budget}
+    reused = {"reused": budgets.ESTIMATORS["nmc_reused"]}
     (row,) = cp.compare_estimators(experiment, reused, 2_000, exact=0.5 * math.log(37.0), seed=0).rows
     # Upward bias below 0.02 at 2,000 draws.
     assert -4 * row.standard_error < row.error < 4 * row.standard_error + 0.02
@@ -211,7 +213,11 @@ def test_figure_shows_error_against_calls():
 )
 def test_wrong_arguments_are_refused(changes, error, message):
     # Wrong types are met first by the checks of annotations that the tests run under.
-    arguments = {"model": finite.finite(), "estimators": {"nmc": budgets.nmc_low_at_budget}, "budgets": 100} | changes
+    arguments = {
+        "model": finite.finite(),
+        "estimators": {"nmc": budgets.ESTIMATORS["nmc_low"]},
+        "budgets": 100,
+    } | changes
     with pytest.raises(error, match=message):
         cp.compare_estimators(**arguments)
 
@@ -226,6 +232,6 @@ def test_several_designs_are_refused():
 def test_lazy_imports_leave_no_warning_filters():
     filters = list(warnings.filters)
     cp.compare_estimators(
-        finite.finite(), {"nmc": budgets.nmc_low_at_budget}, 100, observation_labels="y"
+        finite.finite(), {"nmc": budgets.ESTIMATORS["nmc_low"]}, 100, observation_labels="y"
     ).to_data_frame()
     assert warnings.filters == filters
