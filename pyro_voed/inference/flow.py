@@ -104,10 +104,7 @@ def flow_posterior(
 
 
 def flow_guide(
-    result: EIGResult | DesignResult,
-    observations: Tensor | Mapping[str, Any],
-    *,
-    design_index: DesignIndex = None,
+    result: EIGResult | DesignResult, observations: Tensor | Mapping[str, Any], *, design_index: DesignIndex = None
 ) -> FlowGuide:
     """Return the trained density as a Pyro guide for one outcome; arguments as in `flow_posterior`.
 
@@ -299,5 +296,5 @@ def _warn_outside(experiment: Experiment, y: Float[Tensor, " y_dim"], outcome_ra
     if names:
         warn(
             f"outcome {', '.join(names[:8])}{' ...' if len(names) > 8 else ''} lies outside the range of the "
-            "simulations: the learned posterior extrapolates there. Compare with nuts_posterior, or check the model.",
+            "simulations: the learned posterior extrapolates there. Compare with nuts_posterior, or check the model."
         )

@@ -37,7 +37,7 @@ def _check_site(site: Site, value: Tensor, experiment: Experiment) -> Tensor:
             f"{tuple(value.shape)}. For several outcomes call once for each."
         )
     value = value.to(experiment.device) if site.is_discrete else value.to(experiment.device, experiment.dtype)
-    measured = value.flatten() if site.measured is None else value[site.measured]
+    measured = _measured(site, value)
     if bad := int((~torch.isfinite(measured)).sum()):
         raise ValueError(
             f"observations['{site.name}']: {bad} of {measured.numel()} values are not finite. An element that was not "
@@ -58,8 +58,7 @@ def pack_outcome(
     """
     transformed = [site.name for site in experiment.observations if site.transform is not None]
     if not transformed:
-        flat = [_measured(site, values[site.name].flatten()) for site in experiment.observations]
-        return torch.cat([part.to(experiment.dtype) for part in flat])
+        return torch.cat([_measured(site, values[site.name]).to(experiment.dtype) for site in experiment.observations])
     with torch.no_grad():
         rows = {name: values[name].unsqueeze(0) for name in transformed}
         run = run_rows(experiment.program, 1, experiment.shapes, designs=designs, row_values=rows)
@@ -125,5 +124,5 @@ def to_inference_data(
     )
 
 
-def _measured(site: Site, flat: Tensor) -> Tensor:
-    return flat if site.measured is None else flat[site.measured.flatten()]
+def _measured(site: Site, value: Tensor) -> Tensor:
+    return value.flatten() if site.measured is None else value[site.measured]

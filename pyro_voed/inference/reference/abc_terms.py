@@ -32,9 +32,13 @@ MAD_TO_SCALE = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
 
-def euclidean(
-    statistics: Float[Tensor, "num_rows num_statistics"], observed: Float[Tensor, " num_statistics"]
-) -> Float[Tensor, " num_rows"]:
+Statistics = Float[Tensor, "num_rows num_statistics"]
+Theta = Float[Tensor, "num_rows theta_dim"]
+PerRow = Float[Tensor, " num_rows"]
+Factor = Float[Tensor, "theta_dim theta_dim"]
+
+
+def euclidean(statistics: Statistics, observed: Float[Tensor, " num_statistics"]) -> PerRow:
     """Return the root mean square difference of statistics, the default distance.
 
     Example:
@@ -54,11 +58,11 @@ class Metric:
     observed: Float[Tensor, " num_statistics"]
     spread: float
 
-    def statistics(self, y: Float[Tensor, "num_rows y_dim"]) -> Float[Tensor, "num_rows num_statistics"]:
+    def statistics(self, y: Float[Tensor, "num_rows y_dim"]) -> Statistics:
         """Return the statistics of packed outcomes, in units of their scale."""
         return self.statistic(y) / self.scale
 
-    def distances(self, statistics: Float[Tensor, "num_rows num_statistics"]) -> Float[Tensor, " num_rows"]:
+    def distances(self, statistics: Statistics) -> PerRow:
         """Return how far standardised statistics lie from the observed ones."""
         return _distances(self.distance, statistics, self.observed)
 
@@ -85,16 +89,14 @@ def prior_metric(
     return Metric(own, distance, scale, own(observed.unsqueeze(0))[0] / scale, float(spread))
 
 
-def prior_scale(statistics: Float[Tensor, "num_rows num_statistics"]) -> Float[Tensor, " num_statistics"]:
+def prior_scale(statistics: Statistics) -> Float[Tensor, " num_statistics"]:
     """Return 1.4826 median absolute deviations of each statistic; standard deviations, or 1, where those are 0."""
     deviation = (statistics - statistics.median(0).values).abs().median(0).values * MAD_TO_SCALE
     scale = torch.where(deviation > 0, deviation, statistics.std(0))
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def weighted_effective_size(
-    values: Float[Tensor, "num_draws *shape"], weights: Float[Tensor, " num_draws"]
-) -> Float[Tensor, "*shape"]:
+def weighted_effective_size(values: Float[Tensor, "num_rows *shape"], weights: PerRow) -> Float[Tensor, "*shape"]:
     """Return the effective number of independent weighted draws for the mean of each element.
 
     An element that never changes has that of the weights alone. Weights need not add up to one.
@@ -107,11 +109,7 @@ def weighted_effective_size(
     return torch.where(constant, 1.0 / share.square().sum(), effective).reshape(values.shape[1:])
 
 
-def adjusted(
-    theta: Float[Tensor, "num_draws theta_dim"],
-    differences: Float[Tensor, "num_draws num_statistics"],
-    weights: Float[Tensor, " num_draws"],
-) -> Float[Tensor, "num_draws theta_dim"]:
+def adjusted(theta: Theta, differences: Statistics, weights: PerRow) -> Theta:
     """Return draws moved along their weighted regression on the statistics to a difference of zero.
 
     References:
@@ -131,9 +129,7 @@ def adjusted(
     return (theta.double() - differences.double() @ slopes).to(theta)
 
 
-def kernel_factor(
-    theta: Float[Tensor, "num_draws theta_dim"], weights: Float[Tensor, " num_draws"]
-) -> Float[Tensor, "theta_dim theta_dim"]:
+def kernel_factor(theta: Theta, weights: PerRow) -> Factor:
     """Return the Cholesky factor of twice the covariance of draws, double precision; the weights add up to one."""
     centred = theta.double() - weights @ theta.double()
     covariance = 2.0 * (weights.unsqueeze(-1) * centred).mT @ centred
@@ -147,11 +143,11 @@ def kernel_factor(
 
 
 def mixture_log_density(
-    theta: Float[Tensor, "num_rows theta_dim"],
+    theta: Theta,
     centres: Float[Tensor, "num_centres theta_dim"],
     weights: Float[Tensor, " num_centres"],
-    factor: Float[Tensor, "theta_dim theta_dim"],
-) -> Float[Tensor, " num_rows"]:
+    factor: Factor,
+) -> PerRow:
     """Return the log density of normals at the centres, of one covariance, nats, double precision."""
     kernels = MultivariateNormal(centres.double(), scale_tril=factor.double(), validate_args=False)
     mixture = MixtureSameFamily(Categorical(weights.double()), kernels, validate_args=False)

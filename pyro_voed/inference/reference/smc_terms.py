@@ -53,9 +53,12 @@ DISAGREEMENT = 1e-4
 """Runs disagree where their means spread as they do one time in 10,000 by chance."""
 
 
-def next_temperature(
-    log_likelihood: Float[Tensor, " num_particles"], temperature: float, effective_share: float
-) -> float:
+PerParticle = Float[Tensor, " num_particles"]
+Ancestors = Int[Tensor, " num_particles"]
+PerRun = Float[Tensor, " num_runs"]
+
+
+def next_temperature(log_likelihood: PerParticle, temperature: float, effective_share: float) -> float:
     """Return the largest power up to 1 whose weights leave the given share of the particles effective.
 
     The share, in (0, 1), is of those particles that the outcome does not rule out (log likelihood -inf).
@@ -87,7 +90,7 @@ def next_temperature(
     return temperature + low
 
 
-def stratified_ancestors(weights: Float[Tensor, " num_particles"]) -> Int[Tensor, " num_particles"]:
+def stratified_ancestors(weights: PerParticle) -> Ancestors:
     """Draw an ancestor for each particle, one from each of as many equal strata of the weights' distribution.
 
     The variance is at most that of independent draws, for any weights; these need not add up to one.
@@ -105,8 +108,8 @@ class Particles:
     """Equally weighted particles in real coordinates, and their log densities, nats."""
 
     theta: Float[Tensor, "num_particles dim"]
-    log_prior: Float[Tensor, " num_particles"]
-    log_likelihood: Float[Tensor, " num_particles"]
+    log_prior: PerParticle
+    log_likelihood: PerParticle
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def gaussian_log_scale(theta: Tensor) -> float:
     return math.log(2.38 / math.sqrt(2.0 * theta.shape[-1]))
 
 
-def far_ancestors(lineages: Sequence[Int[Tensor, " num_particles"]]) -> Int[Tensor, " num_particles"]:
+def far_ancestors(lineages: Sequence[Ancestors]) -> Ancestors:
     """Return the ancestors of the earliest generation of which enough are left, else those of the last.
 
     Example:
@@ -185,9 +188,7 @@ def far_ancestors(lineages: Sequence[Int[Tensor, " num_particles"]]) -> Int[Tens
     return next(enough, lineages[-1])
 
 
-def ancestral_variance(
-    values: Float[Tensor, "num_particles *shape"], ancestors: Int[Tensor, " num_particles"]
-) -> Float[Tensor, "*shape"]:
+def ancestral_variance(values: Float[Tensor, "num_particles *shape"], ancestors: Ancestors) -> Float[Tensor, "*shape"]:
     """Return the variance of the particles' mean, from the sums over the descendants of each ancestor.
 
     It is NaN where all have one ancestor, which says nothing.
@@ -201,7 +202,7 @@ def ancestral_variance(
 
 
 def effective_size(
-    draws: Float[Tensor, "num_runs num_particles *shape"], ancestors: Sequence[Int[Tensor, " num_particles"]]
+    draws: Float[Tensor, "num_runs num_particles *shape"], ancestors: Sequence[Ancestors]
 ) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
     """Return the effective number of draws of all runs together, and where runs disagree.
 
@@ -221,9 +222,7 @@ def effective_size(
     return torch.where(variance > 0, effective, torch.full_like(effective, torch.nan)), disagree & (variance > 0)
 
 
-def combined_evidence(
-    log_evidence: Float[Tensor, " num_runs"], relative_variance: Float[Tensor, " num_runs"]
-) -> tuple[float, float]:
+def combined_evidence(log_evidence: PerRun, relative_variance: PerRun) -> tuple[float, float]:
     """Return the log of the mean evidence of runs, nats, and its standard error.
 
     The spread of a few runs is itself uncertain, so the error is never less than what the weights of the runs say: the
