@@ -24,7 +24,7 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 _WRAPPERS = frozenset({"beartype", "contextlib", "jaxtyping", "pyro", "torch"})
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn, pointing to the first line outside the package that led here, the user's own.
 
     Counted stack levels point elsewhere with every context manager, decorator or shape check in between, so frames are
@@ -34,7 +34,7 @@ def warn(message: str) -> None:
     while frame.f_back is not None and _is_between(frame):
         frame = frame.f_back
     module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
-    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, registry)
 
 
 def _is_between(frame: FrameType) -> bool:

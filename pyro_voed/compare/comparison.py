@@ -145,8 +145,8 @@ def compare_estimators(
     Example:
         >>> from pyro_voed.compare.budgets import ESTIMATORS
         >>> from pyro_voed.problems.finite import finite
-        >>> found = compare_estimators(finite(), {"nmc": ESTIMATORS["nmc_low"]}, [100, 200], observation_labels="y",
-            seed=0)
+        >>> nmc = {"nmc": ESTIMATORS["nmc_low"]}
+        >>> found = compare_estimators(finite(), nmc, [100, 200], observation_labels="y", seed=0)
         >>> [(row.estimator, row.budget, row.bound) for row in found.rows]
         [('nmc', 100, 'upper'), ('nmc', 200, 'upper')]
     """

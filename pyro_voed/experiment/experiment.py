@@ -65,7 +65,7 @@ class Experiment:
     Example:
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
         >>> print(Experiment(linear_gaussian(), "y"))
-        designs:  xi (3,) in Real()
+        designs:  xi (3, 2) in Real()
         targets:  theta (2,)
         outcomes: y (3,)
         nuisance: none
