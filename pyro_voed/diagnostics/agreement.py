@@ -8,11 +8,8 @@ it was not trained on. With equal chances of either set, no classifier exceeds t
 
 so 0.5 means indistinguishable and 1 disjoint; for unit normals :math:`d` apart, :math:`a^\star = \Phi(d / 2)`. The
 classifier (`classifiers`) is cross-validated over folds and over seeds of its initial weights and folds. What it learns
-falls short of :math:`a^\star`, so the test may miss a difference and does not invent one. `agreement` therefore reports
-it between two controls: the reference against itself, which is what perfect agreement looks like, and the reference
-against itself shifted, which is what a known small error looks like.
-
-Two numbers are compared only at an equal number of draws: the classifier learns more from more draws.
+falls short of :math:`a^\star`, so the test may miss a difference and does not invent one; `agreement` therefore reports
+it beside two controls. Two numbers are compared only at an equal number of draws: the classifier learns more from more.
 
 References:
     D. Lopez-Paz and M. Oquab (2017), Revisiting classifier two-sample tests. ICLR, section 3.
@@ -55,9 +52,6 @@ class C2STResult:
             distribution and 0.95 to 1.05 times where they are not.
         seed_spread: Standard deviation of the accuracy over seeds, at the same draws; 0 where there is one seed.
         num_draws: Draws in the first and in the second set.
-        num_folds: Folds of the cross-validation.
-        num_seeds: Repetitions with other folds and initial weights.
-        seconds: Wall time.
     """
 
     accuracy: float
@@ -75,19 +69,15 @@ class C2STResult:
 
 @dataclass(frozen=True)
 class AgreementResult:
-    """How a posterior sample compares with a trusted one.
+    """How a posterior sample compares with a trusted one; moments are `(dim,)`, in the order of `columns`.
 
     Attributes:
         c2st: The sample against the reference.
         control: One half of the reference against the other: what perfect agreement looks like.
         power: One half of the reference, shifted by `shift`, against the other: what a small error looks like.
         shift: Shift of the first column in the power check, in standard deviations of the reference.
-        columns: Names of the columns.
-        mean_difference: Mean of the sample less that of the reference, in standard deviations of the reference,
-            `(dim,)`.
-        mean_difference_error: Its standard error.
-        scale_ratio: Standard deviation of the sample over that of the reference, `(dim,)`.
-        scale_ratio_error: Its standard error.
+        mean_difference: Mean of the sample less that of the reference, in standard deviations of the reference.
+        scale_ratio: Standard deviation of the sample over that of the reference.
     """
 
     c2st: C2STResult
@@ -126,22 +116,11 @@ def c2st(
     the accuracy.
 
     Args:
-        first: Draws of one distribution, `(num_first, dim)`, at least 100.
-        second: Draws of the other, `(num_second, dim)`, at least 100. Where one is a reference, it goes here: inputs
-            are standardised by the means and standard deviations of `second`.
+        first: Draws of one distribution, `(num_first, dim)`, at least 100, finite and with spread.
+        second: Draws of the other, in the same form. Where one is a reference, it goes here: inputs are standardised by
+            the means and standard deviations of `second`.
         num_folds: Folds of the cross-validation, at least 2; each draw is held out once a seed.
         num_seeds: Repetitions with other folds and initial weights.
-        seed: Seed of folds and weights; None draws one from torch's global generator.
-
-    Returns:
-        The accuracy with its standard error.
-
-    Raises:
-        ValueError: If a set is no matrix, has fewer than 100 draws, non-finite ones or a constant column, or if the
-            dimensions differ.
-
-    References:
-        D. Lopez-Paz and M. Oquab (2017), section 3; J.-M. Lueckmann et al. (2021), section 2.3.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -199,7 +178,7 @@ def agreement(
     """Compare a posterior sample with a trusted one, beside what equality and a known small error look like.
 
     A Markov chain's draws are thinned evenly to as many as the least effective sample size over its columns; of a
-    plain matrix every row counts as an independent draw. `c2st` then runs three times:
+    plain matrix `(num_draws, dim)` every row counts as an independent draw. `c2st` then runs three times:
 
     * `num_draws` of the sample against as many of the reference;
     * the control, the first half of the reference against the second, in the order of the chains, so that chains
@@ -211,20 +190,12 @@ def agreement(
     and the power check's is clearly above. Moments use all draws, with the effective sample sizes in their errors.
 
     Args:
-        sample: Draws to be judged; a plain matrix is `(num_draws, dim)`.
-        reference: Trusted draws, of the same columns; a plain matrix is `(num_draws, dim)`.
-        num_draws: Draws a side; both must have so many effective ones.
+        sample: Draws to be judged.
+        reference: Trusted draws, of the same columns.
+        num_draws: Draws a side; both must have so many effective ones (else ValueError).
         shift: Shift of the power check, in standard deviations of the reference.
         num_folds: As in `c2st`.
         num_seeds: As in `c2st`.
-        seed: Seed of the choice of draws, the folds and the weights; None draws one from torch's global generator.
-
-    Returns:
-        The three accuracies and the agreement of means and standard deviations.
-
-    Raises:
-        ValueError: If either has fewer than `num_draws` effective draws, if columns differ, or if draws are not
-            finite or constant in a column.
 
     Example:
         >>> _ = torch.manual_seed(0)

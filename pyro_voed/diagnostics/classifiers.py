@@ -34,23 +34,12 @@ def train_classifiers(
     width: int,
     num_epochs: int,
 ) -> Callable[[Tensor], Tensor]:
-    """Train one classifier for each set of labels on the same inputs.
+    """Train one classifier for each set of labels, 0 or 1, on the same standardised inputs.
 
     Each has two hidden layers of rectified linear units and ascends the weighted mean of its log probabilities less a
-    penalty on its weights. The rows of one group share a minibatch.
-
-    Args:
-        inputs: Inputs, in standard units.
-        labels: What each network is to answer, 0 or 1.
-        weights: How much each answer counts; 0 for what a network must not learn from.
-        width: Units of each hidden layer.
-        num_epochs: How often each row is seen, on average.
-
-    Returns:
-        A function from inputs `(num, dim)` to logits `(num_networks, num)`.
-
-    Raises:
-        KeyboardInterrupt: If training was interrupted: half-trained classifiers would call anything equal.
+    penalty on its weights; an answer of weight 0 is not learned from. The rows of one group share a minibatch. The
+    function returned gives logits `(num_networks, num)` of inputs `(num, dim)`. An interruption is raised:
+    half-trained classifiers would call anything equal.
 
     Example:
         >>> inputs = torch.randn(500, 1)

@@ -34,23 +34,13 @@ def collapse_check(
     Args:
         result: What `eig_flow` or `optimise_design` returned, with a summary or without.
         num_simulations: Experiments to simulate, at least 20; the regression is fitted to half of them.
-        design_index: For a result over a batch of designs, the member.
-        seed: Seed; None draws one from the global generator. Equal seeds give equal results.
 
     Returns:
-        For each packed target coordinate the contraction, what the posterior mean explains and what the regression
-        does.
-
-    Raises:
-        ValueError: If the result has no density of the targets, or `design_index` does not fit it.
-
-    References:
-        M. Betancourt (2018), section 4.
+        For each packed target coordinate the contraction, and what posterior mean and regression explain.
 
     Example:
-        >>> from pyro_voed.estimators import eig_flow
+        >>> from pyro_voed import Fresh, eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.training import Fresh
         >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=200), seed=0)
         >>> collapse_check(result, seed=0).collapsed
         ()

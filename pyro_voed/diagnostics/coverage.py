@@ -49,7 +49,6 @@ class RegionCoverage:
         standard_error: Binomial, from one success and one failure more than were seen, so that it is never 0.
         p_value: Of coverage equal to the level at all levels, for this rule alone.
         excess: Coverage less level, mean over the levels: below 0 the posterior is too narrow.
-        excess_error: Its standard error.
         verdict: In words: the direction, where the rule's coverage leaves the band.
     """
 
@@ -66,18 +65,13 @@ class RegionCoverage:
 class CoverageResult:
     """Expected coverage of regions of highest density and of central intervals.
 
+    The band, `p_value` (over all rules) and `confidence` are as in `SBCResult`.
+
     Attributes:
         levels: Nominal coverage of the regions.
         joint: Regions of highest density of all targets together; None where log densities are unknown or it was not
             asked for.
         columns: Central intervals of each column.
-        lower: Lower end of the band at each level; all rules and levels are inside together with probability
-            `confidence` where the posterior is right.
-        upper: Upper end.
-        p_value: For all rules together: the least of theirs times their number, at most 1 (Bonferroni).
-        confidence: Probability with which a right posterior passes.
-        num_simulations: Simulated experiments.
-        num_draws: Posterior draws of each experiment.
     """
 
     levels: Float[Tensor, " num_levels"]
@@ -127,17 +121,7 @@ def expected_coverage(
         joint: Whether to test regions of highest density; None does so where log densities are known, and leaves
             `CoverageResult.joint` None elsewhere.
         confidence: Probability with which a right posterior passes, all rules together, in (0, 1).
-        seed: Seed of the places within the cells between draws; None draws one from torch's global generator.
-
-    Returns:
-        Coverage of each rule at each level with the simultaneous band, p-values, and the direction of what departs.
-
-    Raises:
-        ValueError: If there are fewer than 20 experiments, levels are out of order or out of range, `confidence` is no
-            probability, log densities are NaN, or joint regions are asked for and there are no log densities.
-
-    References:
-        Hermans et al. (2022).
+        seed: Seed of the places within the cells between draws.
 
     Example:
         >>> truths = torch.randn(200, 1)

@@ -17,13 +17,9 @@ MIN_DRAWS = 100
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws as a matrix.
+    """Draws as a matrix, and how many independent draws those of each column are worth, at most `num_draws`.
 
-    Attributes:
-        matrix: One draw a row, `(num_draws, dim)`.
-        effective: How many independent draws those of each column are worth, at most `num_draws`.
-        columns: Names of the columns.
-        named: Whether the columns are named by sites rather than numbered.
+    `named` says whether the columns are named by sites rather than numbered.
     """
 
     matrix: Float[Tensor, "num_draws dim"]
@@ -40,17 +36,7 @@ class Draws:
 def matched_draws(
     first: PosteriorSample | Tensor, second: PosteriorSample | Tensor, arguments: tuple[str, str] = ("first", "second")
 ) -> tuple[Draws, Draws]:
-    """Return two sets of draws with the columns of the first: matched by name where both have names, else by place.
-
-    Raises:
-        ValueError: If a set is no matrix, has fewer than 100 draws, non-finite ones or a constant column, or if the
-            columns differ.
-
-    Example:
-        >>> first, second = matched_draws(torch.randn(200, 2), torch.randn(300, 2))
-        >>> first.columns, second.thinned().shape
-        (('column 0', 'column 1'), torch.Size([300, 2]))
-    """
+    """Return two sets of draws with the columns of the first: matched by name where both have names, else by place."""
     ours, theirs = (as_draws(sample, name) for sample, name in zip((first, second), arguments, strict=True))
     by_name = ours.named and theirs.named
     if len(ours.columns) != len(theirs.columns) or (by_name and set(ours.columns) != set(theirs.columns)):
@@ -64,11 +50,7 @@ def matched_draws(
 
 
 def as_draws(sample: PosteriorSample | Tensor, argument: str, fewest: int = MIN_DRAWS) -> Draws:
-    """Return a posterior sample or a plain matrix of independent draws as `Draws`.
-
-    Raises:
-        ValueError: If it is no matrix, has fewer draws than asked for, non-finite ones or a constant column.
-    """
+    """Return a posterior sample or a plain matrix of independent draws as `Draws`, checked."""
     matrix = (sample.matrix() if isinstance(sample, PosteriorSample) else sample).detach()
     check_shape(matrix, (None, None), argument)
     if len(matrix) < fewest:

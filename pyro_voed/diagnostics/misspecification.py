@@ -67,14 +67,13 @@ class MisspecificationResult:
     Attributes:
         statistic: Squared maximum mean discrepancy between observed and simulated summaries, with each outcome paired
             with itself too: above 0 by construction, to be read beside `null`.
-        null: The statistic of fresh simulated outcomes, `(num_null,)`.
+        null: The statistic of fresh simulated outcomes.
         p_value: Share of the null (the statistic in hand counted in) that is at least the statistic.
         outside: Names of the outcome coordinates in which an observed outcome lies outside the range of all those
             simulated here. Each is there by chance with a probability of about `2 / num_simulations`.
         num_outcomes: Observed outcomes.
         summary_dim: Dimension in which they were compared.
         num_simulations: Outcomes simulated, those behind the null included.
-        seconds: Wall time.
     """
 
     statistic: float
@@ -110,29 +109,18 @@ def misspecification(
     """Test whether outcomes are like those that the model simulates, as the trained density sees them.
 
     A small p-value says that the posterior extrapolates, and that the model is wrong or this outcome rare. A large
-    one does not say that the model is right: one outcome can be likely under many wrong models.
+    one does not say that the model is right: one outcome can be likely under many wrong models. A summary that is not
+    finite is an ArithmeticError.
 
     Args:
-        result: What `eig_flow` or `optimise_design` returned.
         observations: One outcome, as for `flow_posterior`, or a list of several independent ones at one design.
         num_simulations: Simulated outcomes to compare with, at least 100.
         num_null: Fresh sets of simulated outcomes, of as many as were observed; the smallest p-value is `1 / (num_null
             + 1)`. They cost `num_null` simulations for each outcome.
-        design_index: For a result over a batch of designs, at which member the outcomes were observed.
-        seed: Seed; None draws one from torch's global generator.
-
-    Raises:
-        ValueError: If the result has no density of the targets, an outcome's shape is wrong or it is not finite, or
-            `design_index` does not fit the result.
-        ArithmeticError: If a summary is not finite.
-
-    References:
-        Schmitt et al. (2022), sections 3.2 and 3.3.
 
     Example:
-        >>> from pyro_voed.estimators import eig_flow
+        >>> from pyro_voed import Fresh, eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.training import Fresh
         >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> found = misspecification(result, torch.tensor([1.0, 2.0, 30.0]), 200, num_null=99, seed=0)
         >>> found.p_value, found.outside
@@ -192,12 +180,6 @@ def outlyingness(
     """Return the statistic of the observed set and of each fresh set, against the same reference.
 
     All are whitened summaries. The bandwidth too is taken from the reference alone.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> far, null = outlyingness(torch.full((1, 2), 9.0), torch.randn(200, 2), torch.randn(50, 1, 2))
-        >>> bool(far > null.max())
-        True
     """
     bandwidths = [factor * median_distance(reference[:MEDIAN_DRAWS]) for factor in BANDWIDTH_FACTORS]
     sets = torch.cat([observed.unsqueeze(0), fresh])
@@ -211,16 +193,7 @@ def outlyingness(
 
 
 def whitening(reference: Float[Tensor, "num_simulations dim"]) -> Callable[[Tensor], Tensor]:
-    """Return the map to coordinates in which the reference has unit covariance, constant directions left out.
-
-    Raises:
-        ValueError: If the reference has no spread at all.
-
-    Example:
-        >>> whiten = whitening(torch.tensor([[0.0, 0.0, 7.0], [2.0, 2.0, 7.0], [4.0, 4.0, 7.0]]))
-        >>> whiten(torch.zeros(5, 3)).shape  # one direction varies
-        torch.Size([5, 1])
-    """
+    """Return the map to coordinates in which the reference has unit covariance, constant directions left out."""
     wide = reference.double()
     mean, scale = wide.mean(0), wide.std(0)
     varies = scale > 8.0 * torch.finfo(reference.dtype).eps * mean.abs()

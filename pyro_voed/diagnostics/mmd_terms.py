@@ -7,11 +7,11 @@ From the kernel values of all pairs of draws :math:`x_1, \dots, x_m` and :math:`
     + \frac{\sum_{i \ne j} k(y_i, y_j)}{n (n - 1)}
     - \frac{2}{m n} \sum_{i, j} k(x_i, y_j)
 
-has expectation :math:`\mathrm{E}\, k(x, x') + \mathrm{E}\, k(y, y') - 2\, \mathrm{E}\, k(x, y)`, which is 0 only where
-the distributions are equal.
+is the unbiased estimate of what `distances` defines.
 
 References:
-    A. Gretton, K. Borgwardt, M. Rasch, B. Schölkopf and A. Smola (2012), A kernel two-sample test. JMLR 13, lemma 6.
+    A. Gretton, K. Borgwardt, M. Rasch, B. Schölkopf and A. Smola (2012), A kernel two-sample test. JMLR 13, lemma 6,
+    whose variance is Hoeffding's decomposition.
     G. J. Székely and M. L. Rizzo (2014), Partial distance correlation with methods for dissimilarities. Annals of
     Statistics 42, equation 2.6 (centring of pair matrices without bias).
 """
@@ -26,12 +26,7 @@ from torch import Tensor
 
 
 def gaussian_kernel(squared_distances: Float[Tensor, "*shape"], bandwidths: Sequence[float]) -> Float[Tensor, "*shape"]:
-    r"""Return the mean over bandwidths :math:`h` of :math:`\exp(-|x - y|^2 / 2 h^2)`.
-
-    Example:
-        >>> gaussian_kernel(torch.tensor([0.0, 2.0]), [1.0])
-        tensor([1.0000, 0.3679])
-    """
+    r"""Return the mean over bandwidths :math:`h` of :math:`\exp(-|x - y|^2 / 2 h^2)`."""
     kernels = [torch.exp(squared_distances * (-0.5 / bandwidth**2)) for bandwidth in bandwidths]
     return torch.stack(kernels).mean(0) if len(kernels) > 1 else kernels[0]
 
@@ -39,12 +34,7 @@ def gaussian_kernel(squared_distances: Float[Tensor, "*shape"], bandwidths: Sequ
 def squared_distances(
     x: Float[Tensor, "*batch num_rows dim"], y: Float[Tensor, "*batch num_columns dim"]
 ) -> Float[Tensor, "*batch num_rows num_columns"]:
-    """Return the squared Euclidean distance of every row of `x` to every row of `y`.
-
-    Example:
-        >>> squared_distances(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
-        tensor([[25.]])
-    """
+    """Return the squared Euclidean distance of every row of `x` to every row of `y`."""
     # Differences, not products: a product loses the distances of near neighbours to rounding.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
 
@@ -53,13 +43,6 @@ def median_distance(draws: Float[Tensor, "num_draws dim"]) -> float:
     """Return the median distance between draws that differ, the usual bandwidth of a Gaussian kernel.
 
     Pairs of equal draws are left out: of discrete draws they may be most.
-
-    Raises:
-        ValueError: If all draws are equal.
-
-    Example:
-        >>> median_distance(torch.tensor([[0.0], [1.0], [3.0]]))
-        2.0
     """
     distances = torch.nn.functional.pdist(draws)
     apart = distances[distances > 0]
@@ -69,25 +52,13 @@ def median_distance(draws: Float[Tensor, "num_draws dim"]) -> float:
 
 
 def mmd_squared(gram: Float[Tensor, "num_pooled num_pooled"], num_first: int) -> tuple[float, float]:
-    r"""Return the unbiased squared MMD and its standard error from the kernel values of all pairs of draws.
+    r"""Return the unbiased squared MMD and its standard error from the kernel values of all pairs, the first set first.
 
     The estimate's variance is that of the witness function :math:`g(z) = \mathrm{E}\, k(z, x) - \mathrm{E}\, k(z, y)`,
     :math:`4 \operatorname{var} g(x) / m + 4 \operatorname{var} g(y) / n`, and that of the kernel with its means over
     rows and columns taken off, :math:`2 v_{xx} / m(m-1) + 2 v_{yy} / n(n-1) + 4 v_{xy} / mn`, which is all there is
     where the distributions are equal. The first part is estimated without bias from the witness as measured, less what
-    its own noise adds, and taken as 0 where that is negative.
-
-    Args:
-        gram: Kernel of every pair, those of the first set first.
-        num_first: How many belong to the first set, at least 4; as many must be left for the second.
-
-    References:
-        Gretton et al. (2012), lemma 6, whose variance is Hoeffding's decomposition; Székely and Rizzo (2014).
-
-    Example:
-        >>> points = torch.tensor([0.0, 9.0]).repeat_interleave(4).unsqueeze(1).double()
-        >>> mmd_squared(gaussian_kernel(squared_distances(points, points), [1.0]), 4)
-        (2.0, 0.0)
+    its own noise adds, and taken as 0 where that is negative. Both sets need at least 4 draws.
     """
     m, n = num_first, len(gram) - num_first
     within_x, mean_x, noise_x = _within(gram[:m, :m])

@@ -45,23 +45,19 @@ FEWEST_SIMULATIONS = 5
 class RecoveryResult:
     """How posteriors recover the truths of simulated experiments, column by column.
 
+    Standard errors are by the jackknife, unless said otherwise.
+
     Attributes:
-        columns: Names of the `dim` quantities.
-        truths: What the experiments were simulated with, `(num_simulations, dim)`.
-        posterior_mean: Posterior mean of each, `(num_simulations, dim)`.
-        interval: Central interval of mass `mass` of each, `(2, num_simulations, dim)`.
-        mass: Posterior mass of the intervals.
+        truths: What the experiments were simulated with.
+        posterior_mean: Posterior mean of each.
+        interval: Central interval of posterior mass `mass` of each.
         correlation: Of posterior means with truths.
         correlation_error: Its standard error, by Fisher's transform: exact to first order for normal quantities.
         nrmse: Root mean squared error of the posterior mean, in standard deviations of the truths.
-        nrmse_error: Its standard error, by the jackknife.
         contraction: One less the mean posterior variance over the truths' variance. Never clamped: it may be negative.
-        contraction_error: Its standard error, by the jackknife.
         z_mean: Mean of `(truth - posterior mean) / posterior sd`. Not finite where draws of some experiment are all
             equal.
-        z_mean_error: Its standard error.
         z_sd: Standard deviation of the same; above 1 the posterior is too narrow.
-        z_sd_error: Its standard error, by the jackknife.
     """
 
     columns: tuple[str, ...]
@@ -98,19 +94,10 @@ def recovery(simulated: SimulatedPosteriors, *, mass: float = 0.9) -> RecoveryRe
     """Compare posterior means and spreads with the truths they were simulated from.
 
     Args:
-        simulated: At least 5 experiments with at least 4 posterior draws each; `simulate_posteriors` makes them. The
-            Monte Carlo error of a posterior mean, its variance over the number of draws, is part of NRMSE and z.
+        simulated: At least 5 experiments with at least 4 posterior draws each, and truths with spread;
+            `simulate_posteriors` makes them. The Monte Carlo error of a posterior mean, its variance over the number of
+            draws, is part of NRMSE and z.
         mass: Posterior mass of the central intervals kept for the figure, in (0, 1).
-
-    Returns:
-        Correlation, NRMSE, contraction and z-scores of each column with their standard errors.
-
-    Raises:
-        ValueError: If there are too few experiments or draws, a column's truths are constant, or `mass` is no
-            probability.
-
-    References:
-        Betancourt (2018).
 
     Example:
         >>> truths = torch.randn(1000, 1)

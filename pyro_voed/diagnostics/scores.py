@@ -7,14 +7,13 @@ The mean negative log posterior density of the truths,
     = \mathrm{E}\, H[p(\theta \mid y)] + \mathrm{E}_{p(y)} \mathrm{KL}(p(\theta \mid y) \,\|\, q(\theta \mid y)) ,
 
 is least where :math:`q` is the posterior, and what two methods differ by is the difference of their mean divergences
-from it, in nats. Its level means nothing by itself: it depends on the units of :math:`\theta`.
-
-How far off posterior means are, `recovery` says.
+from it, in nats. Its level means nothing by itself: it depends on the units of :math:`\theta`. How far off posterior
+means are, `recovery` says.
 
 References:
     J.-M. Lueckmann et al. (2021), Benchmarking simulation-based inference. AISTATS, section 2.3.
     T. Gneiting and A. E. Raftery (2007), Strictly proper scoring rules, prediction, and estimation. Journal of the
-    American Statistical Association 102, section 4.
+    American Statistical Association 102, section 4 (the logarithmic score).
 """
 
 from __future__ import annotations
@@ -29,13 +28,7 @@ from pyro_voed.monte_carlo import mean_and_standard_error
 
 @dataclass(frozen=True)
 class NegativeLogPosteriorResult:
-    """Mean negative log posterior density of the truths.
-
-    Attributes:
-        value: The mean in nats, of a density in packed coordinates; smaller is better.
-        standard_error: Its Monte Carlo standard error, nats.
-        num_simulations: Simulated experiments.
-    """
+    """Mean negative log posterior density of the truths in packed coordinates, nats; smaller is better."""
 
     value: float
     standard_error: float
@@ -49,20 +42,10 @@ class NegativeLogPosteriorResult:
 
 
 def negative_log_posterior(simulated: SimulatedPosteriors) -> NegativeLogPosteriorResult:
-    """Return the mean of `-log q(truth | y)`, in nats.
+    """Return the mean of `-log q(truth | y)`, nats, over at least two experiments with log densities of their truths.
 
     Two results on the same experiments are compared by the mean difference of their `log_density`, whose error is
-    smaller than either's.
-
-    Args:
-        simulated: At least two simulated experiments with the log densities of their truths.
-
-    Raises:
-        ValueError: If there are no log densities, or fewer than two experiments.
-        ArithmeticError: If one is not finite.
-
-    References:
-        Lueckmann et al. (2021), section 2.3; Gneiting and Raftery (2007), section 4 (the logarithmic score).
+    smaller than either's. A log density that is not finite is an ArithmeticError.
 
     Example:
         >>> posteriors = SimulatedPosteriors(

@@ -39,13 +39,12 @@ class SimulatedPosteriors:
     """Simulated experiments: their truths, and posterior draws for each.
 
     Attributes:
-        truths: What the experiments were simulated with, `(num_simulations, dim)`.
-        draws: Posterior draws of each, `(num_simulations, num_draws, dim)`, independent within an experiment.
+        truths: What the experiments were simulated with.
+        draws: Posterior draws of each, independent within an experiment.
         columns: Names of the `dim` quantities.
-        y: Packed outcomes, `(num_simulations, y_dim)`; None where unknown.
-        log_density: Log posterior density of the truths, nats, `(num_simulations,)`, in packed coordinates; None where
-            unknown.
-        draw_log_density: That of the draws, `(num_simulations, num_draws)`, in the same coordinates.
+        y: Packed outcomes; None where unknown.
+        log_density: Log posterior density of the truths, nats, in packed coordinates; None where unknown.
+        draw_log_density: That of the draws, in the same coordinates.
     """
 
     truths: Float[Tensor, "num_simulations dim"]
@@ -90,24 +89,18 @@ def simulate_posteriors(
     """Simulate experiments and draw from the trained posterior of each.
 
     Args:
-        result: What `eig_flow` or `optimise_design` returned.
+        result: This and `design_index`: as in `flow_posterior`.
         num_simulations: Experiments, none of which took part in training.
         num_draws: Posterior draws for each.
         quantities: Functions of the targets to check, such as the correlation matrix of a Cholesky factor; default: the
             targets' own elements. Columns that are constant (zeros of a triangular matrix) are left out.
-        design_index: For a result over a batch of designs, the member.
-        seed: Seed; None draws one from the global generator. Equal seeds give equal results.
 
     Returns:
         Truths and draws in the targets' own supports, with the log densities of both in packed coordinates.
 
-    Raises:
-        ValueError: If the result has no density of the targets, or `design_index` does not fit it.
-
     Example:
-        >>> from pyro_voed.estimators import eig_flow
+        >>> from pyro_voed import Fresh, eig_flow
         >>> from pyro_voed.problems.linear_gaussian import linear_gaussian
-        >>> from pyro_voed.training import Fresh
         >>> result = eig_flow(linear_gaussian(), "y", "theta", training=Fresh(num_steps=100), seed=0)
         >>> simulated = simulate_posteriors(result, 50, 20, seed=0)
         >>> simulated.draws.shape, simulated.columns

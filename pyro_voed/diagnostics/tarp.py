@@ -48,24 +48,25 @@ NUM_RELABELLINGS = 2_000
 """Times that truths are chosen anew: the p-value 0.05 is then known to 0.005."""
 
 
+Points = Float[Tensor, "num_simulations num_points dim"]
+Ranks = Int[Tensor, "num_simulations num_points"]
+Held = Float[Tensor, "num_simulations num_points num_levels"]
+References = Float[Tensor, "num_simulations dim"]
+
+
 @dataclass(frozen=True)
 class TARPResult:
     """Expected coverage of balls around random references.
+
+    The band and `confidence` are as in `SBCResult`.
 
     Attributes:
         levels: Nominal coverage.
         coverage: Share of balls that hold the truth, at each level.
         standard_error: Of `coverage`, over experiments; the references of one are counted as one.
-        lower: Lower end of the band at each level; all levels are inside together with probability `confidence` where
-            the posterior is right.
-        upper: Upper end.
         p_value: Of coverage equal to the level at all levels.
         excess: Coverage less level, mean over the levels above one half: below 0 the posterior is too narrow.
-        excess_error: Its standard error.
-        confidence: Probability with which a right posterior passes.
         verdict: In words: the direction, where the curve leaves the band.
-        num_simulations: Simulated experiments.
-        num_draws: Posterior draws of each experiment.
         num_references: References of each experiment.
     """
 
@@ -104,16 +105,7 @@ def tarp(
         simulated: Experiments with posterior draws, at least 20; `simulate_posteriors` makes them.
         num_references: References of each experiment.
         confidence: Probability with which a right posterior passes, in (0, 1).
-        seed: Seed of references and of the null; None draws one from torch's global generator.
-
-    Returns:
-        The coverage curve with its errors and band, a p-value, and the direction of what departs.
-
-    Raises:
-        ValueError: If there are fewer than 20 experiments, a column is constant, or an argument is out of range.
-
-    References:
-        Lemos et al. (2023).
+        seed: Seed of references and of the null.
 
     Example:
         >>> truths = torch.randn(200, 1)
@@ -121,9 +113,6 @@ def tarp(
         >>> draws = 0.5 * y.unsqueeze(1) + 0.5**0.5 * torch.randn(200, 50, 1)  # the posterior: N(y / 2, 1 / 2)
         >>> tarp(SimulatedPosteriors(truths, draws, ("theta",)), seed=0).passed
         True
-        >>> narrow = 0.5 * y.unsqueeze(1) + 0.5 * 0.5**0.5 * torch.randn(200, 50, 1)
-        >>> tarp(SimulatedPosteriors(truths, narrow, ("theta",)), seed=0).verdict
-        'too narrow'
     """
     check_simulated(simulated, confidence)
     check_count(num_references, "num_references")
@@ -133,7 +122,8 @@ def tarp(
         held = torch.zeros(*points.shape[:2], len(LEVELS), dtype=torch.float64, device=points.device)
         for _ in range(num_references):
             held += _held(_distance_ranks(points, _references(points)), levels) / num_references
-        spread = _null_spread(held)
+        # The standard deviation of the coverage where each point is as likely to be the truth.
+        spread = held.var(1, correction=0).sum(0).sqrt() / len(held)
         null = ((_relabelled(held) - levels) / spread).abs().amax(1)
     terms = held[:, 0]
     coverage, standard_error = mean_and_standard_error(terms)
@@ -159,7 +149,7 @@ def tarp(
     )
 
 
-def _standardised(points: Tensor) -> Float[Tensor, "num_simulations num_points dim"]:
+def _standardised(points: Tensor) -> Points:
     wide = points.double()
     spread = wide.flatten(0, 1).std(0)
     if constant := (spread == 0).nonzero().flatten().tolist():
@@ -167,16 +157,14 @@ def _standardised(points: Tensor) -> Float[Tensor, "num_simulations num_points d
     return (wide - wide.flatten(0, 1).mean(0)) / spread
 
 
-def _references(points: Float[Tensor, "num_simulations num_points dim"]) -> Float[Tensor, "num_simulations dim"]:
+def _references(points: Points) -> References:
     """Return for each experiment a point of another."""
     num, num_points, _ = points.shape
     others = (torch.arange(num) + torch.randint(1, num, (num,))) % num
     return points[others.to(points.device), torch.randint(num_points, (num,)).to(points.device)]
 
 
-def _distance_ranks(
-    points: Float[Tensor, "num_simulations num_points dim"], references: Float[Tensor, "num_simulations dim"]
-) -> Int[Tensor, "num_simulations num_points"]:
+def _distance_ranks(points: Points, references: References) -> Ranks:
     """Return the rank of each point of an experiment by distance from its reference; equal ones in random order."""
     distances = (points - references.unsqueeze(1)).square().sum(-1)
     shuffled = torch.rand(distances.shape).to(distances.device).argsort(1)
@@ -185,21 +173,14 @@ def _distance_ranks(
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-def _held(
-    ranks: Int[Tensor, "num_simulations num_points"], levels: Float[Tensor, " num_levels"]
-) -> Float[Tensor, "num_simulations num_points num_levels"]:
+def _held(ranks: Ranks, levels: Float[Tensor, " num_levels"]) -> Held:
     """Return the chance that `(rank + v) / num_points`, with `v` uniform, is below each level: the level on average."""
     num_points = ranks.shape[1]
     table = (levels * num_points - torch.arange(num_points, device=ranks.device).unsqueeze(1)).clamp(0, 1)
     return table[ranks]
 
 
-def _null_spread(held: Float[Tensor, "num_simulations num_points num_levels"]) -> Float[Tensor, " num_levels"]:
-    """Return the standard deviation of the coverage where each point is as likely to be the truth."""
-    return (held.var(1, correction=0).sum(0)).sqrt() / held.shape[0]
-
-
-def _relabelled(held: Float[Tensor, "num_simulations num_points num_levels"]) -> Float[Tensor, "num_null num_levels"]:
+def _relabelled(held: Held) -> Float[Tensor, "num_null num_levels"]:
     """Return the coverage with truths chosen anew among the points of each experiment."""
     num, num_points, _ = held.shape
     rows = torch.arange(num) * num_points + torch.randint(num_points, (NUM_RELABELLINGS, num))

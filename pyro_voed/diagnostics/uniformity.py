@@ -45,10 +45,6 @@ def random_ranks(
     """Return the rank, 0 to `num_draws`, of each value among its draws; among equal ones every place is as likely.
 
     Without the random place a discrete quantity would pile up at the low end of its ties, calibrated or not.
-
-    Example:
-        >>> random_ranks(torch.tensor([0.5]), torch.tensor([[0.1, 0.7, 0.3]]))
-        tensor([2])
     """
     below = (draws < values.unsqueeze(1)).sum(1)
     ties = (draws == values.unsqueeze(1)).sum(1)
@@ -58,23 +54,7 @@ def random_ranks(
 def uniformity_p_values(
     counts: Int[Tensor, "num_thresholds num_tests"], num_simulations: int, probabilities: tuple[float, ...]
 ) -> Float[Tensor, " num_tests"]:
-    """Return a p-value for each set of numbers below increasing thresholds.
-
-    Args:
-        counts: Of `num_simulations` values, how many lie below each threshold.
-        num_simulations: Number of values.
-        probabilities: Of a value below each threshold, increasing, in (0, 1).
-
-    Returns:
-        The chance under uniformity of a set as unlikely at its least likely threshold.
-
-    References:
-        Säilynoja, Bürkner and Vehtari (2022), section 2.
-
-    Example:
-        >>> uniformity_p_values(torch.tensor([[25, 40], [75, 80]]), 100, (0.25, 0.75)) < 0.05
-        tensor([False,  True])
-    """
+    """Return, for each set of numbers below increasing thresholds, the chance under uniformity of one as unlikely."""
     table = _pointwise_p_values(num_simulations, probabilities)
     least = table.gather(1, counts.cpu().long()).amin(0)
     null = _null_minima(num_simulations, probabilities)
@@ -88,15 +68,7 @@ def uniformity_band(
 ) -> tuple[Float[Tensor, " num_thresholds"], Float[Tensor, " num_thresholds"]]:
     """Return the least and the largest share at each threshold in a band that a uniform quantity keeps to.
 
-    Args:
-        num_simulations: Number of values.
-        probabilities: Of a value below each threshold, increasing, in (0, 1).
-        level: Chance of leaving the band anywhere; outside of it is where `uniformity_p_values` is at most `level`.
-
-    Example:
-        >>> low, high = uniformity_band(100, (0.25, 0.5, 0.75), 0.05)
-        >>> low, high
-        (tensor([0.1500, 0.3900, 0.6500], dtype=torch.float64), tensor([0.3500, 0.6100, 0.8500], dtype=torch.float64))
+    A share leaves the band somewhere exactly where `uniformity_p_values` is at most `level`.
     """
     null = _null_minima(num_simulations, probabilities)
     table = _pointwise_p_values(num_simulations, probabilities)
@@ -111,12 +83,7 @@ def uniformity_band(
 
 
 def rank_p_value(statistic: Tensor | float, null: Float[Tensor, " num_null"]) -> float:
-    """Return the share of a simulated null, the statistic in hand counted in, that is at least the statistic.
-
-    Example:
-        >>> rank_p_value(2.0, torch.tensor([0.0, 1.0, 3.0]))
-        0.5
-    """
+    """Return the share of a simulated null, the statistic in hand counted in, that is at least the statistic."""
     return (1 + int((null >= statistic).sum())) / (1 + len(null))
 
 
