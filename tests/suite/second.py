@@ -77,7 +77,8 @@ def by_correlations(name: str, num: int = 1_000_000) -> tuple[float, float]:
         theta = np.column_stack([LOGARITHMS.get(site, np.asarray)(latents[site]) for site in targets])
         sides = [np.linalg.qr(side - side.mean(axis=0))[0] for side in (theta, LOGARITHMS.get(name, np.asarray)(y))]
         correlations = np.linalg.svd(sides[0].T @ sides[1], compute_uv=False)
-        blocks.append(-0.5 * np.log1p(-(correlations**2)).sum())
+        by_chance = theta.shape[1] * y.shape[1] / (2 * len(y))
+        blocks.append(-0.5 * np.log1p(-(correlations**2)).sum() - by_chance)
     return between(blocks)
 
 
@@ -89,6 +90,8 @@ def twin_targets(name: str) -> tuple[str, ...]:
 TARGETS = {
     "normal_inverse_gamma": ("precision", "scores"),
     "dirichlet_multinomial": ("first", "second"),
+    "component_mean": ("label", "score"),
+    "group_effects": ("tau", "scores"),
 }
 """Where a twin has other latent sites than the model."""
 
@@ -97,7 +100,7 @@ LOGARITHMS = {"activity": np.log, "lognormal_decay": np.log}
 
 LINEAR = (
     "calibration_line", "badly_scaled", "low_noise_plane", "cubic", "two_thermometers", "thirty_nats",
-    "tiny_information", "placebo", "matrix_coefficients", "lognormal_decay",
+    "tiny_information", "placebo", "matrix_coefficients", "lognormal_decay", "local_level", "random_effects",
 )  # fmt: skip
 SIZES = {
     "normal_inverse_gamma": (20_000, 16_000),

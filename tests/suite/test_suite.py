@@ -15,7 +15,9 @@ CHEAP = (
     "calibration_line", "badly_scaled", "low_noise_plane", "cubic", "precision_of_a_line", "normal_inverse_gamma",
     "two_thermometers", "thirty_nats", "tiny_information", "placebo", "matrix_coefficients", "hundred_readings",
     "logistic_dose", "lognormal_decay", "exponential_of_noise", "gross_errors", "missing_marker", "cubed",
-    "gamma_poisson", "zero_inflated", "capture_recapture", "dirichlet_multinomial",
+    "gamma_poisson", "zero_inflated", "capture_recapture", "dirichlet_multinomial", "diagnosis", "component_mean",
+    "uniform_noise", "clipped_detector", "funnel", "random_effects", "group_effects", "exponential_censored",
+    "machine_failures", "gp_mean_amplitude", "local_level", "softmax_choice", "ordinal",
 )  # fmt: skip
 """Exact values that take a second or less."""
 

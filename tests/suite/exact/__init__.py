@@ -3,6 +3,12 @@
 None of them knows of Pyro or of the library.
 """
 
-from tests.suite.exact import counts, glm, regression, tails
+from importlib import import_module
 
-EXACT = {**regression.EXACT, **glm.EXACT, **tails.EXACT, **counts.EXACT}
+from tests.suite.catalogue import FAMILIES
+
+EXACT = {
+    name: function
+    for family in FAMILIES
+    for name, function in import_module(f"tests.suite.exact.{family}").EXACT.items()
+}
