@@ -11,12 +11,14 @@ from pyro_voed.densities import StackedDensity
 from pyro_voed.design import optimise_design
 from pyro_voed.problems import linear_gaussian
 from tests.closed_forms import check_bounds, gain_eig, scaled
+from tests.estimators.cases import small_flow
 
 Z = 4.0
 DESIGNS = torch.tensor([0.0, 0.6, 1.2, 2.0])
 EXACT = gain_eig(DESIGNS)
 QUIET = {"seed": 0, "progress": False}
-ENSEMBLE = {"designs": {"xi": DESIGNS}, "ensemble": True, **QUIET}
+SMALL = {"density": small_flow, "num_samples": 2_000, **QUIET}
+ENSEMBLE = {"designs": {"xi": DESIGNS}, "ensemble": True, **SMALL}
 
 
 def mixed_targets():
@@ -28,7 +30,7 @@ def mixed_targets():
 
 @pytest.fixture(scope="module")
 def ensemble():
-    return eig_flow(scaled, "y", training=Fresh(num_steps=400), **ENSEMBLE)
+    return eig_flow(scaled, "y", training=Fresh(num_steps=150), **ENSEMBLE)
 
 
 def test_every_member_of_an_ensemble_bounds_its_own_design(ensemble):
@@ -40,7 +42,7 @@ def test_every_member_of_an_ensemble_bounds_its_own_design(ensemble):
 
 def test_an_ensemble_keeps_a_design_batch_of_two_dimensions():
     grid = {"xi": DESIGNS.reshape(2, 2)}
-    result = eig_flow(scaled, "y", training=Fresh(num_steps=200), **{**ENSEMBLE, "designs": grid})
+    result = eig_flow(scaled, "y", training=Fresh(num_steps=50), **{**ENSEMBLE, "designs": grid})
     assert result.eig.shape == result.standard_error.shape == (2, 2)
     check_bounds(result, EXACT.reshape(2, 2), 0.15)
 
@@ -65,15 +67,14 @@ def test_an_ensemble_learns_from_a_pool():
 
 
 def test_the_best_rate_is_chosen_and_reported_on_other_draws():
-    training = Fresh(num_steps=200, learning_rate=[1e-6, 5e-3])
-    single = eig_flow(scaled, "y", training=training, **QUIET)
-    shared = eig_flow(scaled, "y", designs={"xi": DESIGNS}, training=training, **QUIET)
+    training = Fresh(num_steps=40, learning_rate=[1.0, 5e-3])
+    single = eig_flow(scaled, "y", training=training, **SMALL)
+    shared = eig_flow(scaled, "y", designs={"xi": DESIGNS}, training=training, **SMALL)
     for result in (single, shared):
         assert result.learned.learning_rate.item() == pytest.approx(5e-3)
     assert single.eig - Z * single.standard_error < gain_eig(0.5)
     own = eig_flow(scaled, "y", training=training, **{**ENSEMBLE, "designs": {"xi": DESIGNS[1:]}})
-    assert own.learned.learning_rate.shape == (3,)
-    assert own.learned.learning_rate[-1].item() == pytest.approx(5e-3)
+    assert own.learned.learning_rate.tolist() == pytest.approx([5e-3] * 3)
 
 
 @pytest.mark.slow
@@ -93,9 +94,10 @@ def test_rates_out_of_range_are_refused(rates):
 def test_starts_climb_together_each_to_its_own_end(projected):
     projection = (lambda designs: {"xi": designs["xi"].clamp(0.1, 1.5)}) if projected else None
     starts = {"xi": torch.tensor([0.2, 1.0])}
-    best = optimise_design(scaled, "y", starts=starts, projection=projection, training=Fresh(num_steps=300), **QUIET)
+    training = Fresh(num_steps=100, design_learning_rate=0.1)
+    best = optimise_design(scaled, "y", starts=starts, projection=projection, training=training, **SMALL)
     assert best.start_eigs.shape == (3,)
-    assert best.history.bound.shape == (300,)
+    assert best.history.bound.shape == (100,)
     assert best.path["xi"].shape == best.path_steps.shape
     assert best.designs["xi"] > (1.45 if projected else 1.6)
     check_bounds(best.final, gain_eig(best.designs["xi"]), 0.05)
@@ -104,7 +106,7 @@ def test_starts_climb_together_each_to_its_own_end(projected):
 
 @pytest.mark.parametrize("targets", ["switch", ["switch", "theta"]])
 def test_an_ensemble_has_discrete_and_mixed_targets_too(targets):
-    common = {"designs": {"xi": torch.tensor([0.0, 1.0])}, "training": Fresh(num_steps=150), **QUIET}
+    common = {"designs": {"xi": torch.tensor([0.0, 1.0])}, "training": Fresh(num_steps=60), **QUIET}
     own = eig_flow(mixed_targets, "y", targets, ensemble=True, **common)
     shared = eig_flow(mixed_targets, "y", targets, **common)
     # Both are lower bounds of the same information, trained for a moment only.
@@ -114,6 +116,6 @@ def test_an_ensemble_has_discrete_and_mixed_targets_too(targets):
 
 def test_a_single_design_needs_no_ensemble():
     model = linear_gaussian.linear_gaussian()
-    result = eig_flow(model, "y", "theta", ensemble=True, training=Fresh(num_steps=100), **QUIET)
+    result = eig_flow(model, "y", "theta", ensemble=True, training=Fresh(num_steps=2), **SMALL)
     assert result.eig.shape == ()
     assert not isinstance(result.density, StackedDensity)
