@@ -9,11 +9,12 @@ from pyro.distributions import constraints
 from pyro_voed import Fresh, amortise_eig, certify, flow_posterior
 from pyro_voed.problems import implicit_toy
 from tests.closed_forms import check_bounds, gain_eig, scaled
+from tests.estimators.cases import small_flow
 
 Z = 4.0
 DESIGNS = torch.tensor([0.0, 0.6, 1.2, 2.0])
 EXACT = gain_eig(DESIGNS)
-QUIET = {"seed": 0, "progress": False}
+SMALL = {"density": small_flow, "seed": 0, "progress": False}
 
 
 def kinds_of_design():
@@ -29,7 +30,7 @@ def no_design():
 
 @pytest.fixture(scope="module")
 def amortised():
-    return amortise_eig(scaled, "y", training=Fresh(num_steps=500, batch_size=256), **QUIET)
+    return amortise_eig(scaled, "y", training=Fresh(num_steps=250, batch_size=256), **SMALL)
 
 
 def test_an_amortised_density_bounds_every_design(amortised):
@@ -76,8 +77,8 @@ def test_a_proposal_is_needed_where_there_is_no_interval_and_checked():
     def proposal(number):
         return {"dose": 0.5 + torch.rand(number), "place": torch.rand(number, 2)}
 
-    training = Fresh(num_steps=300, batch_size=256)
-    amortised = amortise_eig(kinds_of_design, "y", proposal=proposal, training=training, **QUIET)
+    training = Fresh(num_steps=200, batch_size=256, learning_rate=5e-3)
+    amortised = amortise_eig(kinds_of_design, "y", proposal=proposal, training=training, **SMALL)
     designs = {"dose": torch.tensor([0.6, 1.4]), "place": torch.tensor([[0.2, 0.3], [0.9, 0.9]])}
     check_bounds(amortised.at(designs, seed=0), gain_eig(designs["dose"] * designs["place"].sum(-1)), 0.1)
     with pytest.raises(ValueError, match=r"proposal: expected designs .* got none of \['place'\]"):
@@ -87,8 +88,8 @@ def test_a_proposal_is_needed_where_there_is_no_interval_and_checked():
 
 
 def test_an_implicit_model_is_amortised_too():
-    training = Fresh(num_steps=400, batch_size=256)
-    amortised = amortise_eig(implicit_toy.implicit_toy(), "y", "theta", training=training, **QUIET)
+    training = Fresh(num_steps=100, batch_size=256)
+    amortised = amortise_eig(implicit_toy.implicit_toy(), "y", "theta", training=training, **SMALL)
     designs = torch.tensor([0.2, 0.8])
     curve = amortised.at({amortised.experiment.design_labels[0]: designs}, seed=0)
     assert (curve.eig - Z * curve.standard_error < implicit_toy.exact_eig(designs)).all()
