@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro import distributions as dist
 
-from pyro_voed import Experiment, eig_nmc
+from pyro_voed import Experiment, Pool, eig_nmc
 from pyro_voed.compare import budgets
 from pyro_voed.compare import comparison as cp
 from pyro_voed.plots import plot_comparison
@@ -51,7 +51,9 @@ def fixed(eig, bound="lower", calls=100):
 def all_at_once():
     # One run of everything at a small budget, on a problem that none refuses: one coefficient, seen once.
     model = lg.linear_gaussian(torch.tensor([[1.5]]), prior_scales=(1.0,))
-    return cp.compare_estimators(model, budgets.ESTIMATORS, 400, 1, observation_labels="y", exact=EXACT, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budgets, "Pool", partial(Pool, max_epochs=10))
+        return cp.compare_estimators(model, budgets.ESTIMATORS, 400, 1, observation_labels="y", exact=EXACT, seed=1)
 
 
 @pytest.mark.parametrize("name", budgets.ESTIMATORS)
