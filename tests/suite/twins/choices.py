@@ -5,7 +5,7 @@ from scipy import stats
 from scipy.special import expit, log_expit, log_softmax
 
 from tests.suite.quadrature import Twin
-from tests.suite.twins.counts import log_binomial
+from tests.suite.twins.glm import log_binomial
 from tests.suite.twins.normal import vector
 
 OFFERS = np.array(

@@ -12,7 +12,15 @@ GROUPS = np.array([-1.0, 0.0, 1.0])
 
 
 def log_poisson(y, log_rate):
-    return (y * log_rate - np.exp(log_rate) - gammaln(y + 1)).sum(axis=-1)
+    return (y * log_rate - np.exp(log_rate)).sum(axis=-1) - gammaln(y + 1).sum(axis=-1)
+
+
+def log_binomial(k, n, p):
+    """Return the log probability of k among n, minus infinity where k cannot be; p is strictly between 0 and 1."""
+    inside = (k >= 0) & (k <= n)
+    k, rest = np.where(inside, k, 0), np.where(inside, n - k, 0)
+    choices = gammaln(k + rest + 1) - gammaln(k + 1) - gammaln(rest + 1)
+    return np.where(inside, choices + k * np.log(p) + rest * np.log1p(-p), -np.inf)
 
 
 def logistic_line(t):
@@ -46,7 +54,7 @@ TWINS = {
         {"weights": vector(2, [0.0, 0.5], [1.0, 0.5])},
         lambda t, u: stats.binom(10, probability(t)).ppf(u),
         3,
-        lambda t, y: stats.binom(10, probability(t)).logpmf(y).sum(axis=-1),
+        lambda t, y: log_binomial(y, 10, probability(t)).sum(axis=-1),
     ),
     "poisson_trend": Twin(
         {"base": stats.norm(0.5, 0.7), "trend": stats.norm(0.0, 0.5)},
