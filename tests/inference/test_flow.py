@@ -28,6 +28,7 @@ from pyro_voed.inference import flow_guide, flow_posterior, nuts_posterior
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names
 from pyro_voed.problems.implicit_toy import implicit_toy
 from pyro_voed.problems.linear_gaussian import exact_posterior, linear_gaussian
+from tests.estimators.cases import small_flow
 from tests.inference.cases import (
     COUNTS,
     DESIGN,
@@ -42,12 +43,12 @@ from tests.inference.cases import (
 DESIGNS = torch.stack([DESIGN, 2.0 * DESIGN])
 
 
-def quick(model, *labels, num_steps=2, num_samples=100, batch_size=None, **options):
-    training = Fresh(num_steps=num_steps, batch_size=batch_size)
+def quick(model, *labels, num_steps=2, num_samples=100, batch_size=None, learning_rate=None, **options):
+    training = Fresh(num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate)
     return eig_flow(model, *labels, training=training, num_samples=num_samples, seed=0, **options)
 
 
-TRAINED = {"num_steps": 300, "num_samples": 2_000}
+TRAINED = {"num_steps": 150, "num_samples": 2_000, "density": small_flow, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
