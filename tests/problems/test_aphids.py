@@ -64,7 +64,7 @@ TIMES = (4.0, 10.0, 24.0, 36.0)
 
 @pytest.fixture(scope="module")
 def reference():
-    return counts_one_by_one(100, TIMES, numpy.random.default_rng(3))
+    return counts_one_by_one(60, TIMES, numpy.random.default_rng(3))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def leapt(*step):
 
 def test_both_simulators_agree_with_single_runs(reference, exact):
     assert_moments_agree(reference, exact)
-    assert_moments_agree(reference, leapt())  # its error is a fraction of the noise of 100 runs
+    assert_moments_agree(reference, leapt())  # its error is a fraction of the noise of 60 runs
 
 
 # Relative errors of mean and standard deviation, twice what 40,000 runs measured; they shrink with the step.
