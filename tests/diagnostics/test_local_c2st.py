@@ -61,9 +61,9 @@ def untrained():
 
 
 def test_p_values_are_uniform_where_the_posterior_is_right():
-    # 60 repeats: the share at or below a fifth has standard error 0.052.
-    small = [check(0.5, 0.0, num_simulations=200).p_value <= 0.2 for _ in range(60)]
-    assert near(sum(small) / 60, 0.2, 60)
+    # 30 repeats: the share at or below a fifth has standard error 0.073.
+    small = [check(0.5, 0.0, num_simulations=200).p_value <= 0.2 for _ in range(30)]
+    assert near(sum(small) / 30, 0.2, 30)
 
 
 def test_an_error_in_one_region_is_seen_there_and_only_there():
