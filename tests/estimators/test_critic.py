@@ -41,7 +41,7 @@ MODELS = {
 }
 
 
-def trained(model, *, num_steps=200, batch_size=128, **options):
+def trained(model, *, num_steps=130, batch_size=128, **options):
     training = Fresh(num_steps=num_steps, batch_size=batch_size, learning_rate=5e-3)
     return eig_critic(model, "y", "theta", **{"training": training, **EVALUATION, **options})
 
@@ -144,9 +144,12 @@ LAWS = {
         MODELS["linear_gaussian"], 3 * GAP, {"critic": small_joint, "summary": nn.Linear(3, 2), "seed": 6, **BRIEF}
     ),
     "candidate designs": (
-        (implicit_toy.implicit_toy(), implicit_toy.exact_eig(DESIGNS)), 3 * GAP, {"designs": {"xi": DESIGNS}, "seed": 7}
+        (implicit_toy.implicit_toy(), implicit_toy.exact_eig(DESIGNS)), 3 * GAP,
+        {"designs": {"xi": DESIGNS}, "seed": 7, **BRIEF},
     ),
-    "a pool": (MODELS["finite"], GAP, {"terms": nwj, "training": Pool(1_001, learning_rate=3e-3), "seed": 8}),
+    "a pool": (
+        MODELS["finite"], GAP, {"terms": nwj, "training": Pool(1_001, learning_rate=3e-3, max_epochs=20), "seed": 8}
+    ),
 }  # fmt: skip
 
 
