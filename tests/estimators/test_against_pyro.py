@@ -141,7 +141,7 @@ def our_gradient(experiment, xi):
 
 def pyro_gradient(xi):
     design = torch.tensor([[xi]], requires_grad=True)
-    estimate = nmc_eig(plated_finite, design, "y", "theta", N=1_000, M=1_000)
+    estimate = nmc_eig(plated_finite, design, "y", "theta", N=500, M=500)
     return torch.autograd.grad(estimate.sum(), design)[0].squeeze()
 
 
@@ -158,7 +158,8 @@ def test_design_gradients_of_a_discrete_outcome(xi):
     experiment = Experiment(finite.finite(xi), "y", "theta")
     mean, error = mean_and_error(torch.stack([our_gradient(experiment, xi) for _ in range(60)]))
     assert abs(mean - exact) <= SIDE * error
-    off_at(mean_and_error(torch.stack([pyro_gradient(xi) for _ in range(200)])), exact, 0.0)
+    repeats = 600 if xi == 0.5 else 150
+    off_at(mean_and_error(torch.stack([pyro_gradient(xi) for _ in range(repeats)])), exact, 0.0)
 
 
 def test_an_outcome_beyond_the_support_of_other_targets():
