@@ -58,9 +58,9 @@ def test_redrawn_outcomes_have_the_law_of_the_outcome_given_the_targets_and_thei
     mean = sample.theta @ experiment.design_values["xi"].T
     again = sample.redraw()
     torch.testing.assert_close(again.log_likelihood, dist.Normal(mean, 1.0).log_prob(again.y).sum(-1))
-    outcomes = torch.stack([sample.redraw().y for _ in range(4_000)])
-    assert ((outcomes.mean(0) - mean).abs() < Z_MAX / math.sqrt(4_000)).all()
-    assert ((outcomes.var(0) - 1.0).abs() < Z_MAX * math.sqrt(2 / 4_000)).all()
+    outcomes = torch.stack([sample.redraw().y for _ in range(400)])
+    assert ((outcomes.mean(0) - mean).abs() < Z_MAX / math.sqrt(400)).all()
+    assert ((outcomes.var(0) - 1.0).abs() < Z_MAX * math.sqrt(2 / 400)).all()
 
 
 def test_a_part_of_a_pool_redraws_its_own_rows_and_chunks_redraw_together():
@@ -86,7 +86,9 @@ def test_redraws_over_a_batch_of_designs_keep_its_shape():
     "estimate", [eig_flow, eig_marginal, lambda *args, **kwargs: eig_critic(*args, terms=info_nce, **kwargs)]
 )
 def test_estimators_on_a_pool_pay_for_its_forward_runs_alone(estimate):
-    result = estimate(linear_gaussian.linear_gaussian(), "y", "theta", training=Pool(200), num_samples=100, seed=0)
+    result = estimate(
+        linear_gaussian.linear_gaussian(), "y", "theta", training=Pool(200, max_epochs=5), num_samples=100, seed=0
+    )
     # Pool, evaluation and the probes at the door.
     assert result.num_simulations < 200 + 100 + 200
 
