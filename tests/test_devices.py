@@ -261,7 +261,7 @@ def test_a_stacked_density_stays_on_its_device(pretence):
     theta, context = there(ROWS, MEMBERS, THETA_DIM), there(ROWS, MEMBERS, CONTEXT_DIM)
     log_prob = stacked.log_prob(theta, context)
     assert_there(log_prob, *torch.autograd.grad(log_prob.mean(), list(stacked.parameters())))
-    stacked.rescale_context_(context)
+    stacked.fit_scales_(theta, context)
     assert_there(stacked.draw(context, (ROWS, MEMBERS)), stacked.log_prob(theta, context))
     assert_there(*stacked.state_dict().values())
     alone = stacked.select([2, 0]).member(0)

@@ -12,8 +12,9 @@ from pyro_voed.densities.coupling import AffineCouplingFlow, SplineCouplingFlow
 from pyro_voed.densities.distribution import FlowDistribution
 from pyro_voed.densities.spline import rational_quadratic_spline
 from pyro_voed.densities.stacked import StackedDensity
-from pyro_voed.densities.standardise import Standardise, context_groups
+from pyro_voed.densities.standardise import Standardise
 from pyro_voed.densities.standardised import StandardisedDensity
+from pyro_voed.densities.whitening import Whitening
 
 __all__ = [
     "AffineCouplingFlow",
@@ -25,7 +26,7 @@ __all__ = [
     "StackedDensity",
     "Standardise",
     "StandardisedDensity",
+    "Whitening",
     "as_density",
-    "context_groups",
     "rational_quadratic_spline",
 ]

@@ -28,7 +28,6 @@ from pyro_voed.densities.distribution import Context, Density, LogProb, Theta
 from pyro_voed.densities.elementwise import AffineMap, ElementwiseMap, SplineMap
 from pyro_voed.densities.gaussian import ConditionalGaussian, colour, whiten
 from pyro_voed.densities.halves import Conditioner, permute, split, unpermute
-from pyro_voed.densities.layers import rescale_layer_
 from pyro_voed.densities.rebuilding import rebuildable
 
 
@@ -66,18 +65,6 @@ class CouplingFlow(Density):
         self.conditioners = nn.ModuleList(
             Conditioner(sizes[1 - moved], sizes[moved], hidden_dim, num_parameters) for moved in self.steps
         )
-
-    def start_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
-        """Start at the linear-Gaussian posterior of standardised pilot draws; a flow that has learnt stays as it is."""
-        self.gaussian.start_(theta, context)
-
-    @torch.no_grad()
-    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
-        """Stay the same density of contexts c that from now on come as (c - shift) / factor, in place."""
-        if not self.context_dim:
-            return
-        rescale_layer_(self.trunk[0], factor, shift)
-        self.gaussian.rescale_(factor, shift)
 
     def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log-density of theta given the context; each context passes the trunk once, for any batch."""

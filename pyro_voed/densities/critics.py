@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import evaluating
-from pyro_voed.densities.layers import perceptron, rescale_layer_
+from pyro_voed.densities.layers import perceptron
 from pyro_voed.densities.rebuilding import rebuildable
-from pyro_voed.densities.standardise import Standardise, context_groups, summarise
-from pyro_voed.densities.standardised import Rescalable
+from pyro_voed.densities.standardise import Standardise, summarise
+from pyro_voed.densities.whitening import Whitening, context_layout
 
 AllTheta = Float[Tensor, "num_theta *batch theta_dim"]
 AllContexts = Float[Tensor, "num_context *batch context_dim"]
@@ -64,10 +64,6 @@ class SeparableCritic(nn.Module):
         scores = features @ self.theta_features(theta).movedim(0, -2).mT
         return scores.movedim((-2, -1), (0, 1)) / math.sqrt(self.feature_dim)
 
-    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
-        """Stay the same function of contexts c that from now on come as (c - shift) / factor, in place."""
-        rescale_layer_(self.context_features[0], factor, shift)
-
 
 @rebuildable
 class JointCritic(nn.Module):
@@ -100,10 +96,6 @@ class JointCritic(nn.Module):
         rows = max(1, self.max_pairs // math.prod(theta.shape[:-1]))
         return torch.cat([self.rest(theta_part + part).squeeze(-1) for part in context_part.split(rows)])
 
-    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
-        """Stay the same function of contexts c that from now on come as (c - shift) / factor, in place."""
-        rescale_layer_(self.context_part, factor, shift)
-
 
 @rebuildable
 class StandardisedCritic(nn.Module):
@@ -121,7 +113,7 @@ class StandardisedCritic(nn.Module):
         self,
         critic: nn.Module,
         theta_scaling: Standardise,
-        context_scaling: Standardise,
+        context_scaling: Standardise | Whitening,
         summary: nn.Module | None = None,
         *,
         num_bypass: int = 0,
@@ -134,12 +126,13 @@ class StandardisedCritic(nn.Module):
         self.baseline: nn.Sequential | None = None
         if with_baseline:
             with torch.no_grad(), evaluating(self):
-                encoded = self.encode(context_scaling.mean.expand(2, -1))
+                encoded = self.encode(theta_scaling.mean.new_zeros(2, self.context_dim))
             self.baseline = perceptron([encoded.shape[-1], 64, 64, 1])
 
     def encode(self, context: Float[Tensor, "*batch context_dim"]) -> Float[Tensor, "*batch encoded_dim"]:
         """Return what the critic sees of a raw context."""
-        return summarise(self.context_scaling(context), self.summary, num_bypass=self.num_bypass)
+        scaled = self.context_scaling(context).to(context.dtype)
+        return summarise(scaled, self.summary, num_bypass=self.num_bypass)
 
     def forward(self, theta: AllTheta, context: AllContexts) -> Scores:
         """Score all pairs of raw theta and raw context."""
@@ -152,18 +145,10 @@ class StandardisedCritic(nn.Module):
         return self.baseline(self.encode(context)).squeeze(-1)
 
     @torch.no_grad()
-    def rescale_context_(self, context: Float[Tensor, "num context_dim"]) -> None:
-        """Standardise raw contexts as they now are; critic and baseline stay the functions of these that they were.
-
-        Behind a summary, which is not a linear map, both change, and so does a critic without `rescale_`.
-        """
-        change = self.context_scaling.refit_(context)
-        if self.summary is not None:
-            return
-        if isinstance(self.critic, Rescalable):
-            self.critic.rescale_(*change)
-        if self.baseline is not None:
-            rescale_layer_(self.baseline[0], *change)
+    def fit_scales_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
+        """Take scales from raw draws."""
+        self.theta_scaling.fit_(theta)
+        self.context_scaling.fit_(context)
 
 
 def build_critic(
@@ -197,8 +182,8 @@ def build_critic(
         if with_baseline and given.baseline is None:
             raise ValueError("critic: it has no baseline, which these terms need. Train it with them from the start.")
         return copy.deepcopy(given)
-    groups = context_groups(summary, dims[1], num_bypass=num_designs)
-    scalings = Standardise(dims[0]).to(theta).fit_(theta), Standardise(dims[1], groups).to(theta).fit_(context)
+    layout = context_layout(summary, dims[1], num_designs=num_designs)
+    scalings = Standardise(dims[0]).to(theta).fit_(theta), Whitening(dims[1], *layout).to(theta).fit_(context)
 
     def wrap(inner: nn.Module, with_baseline: bool) -> StandardisedCritic:
         return StandardisedCritic(

@@ -16,16 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_voed.densities.linear_start import predict_linearly
-
 MAX_CORRELATED_DIM = 32
 """Largest dimension with a context-dependent :math:`L`: beyond it dim**2 / 2 outputs would dwarf the flow."""
 
 MAX_LOG_SCALE = 8.0
 """Bound that log-scales approach smoothly: standardised targets stay far inside, and `exp` cannot overflow."""
-
-SMALLEST_START = 1e-3
-"""Least standard deviation, of standardised targets, at which a linear start is taken."""
 
 
 Vector = Float[Tensor, "*#batch dim"]
@@ -87,37 +82,6 @@ class ConditionalGaussian(nn.Module):
         if self.num_pairs:
             lower = F.pad(pairs, (1, 0)).index_select(-1, self.places).unflatten(-1, (self.dim, self.dim))
         return shift, soft_clamp(log_scale, MAX_LOG_SCALE), lower
-
-    @torch.no_grad()
-    def start_(self, theta: Float[Tensor, "num dim"], context: Float[Tensor, "num context_dim"]) -> None:
-        """Start at the linear prediction of theta from the context, where nothing has been learnt yet."""
-        if self.linear is None or self.head.weight.any() or len(theta) <= 2 * self.dim:
-            return
-        # A summary with non-finite outputs is reported where terms are checked, in the first step of training.
-        if not context.isfinite().all():
-            return
-        prediction = predict_linearly(theta, context)
-        deviation = prediction.covariance.diagonal().sqrt()
-        factor, failed = torch.linalg.cholesky_ex(prediction.covariance)
-        # Targets that the context or other targets determine exactly would start as a spike, where training gets stuck.
-        if failed or not (deviation > SMALLEST_START).all():
-            return
-        log_scale, pairs = deviation.log(), self.head.bias.new_zeros(0)
-        if self.num_pairs:
-            inverse = torch.linalg.inv(factor)
-            log_scale = -inverse.diagonal().log()
-            rows, columns = torch.tril_indices(self.dim, self.dim, -1, device=inverse.device)
-            pairs = (inverse * log_scale.exp().unsqueeze(-1))[rows, columns]
-        self.linear.weight.copy_(prediction.weight)
-        raw_log_scale = MAX_LOG_SCALE * torch.atanh(log_scale / MAX_LOG_SCALE)
-        self.head.bias.copy_(torch.cat([prediction.offset, raw_log_scale, pairs]))
-
-    @torch.no_grad()
-    def rescale_(self, factor: Float[Tensor, " context_dim"], shift: Float[Tensor, " context_dim"]) -> None:
-        """Stay the same function of contexts c that from now on come as (c - shift) / factor, in place."""
-        if self.linear is not None:
-            self.head.bias[: self.dim] += self.linear.weight @ shift
-            self.linear.weight *= factor
 
 
 def _strictly_lower_places(dim: int) -> Tensor:

@@ -25,11 +25,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_PENALTIES = (-6.0, 2.0, 17)
+_PENALTIES = (-14.0, 2.0, 33)
 """First and last decimal logarithm of the penalties tried, relative to the mean eigenvalue, and their number."""
 
 _LEAST_EIGENVALUE = 1e-10
-"""Directions with less variance than this share of the largest are rounding."""
+"""Directions with less than this share of the variance are rounding."""
 
 
 class LinearPrediction(NamedTuple):
@@ -58,7 +58,7 @@ def predict_linearly(targets: Float[Tensor, "num dim"], context: Float[Tensor, "
     logarithms = torch.linspace(*_PENALTIES, dtype=torch.double, device=c.device)
     penalties = 10.0**logarithms * eigenvalues.mean()
     left = penalties / (eigenvalues.unsqueeze(-1) + penalties)  # (rank, num_penalties), share not fitted
-    squares = t.square().mean(0) - (1.0 - left.square()).mT @ explained  # (num_penalties, dim)
+    squares = (t.square().mean(0) - (1.0 - left.square()).mT @ explained).clamp(min=0.0)  # (num_penalties, dim)
     freedom = 1.0 - (1.0 + (1.0 - left).sum(0)) / len(c)
     # A penalty that leaves no freedom fits the pilot exactly and says nothing about new draws.
     scored = torch.where(freedom.unsqueeze(-1) > 0.05, squares / freedom.unsqueeze(-1).square(), torch.inf)
@@ -79,5 +79,5 @@ def _principal(c: Tensor) -> tuple[Tensor, Tensor]:
     else:
         eigenvalues, left = torch.linalg.eigh(c @ c.mT / num)
         directions = c.mT @ left / (num * eigenvalues.clamp(min=torch.finfo(torch.double).tiny)).sqrt()
-    kept = eigenvalues > _LEAST_EIGENVALUE * eigenvalues[-1]
+    kept = eigenvalues > _LEAST_EIGENVALUE * eigenvalues.sum()
     return eigenvalues[kept], directions[:, kept]

@@ -17,11 +17,12 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pyro_voed.densities.distribution import Density
 from pyro_voed.densities.rebuilding import rebuildable
+from pyro_voed.densities.standardise import InDouble
 from pyro_voed.densities.standardised import StandardisedDensity
 
 
 @rebuildable
-class StackedDensity(Density):
+class StackedDensity(InDouble, Density):
     """Hold densities of equal structure as one module, whose members are the last batch dimension of its arguments.
 
     Members have equal structure (else ValueError), dtype and device, and no recurrent networks (NotImplementedError).
@@ -111,21 +112,13 @@ class StackedDensity(Density):
         return StackedDensity([self.member(index) for index in members])
 
     @torch.no_grad()
-    def rescale_context_(self, context: Float[Tensor, "num members context_dim"]) -> None:
-        """Standardise each member's contexts as its own simulations now are, see `StandardisedDensity`."""
-        for index, own in enumerate(context.unbind(-2)):
-            member = self.member(index)
-            member.rescale_context_(own)
-            self._replace(index, member)
-
-    @torch.no_grad()
-    def start_(
+    def fit_scales_(
         self, theta: Float[Tensor, "num members theta_dim"], context: Float[Tensor, "num members context_dim"]
     ) -> None:
-        """Let each member start at the linear-Gaussian posterior of its own draws, where it can."""
+        """Take each member's scales from its own draws, see `StandardisedDensity`."""
         for index, own in enumerate(zip(theta.unbind(-2), context.unbind(-2), strict=True)):
             member = self.member(index)
-            member.start_(*own)
+            member.fit_scales_(*own)
             self._replace(index, member)
 
     def _replace(self, index: int, member: StandardisedDensity) -> None:

@@ -6,13 +6,25 @@ Means and scales are buffers: they travel with `state_dict` and across devices, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
+
+
+class InDouble(nn.Module):
+    """A module whose buffers in double precision stay so where a model is moved to single precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InDouble:
+        def moved(tensor: Tensor) -> Tensor:
+            stays = tensor.dtype == torch.double and not isinstance(tensor, nn.Parameter)
+            return tensor.to(fn(tensor).device) if stays else fn(tensor)
+
+        return super()._apply(moved, recurse)
 
 
 @rebuildable
@@ -30,7 +42,7 @@ class Standardise(nn.Module):
         (tensor([2., 7.]), tensor([2., 1.]))
         >>> scaling(torch.tensor([4.0, 8.0]))
         tensor([1., 1.])
-        >>> Standardise(3, groups=torch.tensor([0, 0, -1])).fit_(torch.tensor([[1.0, 3.0, 5.0], [1.0, 3.0, 9.0]])).mean
+        >>> Standardise(3, groups=[0, 0, -1]).fit_(torch.tensor([[1.0, 3.0, 5.0], [1.0, 3.0, 9.0]])).mean
         tensor([2., 2., 0.])
     """
 
@@ -38,18 +50,21 @@ class Standardise(nn.Module):
     scale: Tensor
     groups: Tensor
 
-    def __init__(self, dim: int, groups: Int[Tensor, " dim"] | None = None) -> None:
+    def __init__(self, dim: int, groups: Sequence[int] | None = None) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim", minimum=0)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
-        self.register_buffer("groups", torch.arange(dim) if groups is None else groups, persistent=False)
+        self.register_buffer(
+            "groups", torch.arange(dim) if groups is None else torch.tensor(list(groups)).long(), persistent=False
+        )
 
     @torch.no_grad()
-    def fit_(self, x: Float[Tensor, "num dim"]) -> Standardise:
+    def fit_(self, x: Float[Tensor, "num dim"], dtype: torch.dtype | None = None) -> Standardise:
         """Take mean and standard deviation from at least two simulations, in place and without gradient.
 
-        A column that is constant up to rounding gets scale one: dividing by its deviation would amplify noise.
+        A column that is constant up to rounding, in the precision of `dtype` where simulations came in another than
+        that of x, gets scale one: dividing by its deviation would amplify noise.
         """
         if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] != self.dim:
             raise ValueError(
@@ -59,24 +74,20 @@ class Standardise(nn.Module):
         if not x.isfinite().all():
             num_wrong = int((~x.isfinite()).any(-1).sum())
             raise ArithmeticError(f"x: {num_wrong} of {x.shape[0]} vectors are not finite. Check the simulator.")
+        if not self.dim:
+            return self
         mean, deviation = self._pooled(x.mean(0), x.std(0))
-        rounding = 8.0 * torch.finfo(x.dtype).eps * mean.abs()
+        rounding = 8.0 * torch.finfo(dtype or x.dtype).eps * mean.abs()
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > rounding, deviation, 1.0))
         return self
-
-    def refit_(self, x: Float[Tensor, "num dim"]) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
-        """Fit anew; return the factor and the shift for which what was given as z is now (z - shift) / factor."""
-        mean, scale = self.mean.clone(), self.scale.clone()
-        self.fit_(x)
-        return self.scale / scale, (self.mean - mean) / scale
 
     def _pooled(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and deviations over all entries of a group, 0 and 0 where an entry stays as it is."""
         same = (self.groups[:, None] == self.groups) & (self.groups >= 0)
         if not (same.sum(1) > 1).any() and (self.groups >= 0).all():
             return mean, deviation
-        share = same / same.sum(1).clamp(min=1)
+        share = same.to(mean.dtype) / same.sum(1).clamp(min=1)
         pooled = share @ mean
         variance = share @ (deviation.square() + mean.square()) - pooled.square()
         return pooled, variance.clamp(min=0.0).sqrt()
@@ -103,22 +114,3 @@ def summarise(
     seen, bypassing = context.split([context.shape[-1] - num_bypass, num_bypass], -1)
     features = summary(seen.reshape(math.prod(seen.shape[:-1]), seen.shape[-1]))
     return torch.cat([features.reshape(*seen.shape[:-1], features.shape[-1]), bypassing], -1)
-
-
-def context_groups(summary: nn.Module | None, context_dim: int, *, num_bypass: int) -> Int[Tensor, " context_dim"]:
-    """Return which context entries share a scale: those that the summary names; each of the others has its own.
-
-    The summary sees all but the last `num_bypass` entries; its method `column_groups(dim)` says which of them do.
-
-    Example:
-        >>> from pyro_voed.summaries import DeepSetSummary
-        >>> context_groups(DeepSetSummary(row_dim=2), 5, num_bypass=1)  # two rows of two, and a design
-        tensor([0, 1, 0, 1, 6])
-    """
-    own = getattr(summary, "column_groups", None)
-    if own is None or num_bypass == context_dim:
-        return torch.arange(context_dim)
-    bypassing = torch.arange(context_dim - num_bypass, context_dim)
-    seen = own(context_dim - num_bypass)
-    # Numbers that the summary's own cannot have.
-    return torch.cat([seen, bypassing + int(seen.max()) + 1])

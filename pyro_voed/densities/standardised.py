@@ -1,15 +1,15 @@
-r"""A density behind standardisation and a summary.
+r"""A density behind scales, a summary and a linear prediction.
 
-With means :math:`\mu` and standard deviations :math:`\sigma` of simulated targets and :math:`c` the standardised, then
-summarised context,
+With means :math:`\mu` and standard deviations :math:`\sigma` of simulated targets, :math:`c` the whitened, then
+summarised context, and :math:`z = L^{-1} \big( (\theta - \mu) / \sigma - B f - b \big)` the linear residual,
 
-.. math:: q(\theta \mid c) = q_z\big( (\theta - \mu) / \sigma \mid c \big) \prod_i \sigma_i^{-1} .
+.. math:: q(\theta \mid c) = q_z ( z \mid c ) \, |L|^{-1} \prod_i \sigma_i^{-1} .
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,23 +19,9 @@ from pyro_voed.checks import check_count
 from pyro_voed.densities.contract import as_density, evaluating
 from pyro_voed.densities.distribution import Context, Density, LogProb, Theta
 from pyro_voed.densities.rebuilding import rebuildable
+from pyro_voed.densities.residual import LinearResidual
 from pyro_voed.densities.standardise import Standardise, summarise
-
-
-@runtime_checkable
-class Startable(Protocol):
-    """A density that can start from pilot draws."""
-
-    def start_(self, theta: Tensor, context: Tensor) -> None:
-        """Set in closed form what standardised draws allow."""
-
-
-@runtime_checkable
-class Rescalable(Protocol):
-    """A density or critic that can stay what it is when its context gets another scale."""
-
-    def rescale_(self, factor: Tensor, shift: Tensor) -> None:
-        """Stay the same function of contexts c that from now on come as (c - shift) / factor."""
+from pyro_voed.densities.whitening import Whitening, fixed_features_of
 
 
 @rebuildable
@@ -51,6 +37,7 @@ class StandardisedDensity(Density):
         context_scaling: Scaling of the raw context.
         summary: A module that maps standardised contexts (num, dim) to features (num, summary_dim), or None.
         num_bypass: How many of the last context entries the summary does not see.
+        sees_prediction: The density also sees the linear prediction, which a summary may have dropped.
 
     Example:
         >>> from pyro_voed.densities import AffineCouplingFlow
@@ -67,10 +54,11 @@ class StandardisedDensity(Density):
         self,
         density: Any,
         theta_scaling: Standardise,
-        context_scaling: Standardise,
+        context_scaling: Standardise | Whitening,
         summary: nn.Module | None = None,
         *,
         num_bypass: int = 0,
+        sees_prediction: bool = False,
     ) -> None:
         super().__init__()
         self.theta_dim = theta_scaling.dim
@@ -83,39 +71,53 @@ class StandardisedDensity(Density):
         self.theta_scaling = theta_scaling
         self.context_scaling = context_scaling
         self.summary = summary
+        self.sees_prediction = sees_prediction
+        zeros = theta_scaling.mean.new_zeros(2, self.context_dim)
         with torch.no_grad(), evaluating(self):
-            encoded = self.encode(context_scaling.mean.expand(2, -1))
+            num_features = self._features(self.context_scaling(zeros)).shape[-1]
+            left_out = (theta_scaling.groups < 0).nonzero().flatten().tolist()
+            self.residual = LinearResidual(self.theta_dim, num_features, left_out).to(zeros)
+            encoded = self.encode(zeros)
         self.density = as_density(density, self.theta_dim, encoded.shape[-1])
         self.has_rsample: bool = self.density.has_rsample
 
     def encode(self, context: Float[Tensor, "*batch context_dim"]) -> Float[Tensor, "*batch encoded_dim"]:
         """Return what the density sees of a raw context."""
-        return summarise(self.context_scaling(context), self.summary, num_bypass=self.num_bypass)
+        return self._seen(context)[0]
+
+    def _features(self, scaled: Tensor) -> Tensor:
+        """Return what the linear prediction of theta is made of."""
+        outcome, bypassing = scaled.split([self.context_dim - self.num_bypass, self.num_bypass], -1)
+        return torch.cat([fixed_features_of(self.summary, outcome), bypassing], -1)
+
+    def _seen(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the density sees of a raw context, and the linear prediction of standardised theta."""
+        scaled = self.context_scaling(context)
+        prediction = self.residual.prediction(self._features(scaled))
+        encoded = summarise(scaled.to(context.dtype), self.summary, num_bypass=self.num_bypass)
+        if self.sees_prediction:
+            encoded = torch.cat([encoded, prediction.to(context.dtype)], -1)
+        return encoded, prediction
 
     @torch.no_grad()
-    def start_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
-        """Let a flow start at the linear-Gaussian posterior of raw pilot draws; other densities stay as they are.
+    def fit_scales_(self, theta: Float[Tensor, "num theta_dim"], context: Float[Tensor, "num context_dim"]) -> None:
+        """Take scales, and the linear prediction of theta, from raw draws.
 
-        None of the draws may be among those that decide when training stops.
+        None of them may be among those that decide when training stops.
         """
-        if isinstance(self.density, Startable):
-            with evaluating(self):
-                self.density.start_(self.theta_scaling(theta), self.encode(context))
-
-    @torch.no_grad()
-    def rescale_context_(self, context: Float[Tensor, "num context_dim"]) -> None:
-        """Standardise raw contexts as they now are; a flow stays the density of these that it was.
-
-        Behind a summary, which is not a linear map, the density changes, and so do densities without `rescale_`.
-        """
-        change = self.context_scaling.refit_(context)
-        if self.summary is None and isinstance(self.density, Rescalable):
-            self.density.rescale_(*change)
+        self.theta_scaling.fit_(theta)
+        self.context_scaling.fit_(context)
+        self.residual.fit_(self.theta_scaling(theta.double()), self._features(self.context_scaling(context)))
 
     def log_prob(self, theta: Theta, context: Context) -> LogProb:
         """Return the log-density of raw theta given the raw context; the batches broadcast."""
-        return self.density.log_prob(self.theta_scaling(theta), self.encode(context)) + self.theta_scaling.log_det()
+        encoded, prediction = self._seen(context)
+        z = self.residual(self.theta_scaling(theta.double()), prediction).to(theta.dtype)
+        log_det = self.theta_scaling.log_det() + self.residual.log_det()
+        return self.density.log_prob(z, encoded) + log_det.to(theta.dtype)
 
     def draw(self, context: Context, batch_shape: Sequence[int]) -> Float[Tensor, "... theta_dim"]:
         """Return one draw for each entry of `batch_shape`, to which the context's batch shape broadcasts."""
-        return self.theta_scaling.inverse(self.density.draw(self.encode(context), batch_shape))
+        encoded, prediction = self._seen(context)
+        z = self.density.draw(encoded, batch_shape)
+        return self.theta_scaling.inverse(self.residual.inverse(z, prediction)).to(z.dtype)

@@ -15,9 +15,10 @@ from pyro_voed.densities import (
     SplineCouplingFlow,
     Standardise,
     StandardisedDensity,
+    Whitening,
     as_density,
-    context_groups,
 )
+from pyro_voed.densities.whitening import context_layout
 from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample
@@ -80,23 +81,19 @@ def build_density(
                 f"{given.context_dim}. It was trained for another model or design batch."
             )
         return copy.deepcopy(given)
-    groups = context_groups(summary, context_dim, num_bypass=num_designs)
-    scales = [Standardise(dim).to(values), Standardise(context_dim, groups).to(values)]
-    scales[0].fit_(values)
-    default: Callable[[int, int], nn.Module] = make_flow
-    if discrete is not None and any(entry is not None for entry in discrete):
-        default = make_mixed(discrete, values)
-        labels = torch.tensor([entry is not None for entry in discrete], device=values.device)
-        # Discrete entries are labels, compared and not measured.
-        scales[0].mean.masked_fill_(labels, 0.0)
-        scales[0].scale.masked_fill_(labels, 1.0)
-    if context_dim:
-        scales[1].fit_(context)
+    labels = [entry is not None for entry in discrete or [None] * dim]
+    # Discrete entries are labels, compared and not measured.
+    groups = [-1 if label else entry for entry, label in enumerate(labels)]
+    default = make_mixed(discrete, values) if discrete is not None and any(labels) else make_flow
+    scaling = Whitening(context_dim, *context_layout(summary, context_dim, num_designs=num_designs))
     summary = copy.deepcopy(summary)
     inner_dim = context_dim
     if summary is not None:
         inner_dim = _summary_dim(summary, context[:2, : context_dim - num_designs]) + num_designs
     is_density = not isinstance(given, type) and (hasattr(given, "condition") or isinstance(given, nn.Module))
+    # What has its dimensions already cannot take the prediction in.
+    sees_prediction = summary is not None and not is_density
+    inner_dim += dim * sees_prediction
     made = copy.deepcopy(given) if is_density else (given or default)(dim, inner_dim)
     density = as_density(made, dim, inner_dim)
     if default is not make_flow and not isinstance(density, Classifier | MixedDensity):
@@ -105,8 +102,16 @@ def build_density(
             f"density: some targets are discrete, and {type(made).__name__} is a density of continuous ones. Leave it "
             "out, or give a Classifier or MixedDensity of pyro_voed.densities."
         )
-    num_bypass = 0 if summary is None else num_designs
-    return StandardisedDensity(density, scales[0], scales[1], summary, num_bypass=num_bypass).to(values)
+    made = StandardisedDensity(
+        density,
+        Standardise(dim, groups).to(values),
+        scaling,
+        summary,
+        num_bypass=num_designs,
+        sees_prediction=sees_prediction,
+    ).to(values)
+    made.fit_scales_(values, context)
+    return made
 
 
 def _summary_dim(summary: nn.Module, context: Tensor) -> int:
@@ -121,43 +126,17 @@ def _summary_dim(summary: nn.Module, context: Tensor) -> int:
     return shape[1]
 
 
-def build_posterior(
-    given: Any, pilot: JointSample, experiment: Experiment, summary: Summary, *, started: bool = True
-) -> StandardisedDensity:
-    """Return a conditional density of the targets given outcomes (and, over several designs, the design).
-
-    Unless `started` is False, a flow starts at the pilot's linear-Gaussian posterior. On a pool it starts later, once
-    the part that decides when training stops has been set aside (`start_posterior`).
-    """
+def build_posterior(given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> StandardisedDensity:
+    """Return a conditional density of the targets given outcomes (and, over several designs, the design)."""
     # A density of an earlier result has its own.
     module = None if isinstance(given, StandardisedDensity) else outcome_summary(experiment, summary)
-    theta, context = target_rows(pilot)
-    density = build_density(
+    return build_density(
         given,
-        theta,
-        context,
+        *target_rows(pilot),
         num_designs=0 if pilot.designs is None else pilot.designs.shape[-1],
         summary=module,
         discrete=discrete_values(experiment),
     )
-    if started and not isinstance(given, StandardisedDensity):
-        density.start_(theta, context)
-    return density
-
-
-def start_posterior(density: StandardisedDensity, sample: JointSample) -> None:
-    """Let a flow that has learnt nothing start at the linear-Gaussian posterior of a pool.
-
-    Not behind a summary that has yet to learn: what its random features predict is in part that pool's chance, and
-    training does not get rid of it.
-    """
-    if not learns(density.summary):
-        density.start_(*target_rows(sample))
-
-
-def learns(summary: nn.Module | None) -> bool:
-    """Return whether a summary has weights to be trained."""
-    return summary is not None and any(weight.requires_grad for weight in summary.parameters())
 
 
 def target_rows(sample: JointSample) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.densities import StackedDensity, StandardisedDensity
-from pyro_voed.estimators.building import build_posterior, learns
+from pyro_voed.estimators.building import build_posterior
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample, combine
@@ -36,9 +36,7 @@ class Ensemble:
         """Densities in all."""
         return self.num_rates * self.batch.numel()
 
-    def build(
-        self, given: Any, pilot: JointSample, experiment: Experiment, summary: Summary, *, started: bool = True
-    ) -> StackedDensity:
+    def build(self, given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> StackedDensity:
         """Return the stacked density to train, each member's scales taken from its own part of the pilot."""
         if isinstance(given, StackedDensity):
             if given.num_members != self.batch.numel():
@@ -48,27 +46,22 @@ class Ensemble:
                 )
             own = [given.member(index) for index in range(given.num_members)]
         elif not self.batch:
-            own = [build_posterior(given, pilot, experiment, summary, started=started)]
+            own = [build_posterior(given, pilot, experiment, summary)]
         else:
             parts = [at_member(pilot, index, self.batch) for index in range(self.batch.numel())]
-            own = [build_posterior(given, part, experiment, summary, started=started) for part in parts]
+            own = [build_posterior(given, part, experiment, summary) for part in parts]
         return StackedDensity(own * self.num_rates)
-
-    def start(self, density: StackedDensity, sample: JointSample) -> None:
-        """Let flows that have learnt nothing start as `start_posterior` does, each at its own simulations."""
-        if not learns(density.summary):
-            density.start_(*self._of_members(sample))
 
     def log_q(
         self, sample: JointSample, density: StackedDensity
     ) -> Float[Tensor, "num_samples num_rates *design_batch"]:
         """Return log-densities of the sample's targets under every member that is of their design."""
-        log_q = density.log_prob(*self._of_members(sample))
+        log_q = density.log_prob(*self.of_members(sample))
         if self.batch:
             return log_q.reshape(sample.num_samples, self.num_rates, *self.batch)
         return log_q.reshape(*sample.theta.shape[:-1], self.num_rates).movedim(-1, 1)
 
-    def _of_members(self, sample: JointSample) -> tuple[Tensor, Tensor]:
+    def of_members(self, sample: JointSample) -> tuple[Tensor, Tensor]:
         """Return targets and contexts `(rows, members, dim)`, each member's own."""
         if self.batch:
             alone = replace(sample, designs=None)

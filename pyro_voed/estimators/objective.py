@@ -23,10 +23,10 @@ def build_nothing(given: Any, pilot: JointSample, experiment: Experiment, summar
     """Return None, for objectives that learn nothing."""
 
 
-def rescale_context(density: Any, sample: JointSample) -> None:
-    """Standardise outcomes as they are at the present design; nothing to do where nothing is learned."""
+def refit_scales(density: Any, sample: JointSample) -> None:
+    """Take scales from simulations at the present design; nothing to do where nothing is learned."""
     if density is not None:
-        density.rescale_context_(sample.y)
+        density.fit_scales_(sample.theta, sample.y)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Objective:
     log_joint: bool = False
     pairs: bool = False
     build: Callable[[Any, JointSample, Experiment, Summary], Any] = build_posterior
-    rescale: Callable[[Any, JointSample], None] = rescale_context
+    rescale: Callable[[Any, JointSample], None] = refit_scales
     evaluation_size: int | None = None
     inner_steps: int = 0
 

@@ -36,7 +36,7 @@ def _saddle_terms(sample: JointSample, density: Any) -> Tensor:
 
 
 def _rescale_outcome(density: Any, sample: JointSample) -> None:
-    density.theta_scaling.fit_(sample.y)
+    density.fit_scales_(sample.y, sample.y[..., :0])
 
 
 def marginal_saddle(inner_steps: int = 4) -> Objective:

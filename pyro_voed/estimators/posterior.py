@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_voed.bounds.barber_agakov import ba_terms
 from pyro_voed.densities import StackedDensity, StandardisedDensity
-from pyro_voed.estimators.building import build_posterior, start_posterior
+from pyro_voed.estimators.building import build_posterior, target_rows
 from pyro_voed.estimators.collapse import checked_for_collapse
 from pyro_voed.estimators.ensemble import Ensemble
 from pyro_voed.estimators.fit import SMALL_PILOT_SIZE, Evaluation, Fit
@@ -88,34 +88,48 @@ def fit_posterior(
     # Each member of an ensemble has scales of its own.
     at_all = lambda size: sample_joint(fit.experiment, max(SMALL_PILOT_SIZE // 4, size // 4), fit.designs)  # noqa: E731
     pilot = fit.pilot(pool, draw=at_all if batch else None)
-    if not isinstance(density, StandardisedDensity | StackedDensity):
+    is_new = not isinstance(density, StandardisedDensity | StackedDensity)
+    if is_new:
         summary = outcome_summary(fit.experiment, summary)
+
+    def begin(built: Any, part: JointSample, rows: Callable[[JointSample], Any] = target_rows) -> None:
+        """Take scales anew from the part of a pool that is learned from."""
+        if is_new:
+            built.fit_scales_(*rows(part))
+
     if not batch and len(fit.rates) == 1:
-        build = partial(build_posterior, density, pilot, fit.experiment, summary, started=pool is None)
-        trained, history, _ = fit.train_best(build, posterior_terms, pool, begin=start_posterior)
+        build = partial(build_posterior, density, pilot, fit.experiment, summary)
+        trained, history, _ = fit.train_best(build, posterior_terms, pool, begin=begin)
         return Posterior(fit, trained, posterior_terms, history, None)
     terms = Ensemble(1, batch).single if batch else posterior_terms
-    trained, history, rate = _best_of_stack(fit, density, summary, batch, pilot, pool)
+    trained, history, rate = _best_of_stack(fit, density, summary, batch, pilot, pool, begin)
     return Posterior(fit, trained, terms, history, rate)
 
 
 def _best_of_stack(
-    fit: Fit, density: Any, summary: Any, batch: torch.Size, pilot: JointSample, pool: JointSample | None
+    fit: Fit,
+    density: Any,
+    summary: Any,
+    batch: torch.Size,
+    pilot: JointSample,
+    pool: JointSample | None,
+    begin: Callable[..., None],
 ) -> tuple[Any, FitHistory | None, Tensor | None]:
     """Train one member for each rate and each design that has a density of its own; return the best at each."""
     stack, experiment = Ensemble(len(fit.rates), batch), fit.experiment
     if pool is not None and len(fit.rates) > 1 and fit.trains:
         # Each rate on its own: which pass over the pool was the best differs from one to the next.
         alone = Ensemble(1, batch)
-        parts = [alone.build(density, pilot, experiment, summary, started=False) for _ in fit.rates]
-        histories = [
-            replace(fit, rates=(rate,)).train(part, alone.terms, pool, begin=partial(alone.start, part))
-            for part, rate in zip(parts, fit.rates, strict=True)
-        ]
+        parts, histories = [], []
+        for rate in fit.rates:
+            part = alone.build(density, pilot, experiment, summary)
+            start = partial(begin, part, rows=alone.of_members)
+            histories.append(replace(fit, rates=(rate,)).train(part, alone.terms, pool, begin=start))
+            parts.append(part)
         trained = StackedDensity([part.member(index) for part in parts for index in range(part.num_members)])
     else:
-        trained = stack.build(density, pilot, experiment, summary, started=pool is None)
-        histories = [fit.train(trained, stack.terms, pool, begin=partial(stack.start, trained))]
+        trained = stack.build(density, pilot, experiment, summary)
+        histories = [fit.train(trained, stack.terms, pool, begin=partial(begin, trained, rows=stack.of_members))]
     if len(fit.rates) == 1:
         return trained, histories[0], None
     with torch.no_grad(), pyro.validation_enabled(False):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_voed.densities.rebuilding import rebuildable
+from pyro_voed.densities.whitening import fixed_features_of, layout_of
 
 
 @rebuildable
@@ -54,13 +55,19 @@ class ComposedSummary(nn.Module):
         ]
         return torch.cat([*features, x.index_select(-1, self.get_buffer("rest"))], -1)
 
-    def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
-        """Return which inputs share a scale, as the parts say; -1 for inputs without one."""
-        groups = torch.arange(dim)
+    def layout(self, dim: int) -> tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]:
+        """Return row and column of each input: those of the parts, and one row of all that no part sees."""
+        rows, columns = torch.zeros(dim, dtype=torch.long), torch.arange(dim)
         for number, part in enumerate(self.parts):
-            own = getattr(part, "column_groups", None)
-            if own is not None:
-                entries = self.get_buffer(f"entries_{number}").cpu()
-                columns = own(len(entries))
-                groups[entries] = torch.where(columns >= 0, dim * (number + 1) + columns, columns)
-        return groups
+            entries = self.get_buffer(f"entries_{number}").cpu()
+            own_rows, own_columns = layout_of(part, len(entries))
+            # Numbers that no other part has.
+            rows[entries] = dim * (number + 1) + own_rows
+            columns[entries] = torch.where(own_columns >= 0, dim * (number + 1) + own_columns, own_columns)
+        return rows, columns
+
+    def fixed_features(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch num_features"]:
+        """Return what the parts and the rest say before anything is learned."""
+        seen = [x.index_select(-1, self.get_buffer(f"entries_{number}")) for number in range(len(self.parts))]
+        known = [fixed_features_of(part, own) for part, own in zip(self.parts, seen, strict=True)]
+        return torch.cat([*known, x.index_select(-1, self.get_buffer("rest"))], -1)

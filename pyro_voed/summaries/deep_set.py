@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.summaries.layers import ResidualBlock, check_sizes, linear
-from pyro_voed.summaries.rows import SetHead, row_groups, split_rows
+from pyro_voed.summaries.rows import SetHead, row_layout, row_statistics, split_rows
 
 
 @rebuildable
@@ -62,7 +62,7 @@ class DeepSetSummary(nn.Module):
         sizes = {"row_dim": row_dim, "summary_dim": summary_dim, "hidden_dim": hidden_dim}
         check_sizes(**sizes)
         check_count(num_blocks, "num_blocks", minimum=0)
-        self.row_dim, self.masked = row_dim, masked
+        self.row_dim, self.masked, self.cross = row_dim, masked, cross
         self.embed = linear(row_dim, hidden_dim)
         self.blocks = nn.ModuleList(ResidualBlock(hidden_dim, hidden_dim) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(hidden_dim)
@@ -78,6 +78,10 @@ class DeepSetSummary(nn.Module):
             hidden = block(hidden, pooled)
         return self.head((self.norm(hidden) * share).sum(-2), rows, weights, log_size)
 
-    def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
-        """Return which inputs share a scale: those in one column of the rows; -1 for inputs without one."""
-        return row_groups(dim, self.row_dim, masked=self.masked)
+    def layout(self, dim: int) -> tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]:
+        """Return row and column of each input; entries of one column share a scale, those of column -1 have none."""
+        return row_layout(dim, self.row_dim, masked=self.masked)
+
+    def fixed_features(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch num_statistics"]:
+        """Return the moments of the rows, which no weight enters."""
+        return row_statistics(x, self.row_dim, masked=self.masked, cross=self.cross)

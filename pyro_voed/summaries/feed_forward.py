@@ -7,7 +7,8 @@ References:
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_voed.checks import check_count
@@ -44,3 +45,7 @@ class FeedForwardSummary(nn.Module):
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary."""
         return self.skip(x) + self.out(self.norm(self.blocks(self.embed(x))))
+
+    def layout(self, dim: int) -> tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]:
+        """Return row and column of each input: one row of all."""
+        return torch.zeros(dim, dtype=torch.long), torch.arange(dim)

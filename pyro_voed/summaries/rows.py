@@ -40,10 +40,19 @@ def split_rows(
     return rows * present, present / number, number.log().squeeze(-2)
 
 
-def row_groups(dim: int, row_dim: int, *, masked: bool) -> Int[Tensor, " dim"]:
-    """Return the column of every number of a vector of rows; -1 for the numbers that say whether a row is present."""
-    column = torch.arange(dim) % (row_dim + masked)
-    return torch.where(column < row_dim, column, -1)
+def row_layout(dim: int, row_dim: int, *, masked: bool) -> tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]:
+    """Return row and column of every number of a vector of rows; column -1 where it says whether a row is present."""
+    places = torch.arange(dim)
+    column = places % (row_dim + masked)
+    return places // (row_dim + masked), torch.where(column < row_dim, column, -1)
+
+
+def row_statistics(
+    x: Float[Tensor, "*batch set_dim"], row_dim: int, *, masked: bool, cross: bool
+) -> Float[Tensor, "*batch num_statistics"]:
+    """Return what is known of a set without any weights: moments of its rows, and the log of their number."""
+    rows, weights, log_size = split_rows(x, row_dim, masked=masked)
+    return torch.cat([row_moments(rows, weights, cross=cross), *([] if log_size is None else [log_size])], -1)
 
 
 class SetHead(nn.Module):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pyro_voed.checks import check_count
 from pyro_voed.densities.rebuilding import rebuildable
 from pyro_voed.summaries.layers import ResidualBlock, check_sizes, linear
-from pyro_voed.summaries.rows import SetHead, row_groups, split_rows
+from pyro_voed.summaries.rows import SetHead, row_layout, row_statistics, split_rows
 
 
 @rebuildable
@@ -65,7 +65,7 @@ class SetTransformerSummary(nn.Module):
             raise ValueError(f"hidden_dim: expected a multiple of num_heads {num_heads}, got {hidden_dim}.")
         if num_inducing is not None:
             check_count(num_inducing, "num_inducing")
-        self.row_dim, self.masked = row_dim, masked
+        self.row_dim, self.masked, self.cross = row_dim, masked, cross
         self.embed = linear(row_dim, hidden_dim)
         self.blocks = nn.ModuleList(_Block(hidden_dim, num_heads, num_inducing) for _ in range(num_blocks))
         self.seeds = _points(num_seeds, hidden_dim)
@@ -84,9 +84,13 @@ class SetTransformerSummary(nn.Module):
         pooled = self.norm(self.pool(self.seeds.expand(*hidden.shape[:-2], -1, -1), hidden, seen)).flatten(-2)
         return self.head(pooled, rows, weights, log_size)
 
-    def column_groups(self, dim: int) -> Int[Tensor, " dim"]:
-        """Return which inputs share a scale: those in one column of the rows; -1 for inputs without one."""
-        return row_groups(dim, self.row_dim, masked=self.masked)
+    def layout(self, dim: int) -> tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]:
+        """Return row and column of each input; entries of one column share a scale, those of column -1 have none."""
+        return row_layout(dim, self.row_dim, masked=self.masked)
+
+    def fixed_features(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch num_statistics"]:
+        """Return the moments of the rows, which no weight enters."""
+        return row_statistics(x, self.row_dim, masked=self.masked, cross=self.cross)
 
 
 class _Attention(nn.Module):

@@ -1,11 +1,13 @@
-"""Ridge regression by generalised cross-validation, and flows that start at its prediction."""
+"""Ridge regression by generalised cross-validation, and what it leaves of the targets."""
+
+import math
 
 import pytest
 import torch
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal, Normal
 
-from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
 from pyro_voed.densities.linear_start import predict_linearly
+from pyro_voed.densities.residual import LinearResidual
 
 
 def linear(num, context_dim, noise, seed=0):
@@ -46,52 +48,47 @@ def test_useless_contexts_predict_the_mean():
 
 
 @pytest.mark.parametrize("dim", [1, 3, 40])
-def test_a_flow_starts_at_the_linear_gaussian_posterior(dim):
-    mixing, weight = torch.randn(dim, dim) * 0.3 + torch.eye(dim), torch.randn(dim, 4)
-    context = torch.randn(4_000, 4)
-    theta = context @ weight.mT + torch.randn(4_000, dim) @ mixing.mT
-    flow = AffineCouplingFlow(dim, 4)
-    flow.start_(theta, context)
-    covariance = mixing @ mixing.mT
-    if dim > 32:
-        covariance = covariance.diagonal().diag()
-    expected = MultivariateNormal(context @ weight.mT, covariance)
-    # Both are evaluated at the draws: a start with the right mean and covariance loses dim^2 / 4,000 nats at most.
-    difference = flow.log_prob(theta, context).mean() - expected.log_prob(theta).mean()
-    assert abs(difference) < dim * (dim + 5) / 4_000 + 1e-3
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_a_residual_is_that_of_the_linear_gaussian_posterior(dim, size):
+    generator = torch.Generator().manual_seed(0)
+    mixing, weight = torch.randn(dim, dim, generator=generator) * 0.3 + torch.eye(dim), torch.randn(dim, 4)
+    features = torch.randn(4_000, 4, generator=generator).double()
+    noise = size * torch.randn(4_000, dim, generator=generator).double()
+    theta = features @ weight.mT.double() + noise @ mixing.mT.double()
+    residual = LinearResidual(dim, 4).fit_(theta, features)
+    z = residual(theta, residual.prediction(features))
+    log_prob = Normal(0.0, 1.0).log_prob(z).sum(-1) + residual.log_det()
+    expected = MultivariateNormal(features @ weight.mT.double(), (size**2 * mixing @ mixing.mT).double())
+    # Both are evaluated at the draws: a fit with the right mean and covariance loses dim^2 / 4,000 nats at most.
+    assert abs(log_prob.mean() - expected.log_prob(theta).mean()) < dim * (dim + 5) / 4_000 + 1e-3
+    torch.testing.assert_close(residual.inverse(z, residual.prediction(features)), theta)
 
 
-class Fixed(torch.nn.Module):
-    def condition(self, context):
-        return Independent(Normal(torch.zeros_like(context), 1.0), 1)
+def test_targets_that_the_context_determines_are_left_a_spread_above_rounding():
+    features = torch.randn(200, 2).double()
+    residual = LinearResidual(2, 2).fit_(features, features)
+    z = residual(features, residual.prediction(features))
+    assert z.isfinite().all()
+    assert z.abs().max() < 1.0
+    assert residual.log_det() == pytest.approx(2 * math.log(1e7), rel=1e-3)
 
 
-def learnt():
-    flow = AffineCouplingFlow(2, 2)
-    torch.nn.init.normal_(flow.gaussian.head.weight)
-    return flow
-
-
-THETA, CONTEXT = torch.randn(2, 100, 2, generator=torch.Generator().manual_seed(0))
-NO_START = {
-    "a flow that has learnt": (learnt, THETA, CONTEXT),
-    "a density that cannot start": (Fixed, THETA, CONTEXT),
-    "targets that the context determines": (lambda: AffineCouplingFlow(2, 2), CONTEXT, CONTEXT),
-    "contexts that are not finite": (lambda: AffineCouplingFlow(2, 2), THETA, torch.full((100, 2), torch.nan)),
+UNFIT = {
+    "too few draws": (torch.randn(4, 2), torch.randn(4, 3)),
+    "features that are not finite": (torch.randn(100, 2), torch.full((100, 3), torch.nan)),
 }
 
 
-@pytest.mark.parametrize("name", NO_START)
-def test_without_a_start_it_stays_as_it_is(name):
-    make, theta, context = NO_START[name]
-    density = StandardisedDensity(make(), Standardise(2), Standardise(2))
-    before = {key: value.clone() for key, value in density.state_dict().items()}
-    density.start_(theta, context)
-    assert all(torch.equal(value, before[key]) for key, value in density.state_dict().items())
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_tells_nothing_leaves_the_targets_as_they_are(name):
+    theta, features = UNFIT[name]
+    residual = LinearResidual(2, 3).fit_(theta, features)
+    assert torch.equal(residual(theta, residual.prediction(torch.zeros_like(features))), theta.double())
 
 
-def test_contexts_that_say_nothing_predict_nothing():
-    flow, theta, constant = AffineCouplingFlow(2, 3), torch.randn(100, 2), torch.ones(100, 3)
-    flow.start_(theta, constant)
-    assert not flow.gaussian.linear.weight.any()
-    assert flow.log_prob(theta, constant).isfinite().all()
+@pytest.mark.parametrize("features", [torch.ones(100, 3), torch.zeros(100, 0)], ids=["constant", "none"])
+def test_features_that_say_nothing_predict_the_mean(features):
+    theta = torch.randn(100, 2)
+    residual = LinearResidual(2, features.shape[1]).fit_(theta, features)
+    assert not residual.weight.any()
+    torch.testing.assert_close(residual.prediction(features)[0], theta.double().mean(0))

@@ -90,16 +90,15 @@ def bare(density):
 
 
 @pytest.mark.parametrize("make", [lambda: bare(cases.affine(2)), cases.stacked], ids=["affine", "stacked"])
-def test_the_same_after_a_start_and_new_scales_and_ever_after(make):
+def test_the_same_with_new_scales_and_ever_after(make):
     density = make()
     members = (MEMBERS,) if hasattr(density, "num_members") else ()
     theta, context = torch.randn(200, *members, 2), 5.0 * torch.randn(200, *members, CONTEXT_DIM) + 2.0
-    density.start_(theta, context)
-    density.rescale_context_(context)
+    density.fit_scales_(theta, context)
     twin = saved(density)
     assert_equal(twin, density)
     for one in (twin, density):
-        one.rescale_context_(context + 1.0)
+        one.fit_scales_(theta, context + 1.0)
     assert_equal(twin, density)
     if members:
         assert_equal(twin.select([2, 0, 1]), density.select([2, 0, 1]))

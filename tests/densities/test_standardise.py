@@ -1,11 +1,13 @@
-"""Scales, densities behind them, and what stays as it is when they are fitted anew."""
+"""Scales, and densities and critics behind them."""
+
+import copy
+import math
 
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Normal
 
-from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity
+from pyro_voed.densities import AffineCouplingFlow, Standardise, StandardisedDensity, Whitening
 from pyro_voed.densities.critics import JointCritic, SeparableCritic, StandardisedCritic
 from tests.densities.cases import randomised
 
@@ -72,46 +74,44 @@ def test_refuses_parts_that_do_not_fit():
         StandardisedDensity(AffineCouplingFlow(2, 4), Standardise(2), Standardise(4), num_bypass=5)
 
 
-class OwnCritic(nn.Module):
-    """A user's critic, which cannot be told of new scales."""
-
-    def forward(self, theta, context):
-        return theta.sum(-1) + context.sum(-1, keepdim=True)
-
-
 def behind_scales(inner, summary=None):
-    scalings = Standardise(2), Standardise(3).fit_(torch.randn(50, 3))
+    scalings = Standardise(2), Whitening(3).fit_(torch.randn(50, 3))
     if isinstance(inner, AffineCouplingFlow):
-        return StandardisedDensity(randomised(inner), *scalings, summary).double()
-    return StandardisedCritic(inner, *scalings, summary, with_baseline=True).double()
+        return StandardisedDensity(randomised(inner), *scalings, summary)
+    return StandardisedCritic(inner, *scalings, summary, with_baseline=True)
 
 
+@pytest.mark.parametrize("summary", [None, nn.Linear(3, 4)], ids=["plain", "behind a summary"])
 @pytest.mark.parametrize("inner", [AffineCouplingFlow, SeparableCritic, JointCritic])
-def test_it_stays_what_it_is_when_its_contexts_get_other_scales(inner):
-    module = behind_scales(inner(2, 3))
-    theta, context = torch.randn(20, 2).double(), 30.0 * torch.randn(20, 3).double() + 7.0
-    baseline = getattr(module, "log_baseline", torch.zeros_like)
-    before = module(theta, context), baseline(context)
-    module.rescale_context_(context)
-    torch.testing.assert_close(module.encode(context).std(0), torch.ones(3).double())
-    torch.testing.assert_close((module(theta, context), baseline(context)), before)
+def test_scales_follow_where_draws_move_and_no_weight_changes(inner, summary):
+    module = behind_scales(inner(2, 3 if summary is None else 4), summary)
+    weights = {name: value.clone() for name, value in module.named_parameters()}
+    theta, context = 5.0 * torch.randn(200, 2) - 1.0, 30.0 * torch.randn(200, 1) + torch.randn(200, 3)
+    module.fit_scales_(theta, context)
+    z = module.context_scaling(context)
+    torch.testing.assert_close(torch.cov(z.mT, correction=0), torch.eye(3).double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(module.theta_scaling(theta).std(0), torch.ones(2))
+    assert all(torch.equal(value, weights[name]) for name, value in module.named_parameters())
 
 
-@pytest.mark.parametrize(
-    ("inner", "summary"),
-    [(AffineCouplingFlow(2, 4), nn.Linear(3, 4)), (SeparableCritic(2, 4), nn.Linear(3, 4)), (OwnCritic(), None)],
-    ids=["a flow behind a summary", "a critic behind a summary", "a user's critic"],
-)
-def test_where_it_cannot_only_the_scales_change(inner, summary):
-    module = behind_scales(inner, summary)
-    weights = {name: value.clone() for name, value in inner.named_parameters()}
-    context = 30.0 * torch.randn(20, 3).double() + 7.0
-    module.rescale_context_(context)
-    torch.testing.assert_close(module.context_scaling(context).std(0), torch.ones(3).double())
-    assert all(torch.equal(value, weights[name]) for name, value in inner.named_parameters())
+def test_targets_follow_affine_maps_of_targets_and_contexts():
+    """A density with scales of its own knows nothing of units: only the log-determinant differs."""
+    theta, context = torch.randn(500, 2).double(), torch.randn(500, 3).double()
+    theta = theta + context[:, :2]
+    first = behind_scales(AffineCouplingFlow(2, 3)).double()
+    again = copy.deepcopy(first)
+    first.fit_scales_(theta, context)
+    again.fit_scales_(1e3 * theta + 5.0, 1e-4 * context - 7.0)
+    log_prob = again.log_prob(1e3 * theta + 5.0, 1e-4 * context - 7.0)
+    torch.testing.assert_close(log_prob + 2 * math.log(1e3), first.log_prob(theta, context), rtol=1e-6, atol=1e-6)
 
 
-def test_a_flow_without_context_has_nothing_to_rescale():
-    flow, theta = AffineCouplingFlow(2, 0), torch.randn(5, 2)
-    flow.rescale_(torch.ones(0), torch.zeros(0))
-    torch.testing.assert_close(flow.log_prob(theta, torch.zeros(5, 0)), Normal(0, 1).log_prob(theta).sum(-1))
+def test_labels_stay_as_they_are():
+    scaling = Standardise(2, [-1, 1])
+    density = StandardisedDensity(AffineCouplingFlow(2, 3), scaling, Whitening(3))
+    theta, context = torch.randint(5, (200, 2)).float(), torch.randn(200, 3)
+    density.fit_scales_(theta, context)
+    features = density.context_scaling(context)
+    z = density.residual(scaling(theta), density.residual.prediction(features))
+    assert torch.equal(z[:, 0].float(), theta[:, 0])
+    assert z[:, 1].std() == pytest.approx(1.0, abs=0.05)

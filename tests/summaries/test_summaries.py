@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_voed.densities import AffineCouplingFlow, StackedDensity, Standardise, StandardisedDensity
+from pyro_voed.densities import AffineCouplingFlow, StackedDensity, Standardise, StandardisedDensity, Whitening
+from pyro_voed.densities.whitening import context_layout
 from pyro_voed.summaries import (
     ComposedSummary,
     ConvolutionalSummary,
@@ -126,12 +127,12 @@ def test_moments_and_their_gradients_are_finite(rows):
 
 def test_columns_of_exchangeable_rows_share_a_scale_and_masks_keep_theirs():
     x = torch.randn(500, 4 * 3) * torch.tensor([1.0, 10.0, 0.1] * 4) + torch.tensor([0.0, 5.0, 0.0] * 4)
-    scaling = Standardise(12, DeepSetSummary(3).column_groups(12)).fit_(x)
+    scaling = Standardise(12, DeepSetSummary(3).layout(12)[1].tolist()).fit_(x)
     assert all((scaling.scale.unflatten(0, (4, 3))[:, column].unique().numel() == 1) for column in range(3))
     pooled = x.unflatten(1, (4, 3)).flatten(0, 1)
     torch.testing.assert_close(scaling.mean[:3], pooled.mean(0))
     torch.testing.assert_close(scaling.scale[:3], pooled.std(0), rtol=2e-3, atol=0.0)
-    masked = Standardise(8, DeepSetSummary(3, masked=True).column_groups(8)).fit_(torch.randn(100, 8) + 3.0)
+    masked = Standardise(8, DeepSetSummary(3, masked=True).layout(8)[1].tolist()).fit_(torch.randn(100, 8) + 3.0)
     assert torch.equal(masked.mean[[3, 7]], torch.zeros(2))
     assert torch.equal(masked.scale[[3, 7]], torch.ones(2))
 
@@ -141,8 +142,8 @@ def behind(summary):
     flow = AffineCouplingFlow(2, summary(torch.zeros(2, dim)).shape[1])
     for weight in flow.parameters():
         nn.init.normal_(weight, std=0.1)
-    groups = summary.column_groups(dim) if hasattr(summary, "column_groups") else None
-    return StandardisedDensity(flow, Standardise(2), Standardise(dim, groups).fit_(torch.randn(50, dim)), summary)
+    whitening = Whitening(dim, *context_layout(summary, dim, num_designs=0)).fit_(torch.randn(50, dim))
+    return StandardisedDensity(flow, Standardise(2), whitening, summary)
 
 
 def test_a_posterior_of_a_set_ignores_the_order_of_rows():
