@@ -70,10 +70,10 @@ def shown(times):
 
 def bounds(study):
     rows = []
-    for index, (times, published_neighbours, published_flow) in enumerate(PUBLISHED):
+    for index, (times, published_neighbours, published_flow) in enumerate(PUBLISHED[: study.size(len(PUBLISHED), 2)]):
         sizes = {"times": times, "repeats": REPEATS}
         near = study.part(f"neighbours_{index}", neighbour_bounds, num_samples=study.size(10_000, 1_000), **sizes)
-        own = {"num_training": study.size(24_000, 100), "num_samples": study.size(5_980, 200)}
+        own = {"num_training": study.size(24_000, 100), "num_samples": study.size(5_980, 200), **study.passes}
         flow = study.part(f"flow_{index}", flow_bounds, **own, **sizes)
         rows.append(
             [
@@ -105,7 +105,7 @@ def neighbour_bounds(times, num_samples, repeats):
     }
 
 
-def flow_bounds(times, num_training, num_samples, repeats, batch_size=512):
+def flow_bounds(times, num_training, num_samples, repeats, batch_size=512, max_epochs=1_000):
     """Train the repeats stacked: each has simulations and weights of its own, but all stop at one time."""
     result = eig_flow(
         aphids(times),
@@ -114,7 +114,9 @@ def flow_bounds(times, num_training, num_samples, repeats, batch_size=512):
         designs={"xi": torch.tensor(times).expand(repeats, -1)},
         ensemble=True,
         density=small_flow,
-        training=Pool(repeats * num_training, batch_size=repeats * batch_size, learning_rate=5e-3),
+        training=Pool(
+            repeats * num_training, batch_size=repeats * batch_size, learning_rate=5e-3, max_epochs=max_epochs
+        ),
         num_samples=num_samples,
         seed=0,
     )
@@ -132,14 +134,14 @@ def flow_bounds(times, num_training, num_samples, repeats, batch_size=512):
 
 def above(study):
     rows = []
-    for index in (0, 2, 4, 5):
+    for index in (0, 2, 4, 5)[: study.size(4, 1)]:
         times, _, published = PUBLISHED[index]
         part = study.part(
             f"above_{index}",
             from_above,
             times=times,
-            num_steps=study.size(800, 40),
-            num_samples=study.size(100_000, 1_000),
+            num_steps=study.size(800, 5),
+            num_samples=study.size(100_000, 200),
             num_rates=study.size(4_000, 50),
             num_repeats=study.size(100, 40),
         )
@@ -261,11 +263,12 @@ def compared(study, num_times):
         flow_bounds_on_common_draws,
         designs=[*sorted(published - {ours}), ours],
         num_training=study.size(50_000, 200),
-        num_samples=study.size(250_000, 1_000),
+        num_samples=study.size(250_000, 200),
+        **study.passes,
     )
 
 
-def flow_bounds_on_common_draws(designs, num_training, num_samples):
+def flow_bounds_on_common_draws(designs, num_training, num_samples, max_epochs=1_000):
     """Train a flow for each design and evaluate all on the same aphids, each seen at the times of its design.
 
     Training shares its aphids too, its first weights and its minibatches: what is chance in it moves all bounds alike.
@@ -283,7 +286,8 @@ def flow_bounds_on_common_draws(designs, num_training, num_samples):
         lambda rows: barber_agakov(rows, density),
         Ascent([weights_group(density, [1e-2])]),
         batch_size=1_024,
-        begin=lambda part: density.start_(part.theta, part.y),
+        max_epochs=max_epochs,
+        begin=lambda part: density.fit_scales_(part.theta, part.y),
         progress=False,
     )
     with torch.no_grad():
@@ -316,11 +320,12 @@ def posterior(study):
         "posterior",
         posteriors,
         times=tuple(found(study, 4)["times"]),
-        num_training=study.size(24_000, 1_000),
+        num_training=study.size(24_000, 200),
         num_samples=study.size(5_900, 200),
-        num_simulations=study.size(1_000_000, 20_000),
+        num_simulations=study.size(1_000_000, 2_000),
         num_draws=study.size(4_000, 500),
         num_judged=study.size(1_000, 100),
+        **study.passes,
     )
     rows = [
         [name, *(f"{part[method][which][i]:.4g}" for method in ("flow", "abc") for which in ("mean", "sd"))]
@@ -333,7 +338,7 @@ def posterior(study):
     study.save(picture_of_posteriors(part), "posteriors")
 
 
-def posteriors(times, num_training, num_samples, num_simulations, num_draws, num_judged):
+def posteriors(times, num_training, num_samples, num_simulations, num_draws, num_judged, max_epochs=1_000):
     model = aphids(times)
     pyro.set_rng_seed(3)
     outcome = sample_joint(Experiment(model, "y", "theta"), 1)
@@ -343,7 +348,7 @@ def posteriors(times, num_training, num_samples, num_simulations, num_draws, num
         "y",
         "theta",
         density=small_flow,
-        training=Pool(num_training, learning_rate=5e-3),
+        training=Pool(num_training, learning_rate=5e-3, max_epochs=max_epochs),
         num_samples=num_samples,
         seed=0,
     )

@@ -213,9 +213,9 @@ def _kolmogorov(first: Tensor, second: Tensor) -> float:
 
 def candidates(case: Case) -> None:
     """Estimate the information of the three currents (Figure 11)."""
-    small, large = case.sizes
+    sizes = case.sizes[: case.study.size(2, 1)]
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    lines = [(method, size) for method in ("gaussian", "flow", "lstm") for size in (small, large)]
+    lines = [(method, size) for method in ("gaussian", "flow", "lstm") for size in sizes]
     for ax, num_times in zip(panels, (10, 50), strict=True):
         _compare(ax, case, num_times, lines)
     case.study.save(figure, "candidates")
@@ -255,9 +255,9 @@ def posteriors(case: Case) -> None:
     y = mean * (1.0 + RELATIVE_NOISE * torch.randn(50))
 
     def compute(num_particles: int) -> dict[str, Any]:
-        return pools.sequential_monte_carlo(CURRENT, y, num_particles)
+        return pools.sequential_monte_carlo(CURRENT, y, num_particles, max_moves=case.study.size(100, 1))
 
-    smc = case.study.part("smc", compute, num_particles=case.study.size(1_000, 100))
+    smc = case.study.part("smc", compute, num_particles=case.study.size(1_000, 50))
     draws, num_judged = smc["draws"], case.study.size(1_000, 100)
     rows = [["SMC", *_moments(draws), "", ""]]
     for size, word in zip(case.sizes, ("small", "large"), strict=True):
@@ -287,8 +287,9 @@ def _moments(draws: Tensor) -> list[str]:
 
 def no_limit(case: Case) -> None:
     """Show that nothing is learned without the voltage limit."""
-    size, num_samples = case.study.size(2_000, 100), case.study.size(5_000, 300)
-    results = case.study.part("without_limit", pools.without_limit, current=CURRENT, size=size, num_samples=num_samples)
+    size, num_samples = case.study.size(2_000, 100), case.study.size(5_000, 100)
+    settings = {"current": CURRENT, "size": size, "num_samples": num_samples, **case.study.passes}
+    results = case.study.part("without_limit", pools.without_limit, **settings)
     rows = [[name, f"{value:+.4f} ± {error:.4f}"] for name, (value, error) in results.items()]
     table(f"Without a voltage limit, {CURRENT:g} mA, 10 measurements; exact: 0", ["estimator", "nats"], rows)
 

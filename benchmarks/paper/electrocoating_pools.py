@@ -243,9 +243,10 @@ def draw_outcomes(density: StandardisedDensity, num_draws: int) -> Tensor:
         return density.condition(torch.zeros(0)).sample((num_draws,))
 
 
-def sequential_monte_carlo(current: float, y: Tensor, num_particles: int) -> dict[str, Any]:
+def sequential_monte_carlo(current: float, y: Tensor, num_particles: int, max_moves: int) -> dict[str, Any]:
     """Return draws of the reference posterior, the least effective number of them and the largest R-hat."""
-    posterior = smc_posterior(electrocoating(current, len(y)), y, "y", num_particles=num_particles, num_runs=2, seed=0)
+    sizes = {"num_particles": num_particles, "max_moves": max_moves, "num_runs": 2}
+    posterior = smc_posterior(electrocoating(current, len(y)), y, "y", **sizes, seed=0)
     assert posterior.r_hat is not None
     return {
         "draws": torch.stack([posterior.flat(name) for name in TARGETS], -1),
@@ -262,10 +263,12 @@ def accuracy_between(first: Tensor, second: Tensor, num_draws: int) -> str:
     return f"{result.accuracy:.3f} ± {result.standard_error:.3f}"
 
 
-def without_limit(current: float, size: int, num_samples: int) -> dict[str, tuple[float, float]]:
+def without_limit(
+    current: float, size: int, num_samples: int, max_epochs: int = 1_000
+) -> dict[str, tuple[float, float]]:
     """Estimate the information of the current where the rectifier has no voltage limit; it is 0."""
     model = electrocoating(current, 10, voltage_limit=None)
-    learning = {"training": Pool(size), "num_samples": num_samples, "seed": 0, "progress": False}
+    learning = {"training": Pool(size, max_epochs=max_epochs), "num_samples": num_samples, "seed": 0, "progress": False}
     results = {
         "flow, lower bound": eig_flow(model, "y", **learning),
         "marginal, upper bound": eig_marginal(model, "y", **learning),

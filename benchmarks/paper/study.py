@@ -52,6 +52,11 @@ class Study:
         """Return the size of the study, or that of the smoke run."""
         return quick if self.quick else full
 
+    @property
+    def passes(self) -> dict[str, int]:
+        """Settings of a training on a pool, which the study ends where it no longer improves, the smoke run at once."""
+        return {"max_epochs": 2} if self.quick else {}
+
     def part(self, name: str, compute: Callable[..., Any], **settings: Any) -> Any:
         """Return `compute(**settings)`, read from disk where it was made with the same settings before.
 
