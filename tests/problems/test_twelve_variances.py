@@ -43,13 +43,13 @@ def test_the_information_is_that_of_an_adaptive_quadrature():
     # One variance, five rows: E[log p(S | v) - log p(S)] over v and the chi-square of S / v, one integral in another.
     def log_normaliser(sum_of_squares):
         integrand = lambda v: math.exp(log_unnormalised(v, sum_of_squares, 5))  # noqa: E731
-        return math.log(quad(integrand, 0, 1, points=[min(0.9, sum_of_squares / 5)])[0])
+        return math.log(quad(integrand, 0, 1, points=[min(0.9, sum_of_squares / 5)], epsrel=1e-4)[0])
 
     def given(v):
-        return quad(lambda c: chi2.pdf(c, 5) * log_normaliser(v * c), 0.01, 35, epsabs=1e-6)[0]
+        return quad(lambda c: chi2.pdf(c, 5) * log_normaliser(v * c), 0.01, 35, epsabs=1e-4)[0]
 
     # In t = v ** (1/3) the integrand is smooth.
-    information = -quad(lambda t: 3 * t**2 * given(t**3), 0, 1, epsabs=1e-4, limit=8)[0]
+    information = -quad(lambda t: 3 * t**2 * given(t**3), 0, 1, epsabs=1e-3, limit=8)[0]
     assert tv.exact_eig(5, 1).item() == pytest.approx(information, abs=5e-3)
 
 

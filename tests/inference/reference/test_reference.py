@@ -34,7 +34,7 @@ from tests.inference.cases import (
 METHODS = {"NUTS": nuts_posterior, "SMC": smc_posterior, "ABC": abc_posterior}
 ENOUGH = {
     # The tolerance widens posteriors of three outcomes by a few parts in a hundred, inside the error of 800 draws.
-    "NUTS": {"num_samples": 250, "num_warmup": 100, "jit_compile": True, "seed": 0},
+    "NUTS": {"num_samples": 150, "num_warmup": 70, "jit_compile": True, "seed": 0},
     "SMC": {"seed": 0},
     "ABC": {"num_simulations": 400_000, "quantile": 0.002, "seed": 0},
 }
