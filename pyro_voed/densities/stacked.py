@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,11 +72,9 @@ class StackedDensity(InDouble, Density):
         if pattern.training != self.training:  # as it is not a submodule
             pattern.train(self.training)
 
-        def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], *own: Tensor) -> Any:
-            return functional_call(pattern, (own_weights, own_buffers), own)
-
         in_dims = (0, self._buffer_dims, theta.dim() - 2, context.dim() - 2)
-        return vmap(one, in_dims, out_dims=-1, randomness="different")(weights, buffers, theta, context)
+        each = vmap(partial(_log_prob_of, pattern), in_dims, out_dims=-1, randomness="different")
+        return each(weights, buffers, theta, context)
 
     def draw(
         self, context: Float[Tensor, "*batch members context_dim"], batch_shape: Sequence[int]
@@ -129,6 +128,13 @@ class StackedDensity(InDouble, Density):
         for key, name in self._buffer_names.items():
             if name in state:
                 self.get_buffer(key)[index] = state[name]
+
+
+def _log_prob_of(
+    pattern: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], theta: Tensor, context: Tensor
+) -> Tensor:
+    """Return the log-density of one member, whose structure is the pattern's."""
+    return functional_call(pattern, (weights, buffers), (theta, context))
 
 
 def member_density(density: Any, index: int) -> Any:

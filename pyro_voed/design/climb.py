@@ -36,6 +36,7 @@ from pyro_voed.training.settings import Fresh
 RESCALE_EVERY = 50
 RESCALE_SIZE = 500
 RECORD_EVERY = 10
+COOLDOWN_STEPS = 1_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Climber:
 
     def climb_all(self, starts: Sequence[Mapping[str, Tensor]]) -> list[Climb]:
         """Ascend from all starts: side by side where model and objective allow it, else one after the other."""
-        if self.fit.experiment.takes_design_rows and self.objective.attains:
+        if self.stacks:
             return self.climb(starts)
         climbs: list[Climb] = []
         for start in starts:
@@ -76,11 +77,19 @@ class Climber:
                 break
         return climbs
 
-    def climb(self, starts: Sequence[Mapping[str, Tensor]]) -> list[Climb]:
-        """Ascend from starts side by side; several need a model and an objective that allow it."""
+    @property
+    def stacks(self) -> bool:
+        """Whether model and objective allow that starts climb side by side."""
+        return self.fit.experiment.takes_design_rows and self.objective.attains
+
+    def climb(self, starts: Sequence[Mapping[str, Tensor]], *, density: Any = None, cools: bool = True) -> list[Climb]:
+        """Ascend from starts side by side, where `stacks` allows several.
+
+        A single start may go on with the `density` of an earlier climb. Where nothing cools, all move to the end.
+        """
         position = Position.at(self.fit.experiment.designs, starts, self.projection)
         position.project_()
-        density = self._density_at(position)
+        density = self._density_at(position) if density is None else density.train()
         trained = [] if density is None else [weights_group(density, self.fit.rates)]
         moved = {"params": list(position.leaves.values()), "lr": self.design_rate, "members": len(starts)}
         training = self.fit.training
@@ -117,6 +126,7 @@ class Climber:
                 Ascent([moved, *trained]),
                 num_steps=training.num_steps,
                 max_steps=training.max_steps or MAX_STEPS,
+                cooldown_steps=COOLDOWN_STEPS if cools else 0,
                 explain=explain_terms,
                 after_step=after_step,
                 before_cooldown=lambda: cooling.append(True),

@@ -8,7 +8,8 @@ with one stochastic gradient a step for both: where the outcome is reparametrise
 it into the density, elsewhere score-function terms stand in (`gradients`). Designs move in unconstrained coordinates
 (`pyro.param` constraints hold by construction; anything else by a projection after each step). Standardisation follows
 the moving design, without gradient, and is frozen for the cool-down, in which both come to rest. The winning start is
-chosen, and the reported number made, on simulations that took no part in the search.
+chosen (`screening`, or at the end of all climbs), and the reported number made, on simulations that took no part in the
+search.
 
 References:
     Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
@@ -29,6 +30,7 @@ from pyro_voed.checks import Labels, check_callable, check_count
 from pyro_voed.design.climb import Climb, Climber
 from pyro_voed.design.gradients import score_sites
 from pyro_voed.design.projection import Projection
+from pyro_voed.design.screening import NUM_STARTS, screened
 from pyro_voed.design.starts import given_starts, perturbed, store_designs
 from pyro_voed.estimators.collapse import checked_for_collapse
 from pyro_voed.estimators.fit import fit_of
@@ -56,7 +58,7 @@ def optimise_design(
     objective: Any = barber_agakov,
     density: Any = None,
     summary: Summary = None,
-    num_starts: int = 1,
+    num_starts: int | None = None,
     starts: Mapping[str, Any] | None = None,
     projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
     initial_eig: bool = False,
@@ -76,8 +78,9 @@ def optimise_design(
         objective: An `Objective`, or terms of a bound from a joint sample and a density with an attribute `bound`:
             `barber_agakov`, `prior_contrastive`, `adaptive_contrastive`, `critic_objective(info_nce)`. An upper bound
             is no objective to ascend, but `marginal_saddle()` searches its saddle point.
-        num_starts: Number of starts. The first is the stored value, else the model's initial one; further ones add
-            N(0, 1) in unconstrained coordinates.
+        num_starts: Number of starts that climb to the end. The first is the stored value, else the model's initial one;
+            further ones add N(0, 1) in unconstrained coordinates. Default: one, the best of eight that take their first
+            few hundred steps side by side, where model and objective allow that and `training` states no `num_steps`.
         starts: In place of `num_starts`: further starts, `(num_further_starts, *shape)` for each design.
         projection: Maps the designs (a dict, as in the model) to the nearest admissible ones, in torch; designs stay
             admissible at every step, and where it is differentiable the gradient is taken through it. What it returns
@@ -114,9 +117,10 @@ def optimise_design(
         (True, True)
     """
     check_training(training, kinds=(Fresh,), searches=True)
-    check_count(num_starts, "num_starts")
+    if num_starts is not None:
+        check_count(num_starts, "num_starts")
     check_count(num_samples, "num_samples", 2)
-    if starts is not None and num_starts > 1:
+    if starts is not None and num_starts not in (None, 1):
         raise ValueError("give num_starts or starts, not both: the starts given come after the stored one.")
     objective = as_objective(objective)
     if projection is not None:
@@ -127,15 +131,21 @@ def optimise_design(
         experiment, stored = as_experiment(model, observation_labels, target_labels)
         for need in (needs.designs, *objective.needs):
             need(experiment, NAME)
-        started_at = [stored, *_further_starts(experiment, num_starts, starts)]
+        screens = num_starts is None and starts is None and (training is None or training.num_steps is None)
+        count = NUM_STARTS if screens else num_starts or 1
+        started_at = [stored, *_further_starts(experiment, count, starts)]
         if len(started_at) > 1 and objective.attains:
             experiment = experiment.laid_out({name: torch.stack([s[name] for s in started_at]) for name in stored})
         climber = _climber(experiment, objective, training or Fresh(), density, summary, projection, progress)
         if climber.projection is not None:
             for start in started_at:
                 climber.projection(start)
-        climbs = climber.climb_all(started_at)
-        best, selection = _best(climber, climbs)
+        if screens and climber.stacks:
+            best, selection = screened(climber, started_at)
+            climbs = [best]
+        else:
+            climbs = climber.climb_all(started_at[:1] if screens else started_at)
+            best, selection = _best(climber, climbs)
         interrupted = any(climb.history.stop_reason == "interrupted" for climb in climbs)
         with keeping(lambda: {"designs": best.designs, "density": best.density}):
             final = _estimate(climber, best.designs, best.density, best.history, num_samples)

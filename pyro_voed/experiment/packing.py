@@ -110,12 +110,12 @@ def pack_run(
     log_likelihood = _sum_log_prob(run, observed, outcome_log_det) if likelihood else None
     own_score = _sum_log_prob(run, score, torch.zeros_like(log_det)) if score else None
 
-    def drawn_again() -> JointSample:
-        return pack_run(experiment, run.redrawn(observed), leading, likelihood, designs=designs, controls=controls)
-
-    def shaped(rows: Tensor) -> Tensor:
-        return rows.reshape(*leading, *rows.shape[1:])
-
+    again: Callable[[], JointSample] | None = None
+    if redraw:
+        again = lambda: pack_run(  # noqa: E731
+            experiment, run.redrawn(observed), leading, likelihood, designs=designs, controls=controls
+        )
+    shaped = lambda rows: rows.reshape(*leading, *rows.shape[1:])  # noqa: E731
     return JointSample(
         theta=shaped(theta.to(experiment.dtype)),
         y=shaped(y.to(experiment.dtype)),
@@ -126,7 +126,7 @@ def pack_run(
         score=None if own_score is None else shaped(own_score),
         controls=shaped(run_controls(experiment, run)) if controls else None,
         designs=designs,
-        redraw=drawn_again if redraw else None,
+        redraw=again,
         values={site.name: shaped(run.value(site.name)) for site in (*experiment.targets, *experiment.observations)},
     )
 
