@@ -140,6 +140,7 @@ def optimise_design(
         if climber.projection is not None:
             for start in started_at:
                 climber.projection(start)
+        selection: Tensor | None
         if screens and climber.stacks:
             best, selection = screened(climber, started_at)
             climbs = [best]

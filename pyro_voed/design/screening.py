@@ -2,9 +2,10 @@
 
 A start decides in which optimum a search ends, and designs settle long before the density has learned them. So the
 first steps are taken from many starts, on small batches, stacked; what each has reached is then measured on equal
-random numbers, and one goes on with its density. What is reached is the larger of two lower bounds: that of the density, which
-is still loose, and prior contrastive estimation where the model states what it needs, which saturates at the logarithm
-of its contrasts but owes nothing to training. A start from which no gradient leads anywhere is passed over on the way.
+random numbers, and one goes on with its density. What is reached is the larger of two lower bounds: that of the
+density, which is still loose, and prior contrastive estimation where the model states what it needs, which saturates at
+the logarithm of its contrasts but owes nothing to training. A start from which no gradient leads anywhere is passed
+over on the way.
 """
 
 from __future__ import annotations
