@@ -14,7 +14,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_voed.densities import StackedDensity
 from pyro_voed.design.gradients import score_terms
@@ -79,8 +79,11 @@ class Climber:
 
     @property
     def stacks(self) -> bool:
-        """Whether model and objective allow that starts climb side by side."""
-        return self.fit.experiment.takes_design_rows and self.objective.attains
+        """Whether starts can climb side by side: the model and the objective allow it, and torch can stack networks."""
+        given = [*self.summary.values()] if isinstance(self.summary, Mapping) else [self.summary, self.density]
+        parts = [part for own in given if isinstance(own, nn.Module) for part in own.modules()]
+        recurrent = any(isinstance(part, nn.RNNBase) for part in parts)
+        return self.fit.experiment.takes_design_rows and self.objective.attains and not recurrent
 
     def climb(self, starts: Sequence[Mapping[str, Tensor]], *, density: Any = None, cools: bool = True) -> list[Climb]:
         """Ascend from starts side by side, where `stacks` allows several.

@@ -24,11 +24,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_voed.design.starts import elsewhere
 from pyro_voed.experiment.caller_state import common_stream
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.programs import is_deterministic, run_rows, sample_nodes
 
 PROBE_ROWS = 5
+PLACES = 8
+"""Designs at which a gradient is looked for before one is said to have none."""
 NO_GRADIENT = "Search without gradients: search_spsa or, in few dimensions, search_grid, with any estimator of designs."
 
 
@@ -50,12 +53,29 @@ def score_sites(experiment: Experiment) -> tuple[str, ...]:
     A site that has no density either has no gradient, and is refused, as is a design that moves neither outcome nor
     targets.
     """
-    scored: list[str] = []
+    scored: dict[str, None] = {}
+    reached: set[str] = set()
+    names = [site.name for site in experiment.designs]
+    for attempt in range(PLACES):
+        # Off the start, where a gradient that happens to vanish there does not; then anywhere.
+        moved = _designs(experiment, moved=True) if attempt == 0 else elsewhere(experiment.designs)
+        _probe(experiment, moved, scored, reached)
+        if reached.issuperset(names):
+            break
+    idle = [name for name in names if name not in reached]
+    if idle:
+        raise ValueError(
+            f"no gradient flows from design {idle} to the outcome: the model does not use it there, or uses it outside "
+            f"torch (NumPy, rounding, detach). {NO_GRADIENT}"
+        )
+    return tuple(scored)
+
+
+def _probe(experiment: Experiment, at: Mapping[str, Tensor], scored: dict[str, None], reached: set[str]) -> None:
+    """Note the sites that need their score at some designs, and the designs that reach something there."""
     with torch.enable_grad():
-        # Off the start by chance, where a gradient that happens to vanish there does not.
-        designs = {name: value.detach().requires_grad_() for name, value in _designs(experiment, moved=True).items()}
+        designs = {name: value.detach().requires_grad_() for name, value in at.items()}
         run = run_rows(experiment.program, PROBE_ROWS, experiment.shapes, designs=designs)
-        reached: set[str] = set()
         for name, node in sample_nodes(run.traces[0]).items():
             if is_deterministic(node) or getattr(node["fn"], "has_rsample", False):
                 continue
@@ -65,16 +85,10 @@ def score_sites(experiment: Experiment) -> tuple[str, ...]:
                 _check_moves_alone(experiment, name, type(node["fn"]).__name__)
                 continue
             reached |= set(moving)
-            scored += [name] if moving else []
+            if moving:
+                scored[name] = None
         for site in (*experiment.observations, *experiment.targets):
             reached |= set(_reached(run.value(site.name), designs))
-    idle = [name for name in designs if name not in reached]
-    if idle:
-        raise ValueError(
-            f"no gradient flows from design {idle} to the outcome: the model does not use it there, or uses it outside "
-            f"torch (NumPy, rounding, detach). {NO_GRADIENT}"
-        )
-    return tuple(scored)
 
 
 def _check_moves_alone(experiment: Experiment, name: str, kind: str) -> None:

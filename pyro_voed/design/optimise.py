@@ -30,7 +30,7 @@ from pyro_voed.checks import Labels, check_callable, check_count
 from pyro_voed.design.climb import Climb, Climber
 from pyro_voed.design.gradients import score_sites
 from pyro_voed.design.projection import Projection
-from pyro_voed.design.screening import NUM_STARTS, screened
+from pyro_voed.design.screening import candidates, screened
 from pyro_voed.design.starts import given_starts, perturbed, store_designs
 from pyro_voed.estimators.collapse import checked_for_collapse
 from pyro_voed.estimators.fit import fit_of
@@ -80,7 +80,8 @@ def optimise_design(
             is no objective to ascend, but `marginal_saddle()` searches its saddle point.
         num_starts: Number of starts that climb to the end. The first is the stored value, else the model's initial one;
             further ones add N(0, 1) in unconstrained coordinates. Default: one, the best of eight that take their first
-            few hundred steps side by side, where model and objective allow that and `training` states no `num_steps`.
+            few hundred steps side by side, where model and objective allow that and `training` states no `num_steps`;
+            four of these are drawn anywhere in their intervals.
         starts: In place of `num_starts`: further starts, `(num_further_starts, *shape)` for each design.
         projection: Maps the designs (a dict, as in the model) to the nearest admissible ones, in torch; designs stay
             admissible at every step, and where it is differentiable the gradient is taken through it. What it returns
@@ -132,8 +133,9 @@ def optimise_design(
         for need in (needs.designs, *objective.needs):
             need(experiment, NAME)
         screens = num_starts is None and starts is None and (training is None or training.num_steps is None)
-        count = NUM_STARTS if screens else num_starts or 1
-        started_at = [stored, *_further_starts(experiment, count, starts)]
+        screens = screens and experiment.runs_together
+        further = candidates(experiment.designs) if screens else _further_starts(experiment, num_starts or 1, starts)
+        started_at = [stored, *further]
         if len(started_at) > 1 and objective.attains:
             experiment = experiment.laid_out({name: torch.stack([s[name] for s in started_at]) for name in stored})
         climber = _climber(experiment, objective, training or Fresh(), density, summary, projection, progress)

@@ -18,8 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.design.climb import Climb, Climber
+from pyro_voed.design.starts import elsewhere, perturbed
 from pyro_voed.estimators.pce import eig_pce
 from pyro_voed.experiment import needs
+from pyro_voed.experiment.sites import DesignSite
 from pyro_voed.training.settings import Fresh
 
 NUM_STARTS = 8
@@ -28,6 +30,11 @@ ROWS = 64
 """Experiments a step for each start: stacked, eight of them cost less than twice a step of one start."""
 
 CONTRASTS = 2_000
+
+
+def candidates(sites: Sequence[DesignSite]) -> list[dict[str, Tensor]]:
+    """Draw all starts but the stored one, half of them near it and half of them anywhere."""
+    return [(elsewhere if number % 2 else perturbed)(sites) for number in range(NUM_STARTS - 1)]
 
 
 def screened(climber: Climber, starts: Sequence[Mapping[str, Tensor]]) -> tuple[Climb, Float[Tensor, " num_starts"]]:

@@ -18,6 +18,10 @@ MAX_UNCONSTRAINED = 6.0
 """A design whose sigmoid-like map is this far out hardly moves any more: it is nudged back inside."""
 
 
+EDGE = 0.02
+"""Share of an interval at either end where no start is drawn."""
+
+
 def rows_of_designs(values: Any, argument: str) -> dict[str, Tensor]:
     """Return values of designs that a user gave as tensors, `(num_rows, *shape)` for each label, at least one row."""
     if not isinstance(values, Mapping):
@@ -73,6 +77,16 @@ def perturbed(sites: Sequence[DesignSite]) -> dict[str, Tensor]:
         coordinates = unconstrained(site, site.value)
         moved[site.name] = site.transform(coordinates + torch.randn_like(coordinates))
     return moved
+
+
+def elsewhere(sites: Sequence[DesignSite]) -> dict[str, Tensor]:
+    """Draw a start far from the stored one: uniform in intervals, but for their edges, and as `perturbed` without."""
+    drawn = perturbed(sites)
+    for site in sites:
+        if site.interval_ends is not None:
+            low, high = site.interval_ends
+            drawn[site.name] = low + (high - low) * (EDGE + (1.0 - 2.0 * EDGE) * torch.rand_like(site.value))
+    return drawn
 
 
 def unconstrained(site: DesignSite, value: Tensor) -> Tensor:
