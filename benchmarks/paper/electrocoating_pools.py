@@ -25,7 +25,7 @@ from pyro_voed import JointSample, Pool, barber_agakov, eig_flow, eig_marginal, 
 from pyro_voed.bounds import marginal_terms
 from pyro_voed.densities import AffineCouplingFlow, StandardisedDensity
 from pyro_voed.diagnostics import c2st
-from pyro_voed.estimators.building import build_density, start_posterior
+from pyro_voed.estimators.building import build_density, target_rows
 from pyro_voed.problems.electrocoating import (
     EFFICIENCY,
     MINIMUM_CHARGE,
@@ -198,7 +198,7 @@ def train(
         batch_size=batch_size,
         max_epochs=max_epochs,
         refresh=next_pass,
-        begin=(lambda part: None) if is_upper(method) else partial(start_posterior, density),
+        begin=lambda part: None if is_upper(method) else density.fit_scales_(*target_rows(part)),
         progress=False,
     )
     seconds = time.process_time() - started

@@ -85,7 +85,7 @@ def build_density(
     # Discrete entries are labels, compared and not measured.
     groups = [-1 if label else entry for entry, label in enumerate(labels)]
     default = make_mixed(discrete, values) if discrete is not None and any(labels) else make_flow
-    scaling = Whitening(context_dim, *context_layout(summary, context_dim, num_designs=num_designs))
+    scaling = Whitening(context_dim, *context_layout(summary, context_dim, num_designs=num_designs)).to(values)
     summary = copy.deepcopy(summary)
     inner_dim = context_dim
     if summary is not None:

@@ -45,7 +45,7 @@ def test_an_amortised_result_answers_like_any_other(amortised):
     assert abs(one.eig - gain_eig(1.0)) < 0.05 + Z * one.standard_error
     assert amortised.at(num_samples=100).eig.shape == ()
     curve = amortised.at({"xi": DESIGNS}, num_samples=200)
-    sure = certify(curve, width=0.2, seed=0)
+    sure = certify(curve, width=0.2, confidence=0.9999, seed=0)
     assert ((sure.interval[0] < EXACT) & (EXACT < sure.interval[1])).all()
     assert flow_posterior(curve, torch.tensor(0.3), 10, design_index=1).flat("theta").shape == (10,)
     with pytest.raises(ValueError, match="xi"):

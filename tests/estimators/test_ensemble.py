@@ -67,7 +67,7 @@ def test_an_ensemble_learns_from_a_pool():
 
 
 def test_the_best_rate_is_chosen_and_reported_on_other_draws():
-    training = Fresh(num_steps=40, learning_rate=[1.0, 5e-3])
+    training = Fresh(num_steps=40, learning_rate=[0.3, 5e-3])
     single = eig_flow(scaled, "y", training=training, **SMALL)
     shared = eig_flow(scaled, "y", designs={"xi": DESIGNS}, training=training, **SMALL)
     for result in (single, shared):
