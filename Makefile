@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 SETTINGS := setup.cfg pyproject.toml constraints.txt
 
+# What runs in every step of training has the shapes of its arguments checked where it is tested itself, and only there.
+INNER := $(addprefix tests/,experiment densities summaries training bounds test_monte_carlo.py)
+
 # On a few contended cores tiny tensor operations take many times longer with two threads than with one.
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
@@ -20,7 +23,8 @@ demo: $(VENV)/stamp-package
 	$(BIN)/python tutorials/demo.py
 
 test: $(VENV)/stamp-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	PYRO_VOED_CHECKED=all $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(INNER)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(INNER:%=--ignore=%)
 
 slow: $(VENV)/stamp-test
 	$(BIN)/python -m pytest -m slow

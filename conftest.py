@@ -1,9 +1,18 @@
 """The conditions every test and every doctest runs under: shapes checked, one thread, a fixed seed, a clean Pyro."""
 
+import os
+from pathlib import Path
+
 from jaxtyping import install_import_hook
 
+PACKAGE = Path(__file__).parent / "pyro_voed"
+INNER = {"experiment", "densities", "summaries", "training", "bounds", "monte_carlo"}
+"""What runs in every step of training: checks of shapes take half of its time, so only its own tests have them."""
+
 # Must come before anything imports the package, or what is imported earlier goes unchecked.
-install_import_hook("pyro_voed", "beartype.beartype")
+parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+checked = parts if os.environ.get("PYRO_VOED_CHECKED") == "all" else parts - INNER
+install_import_hook([f"pyro_voed.{part}" for part in sorted(checked - {"__init__"})], "beartype.beartype")
 
 import pyro  # noqa: E402
 import pytest  # noqa: E402
