@@ -16,6 +16,8 @@ from pyro_voed.design import optimise_design, search_grid
 PACKAGE = Path(pyro_voed.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 QUICK = {"training": Fresh(num_steps=5), "num_samples": 100}
+# Small models warn of more than what is looked at.
+pytestmark = pytest.mark.filterwarnings("ignore:target .* never reaches|the model does not take one:UserWarning")
 
 # --- warnings ---------------------------------------------------------------------------------------------------------
 

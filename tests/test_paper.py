@@ -9,11 +9,18 @@ from tests.scripts import ROOT, run_script
 
 # What a study is split into, and what all share, has no main part.
 STUDIES = sorted(path for path in (ROOT / "benchmarks" / "paper").glob("*.py") if "__main__" in path.read_text())
+# Each takes up to a minute of processor time even so: two by default, of an implicit model and of an explicit one.
+BY_DEFAULT = ("aphids", "electrocoating")
 # Under a minute each on a quiet machine, several times that on a busy one.
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.mark.parametrize("script", STUDIES, ids=lambda path: path.stem)
+def studies():
+    for path in STUDIES:
+        yield pytest.param(path, id=path.stem, marks=[] if path.stem in BY_DEFAULT else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("script", studies())
 def test_study_runs_quickly_and_is_taken_up_again(script, tmp_path):
     first = run_script(script, "--quick", "--out", tmp_path, cwd=tmp_path)
     assert "| " in first.stdout, "no table was printed"

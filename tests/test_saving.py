@@ -188,6 +188,7 @@ def test_another_model_is_refused_naming_both_sides(name, path):
         load(path, other())
 
 
+@pytest.mark.filterwarnings("ignore:the prior of target:UserWarning")
 def test_what_the_fingerprint_must_not_see(path, tmp_path):
     pyro.param("xi", torch.tensor(2.0), constraint=dist.constraints.interval(0.0, 3.0))
     assert torch.equal(load(path, varied()).designs["xi"], torch.tensor(1.0))

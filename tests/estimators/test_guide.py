@@ -179,6 +179,7 @@ def test_the_fitted_posterior_is_a_pyro_program():
     assert (weights - weights[0]).abs().max() < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:the prior of target:UserWarning")
 def test_the_fitted_posterior_is_the_next_prior():
     posterior = as_it_is(exact_gaussian).density.condition_on({"y": OUTCOME})
     second = eig_nmc(Experiment(linear_gaussian(), "y", prior=posterior), num_outer_samples=4_000, seed=0)

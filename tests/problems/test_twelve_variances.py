@@ -39,6 +39,8 @@ def test_quadratures_do_not_change_with_more_nodes(num_rows, quantity, monkeypat
     assert coarse == pytest.approx(quantity(num_rows).item(), abs=2e-6)
 
 
+# At sums of squares that hardly occur the innermost integral is too peaked for an estimate of its error.
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
 def test_the_information_is_that_of_an_adaptive_quadrature():
     # One variance, five rows: E[log p(S | v) - log p(S)] over v and the chi-square of S / v, one integral in another.
     def log_normaliser(sum_of_squares):
@@ -49,7 +51,7 @@ def test_the_information_is_that_of_an_adaptive_quadrature():
         return quad(lambda c: chi2.pdf(c, 5) * log_normaliser(v * c), 0.01, 35, epsabs=1e-4)[0]
 
     # In t = v ** (1/3) the integrand is smooth.
-    information = -quad(lambda t: 3 * t**2 * given(t**3), 0, 1, epsabs=1e-3, limit=8)[0]
+    information = -quad(lambda t: 3 * t**2 * given(t**3), 0, 1, epsabs=5e-3, limit=50)[0]
     assert tv.exact_eig(5, 1).item() == pytest.approx(information, abs=5e-3)
 
 
