@@ -44,6 +44,9 @@ ENOUGH = 4
 HEAVY = 20.0
 """Distance from the median, in standard deviations by the quartiles, beyond which an entry has heavy tails."""
 
+LIGHT = 5.0
+"""Distance, measured alike, within which an entry that was bent is no longer."""
+
 FAR = 8.0
 
 Layout = tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]
@@ -132,7 +135,10 @@ class Whitening(InDouble):
             values = values[:: max(1, len(values) // 100_000)]
             low, median, high = values.quantile(values.new_tensor([0.25, 0.5, 0.75]))
             spread = (high - low) / 1.349
-            heavy = spread > 0.0 and (values - median).abs().max() > HEAVY * spread
+            # Once bent it stays so while tails are anywhere near: where designs move, a map that comes and goes would
+            # throw the density back each time.
+            limit = LIGHT if self.bent[own].all() else HEAVY
+            heavy = spread > 0.0 and (values - median).abs().max() > limit * spread
             self.bent[own], self.median[own], self.spread[own] = bool(heavy), median, spread if heavy else 1.0
 
 

@@ -74,8 +74,8 @@ def test_targets_that_the_context_determines_are_left_a_spread_above_rounding():
 
 
 UNFIT = {
-    "too few draws": (torch.randn(4, 2), torch.randn(4, 3)),
-    "features that are not finite": (torch.randn(100, 2), torch.full((100, 3), torch.nan)),
+    "too few draws": (torch.ones(4, 2), torch.ones(4, 3)),
+    "features that are not finite": (torch.ones(100, 2), torch.full((100, 3), torch.nan)),
 }
 
 
