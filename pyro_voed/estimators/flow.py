@@ -110,7 +110,10 @@ def eig_flow(
     if learn_prior and isinstance(training, Fresh) and training.num_steps == 0:
         raise ValueError("learn_prior: with num_steps=0 there is no density of the targets to use as it is.")
     needed = [needs.learnable_targets, *(() if learn_prior else (needs.stated_prior,))]
-    needed += [*(CERTIFIABLE if certify else ()), *(need for other in references for need in needs.needs_of(other))]
+    needed += needs.on_behalf("certify", CERTIFIABLE if certify else ())
+    for other in references:
+        own = getattr(getattr(other, "func", other), "__name__", "a reference")
+        needed += needs.on_behalf(own, needs.needs_of(other))
 
     def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
         fit = fit_of(experiment, candidates, training, name="eig_flow", rate=RATE, ensemble=ensemble, progress=progress)

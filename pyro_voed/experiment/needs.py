@@ -6,7 +6,7 @@ experiment and the name of what needs it, and raises NotImplementedError with wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +31,15 @@ def needs_of(part: Any) -> tuple[Need, ...]:
     while isinstance(part, partial):
         part = part.func
     return getattr(part, "needs", ())
+
+
+def on_behalf(name: str, needs: Iterable[Need]) -> list[Need]:
+    """Return the needs of a part of a call under its own name: the call itself may be what its refusal advises."""
+
+    def named(need: Need) -> Need:
+        return lambda experiment, _: need(experiment, name)
+
+    return [named(need) for need in needs]
 
 
 def outcome_density(experiment: Experiment, name: str) -> None:
