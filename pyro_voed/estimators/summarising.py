@@ -3,7 +3,7 @@ r"""Which summary an outcome gets: the caller's, or one picked from the outcome'
 Rows of an outcome are *exchangeable* where permuting them (with everything else the model draws in their plate) leaves
 the joint density as it is. Then their order tells nothing, and a set network need not learn that. A plate alone does
 not make them so: seven measurements at seven designs stand in a plate too. So the density itself is asked, at a
-simulated experiment, at designs away from special values, with random permutations:
+number of simulated experiments, at designs away from special values, with random permutations:
 
 .. math:: \log p(y_{\pi}, \eta_{\pi} \mid \theta, \xi) = \log p(y, \eta \mid \theta, \xi)
 
@@ -35,6 +35,9 @@ from pyro_voed.experiment.sites import Site
 from pyro_voed.summaries import ComposedSummary, ConvolutionalSummary, DeepSetSummary, FeedForwardSummary
 
 FEWEST_ROWS = 5
+EXPERIMENTS_TOGETHER, EXPERIMENTS_ALONE = 64, 8
+"""Experiments that permutations are tried at: in one of them all readings of a coarse scale may be equal."""
+
 LONG = 64
 SUMMARY_DIMS = (8, 256)
 """Least and greatest width of a summary that is picked."""
@@ -153,7 +156,7 @@ def _picked(experiment: Experiment) -> ComposedSummary | None:
 
 
 def exchangeable_rows(experiment: Experiment) -> list[Rows]:
-    """Return the sets of exchangeable rows, at most one a site, along the longest such axis, by three experiments."""
+    """Return the sets of exchangeable rows, at most one a site, along the longest such axis, by simulations."""
     candidates = [
         (site, axis)
         for site in experiment.observations
@@ -169,7 +172,8 @@ def exchangeable_rows(experiment: Experiment) -> list[Rows]:
     ):
         return []
     with torch.no_grad():
-        run = run_rows(experiment.program, 1, experiment.shapes, designs=designs)
+        count = EXPERIMENTS_TOGETHER if experiment.runs_together else EXPERIMENTS_ALONE
+        run = run_rows(experiment.program, count, experiment.shapes, designs=designs)
         found: dict[str, tuple[int, list[tuple[Site, int]]]] = {}
         for site, axis in candidates:
             members = _moving_along(experiment, run, site, axis)
@@ -239,16 +243,19 @@ def _invariant(
     if not all(s.has_density for s in random if s.role != "target"):
         return False
     values = {s.name: run.value(s.name) for s in random}
-    size = members[0][0].shape[members[0][1]]
+    size, count = members[0][0].shape[members[0][1]], len(run.traces) * run.rows_per_trace
     before = _total(run, scored)
+    moves = False
     for _ in range(2):
         order = torch.randperm(size, device=experiment.device)
         moved = {s.name: values[s.name].index_select(axis + 1, order) for s, axis in members}
-        again = run_rows(experiment.program, 1, experiment.shapes, designs=designs, row_values={**values, **moved})
+        moves = moves or any(not torch.equal(moved[name], values[name]) for name in moved)
+        again = run_rows(experiment.program, count, experiment.shapes, designs=designs, row_values={**values, **moved})
         # Sums of single-precision terms in another order differ by rounding alone, as their size goes.
         if not torch.allclose(before, _total(again, scored), rtol=1e-5, atol=1e-5 * math.sqrt(experiment.y_dim)):
             return False
-    return True
+    # Where no permutation moved a value, nothing was seen of what it would change.
+    return moves
 
 
 def _total(run: ProgramRun, names: Sequence[str]) -> Tensor:

@@ -100,12 +100,28 @@ FOUND = {
     ),
     "replicates at one design": (one_design, 1),
 }  # fmt: skip
+
+
+def rare_at_own_doses():
+    mean = mean_of()
+    with pyro.plate("rows", 8):
+        pyro.sample("y", dist.Bernoulli(logits=mean - 3.0 + 0.5 * torch.arange(8.0)))
+
+
+def never():
+    with pyro.plate("rows", 8):
+        pyro.sample("y", dist.Bernoulli(torch.sigmoid(mean_of() - 60.0)))
+
+
 NOT_FOUND = {
     # All equal at first: only at that design are the rows exchangeable.
     "own designs": own_designs,
     "own targets": in_rows(lambda: normal("y", mean_of())),
     "series": series,
     "ring": ring,
+    # In most experiments all rows are equal, and permuting them changes nothing.
+    "rare events at own doses": rare_at_own_doses,
+    "no event at all": never,
     "Michaelis-Menten": michaelis_menten(torch.full((7,), 0.5)),
 }
 
