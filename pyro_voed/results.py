@@ -76,11 +76,13 @@ class Certificate:
         lower, lower_standard_error: Lower bound (ACE) and its standard error.
         upper, upper_standard_error: Upper bound (VNMC) and its standard error.
         pareto_k: Tail index of the terms.
-        certified: Whether every tail index allows the standard errors to be trusted.
+        certified: Whether every tail index allows the standard errors to be trusted, and nothing says that the model's
+            draws do not follow the densities it states.
         width_reached: Whether the width asked for was reached within the budget.
         num_flow_samples, num_outer_samples: Draws of the first level, the flow's own terms, and of the second.
         num_inner_samples: Proposal draws for each of the second level.
         num_simulations, seconds: What it cost.
+        disagreement: In what draws and stated densities clearly disagree; empty where nothing was found.
     """
 
     interval: Tensor
@@ -97,13 +99,15 @@ class Certificate:
     num_inner_samples: tuple[int, ...]
     num_simulations: int
     seconds: float
+    disagreement: str = ""
 
     def __str__(self) -> str:
         word = "certified" if self.certified else "uncertified"
         low, high = self.interval
         one = low.numel() == 1
         ends = f"[{low.item():.4f}, {high.item():.4f}]" if one else f"{shortened(low)} to {shortened(high)}"
-        return f"{word} {self.confidence:.0%} interval {ends} nats"
+        why = f": {self.disagreement}" if self.disagreement else ""
+        return f"{word} {self.confidence:.0%} interval {ends} nats{why}"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from more draws, as far as the budget goes, and where these are as heavy it is r
 wider than asked for, which one rare draw can make, is made anew likewise. The choice looks at the first draws and the
 new interval at its own, so what it adds to the chance of a miss is at most that chance times the share made anew.
 
+Bounds hold for the densities that the model states. Where its draws clearly do not follow these the interval is
+returned "uncertified" too, with the reason (`consistency`).
+
 References:
     Foster et al. (2019, 2020) as in `importance`; Giles (2015), "Multilevel Monte Carlo methods"; Vehtari et al.
     (2024), "Pareto smoothed importance sampling".
@@ -41,10 +44,17 @@ from torch import Tensor
 
 from pyro_voed.bounds.barber_agakov import ba_terms
 from pyro_voed.bounds.importance import ace_terms, vnmc_terms
+from pyro_voed.certificates.consistency import (
+    FEWEST_PRIOR_DRAWS,
+    prior_disagrees,
+    prior_draws,
+    share_terms,
+    shares_disagree,
+)
 from pyro_voed.certificates.nested_certificate import nested_sides
 from pyro_voed.certificates.score_controls import NUM_PROBES, score_controls
 from pyro_voed.certificates.sides import Plan, Request, Sides
-from pyro_voed.checks import check_count, check_positive
+from pyro_voed.checks import check_count, check_positive, warn
 from pyro_voed.densities.stacked import member_density
 from pyro_voed.experiment import needs
 from pyro_voed.experiment.caller_state import isolated
@@ -74,7 +84,7 @@ INNER_COST = 1.0 + 1.3 * DEFENSIVE_SHARE
 Controls = Callable[[Tensor], Tensor]
 """Controls of expectation zero from packed targets; see `score_controls`."""
 
-FEWEST_SIMULATIONS = 2 * NUM_PROBES + math.ceil(
+FEWEST_SIMULATIONS = 2 * (NUM_PROBES + FEWEST_PRIOR_DRAWS) + math.ceil(
     (PILOT_OUTER + FEWEST_OUTER) * (1 + INNER_COST * PILOT_INNER) + FEWEST_OUTER
 )
 
@@ -186,6 +196,8 @@ def certified(
         return _from_density(experiment, own, member_density(result.density, next(member)), asked)
 
     sides = at_each_design(experiment, result.designs, one)
+    if disagreement := next((side.disagreement for side in sides if side.disagreement), ""):
+        warn(f"nothing is certified: {disagreement}. Correct the distribution, or give it the support of its draws.")
     certificate = _certificate(experiment, sides, batch, confidence, asked)
     certificate = replace(
         certificate, num_simulations=experiment.num_calls - calls, seconds=time.perf_counter() - started
@@ -214,7 +226,8 @@ def _certificate(
         upper=upper,
         upper_standard_error=gather("upper_error"),
         pareto_k=tail,
-        certified=bool((tail <= HEAVY_TAIL).all()),
+        certified=bool((tail <= HEAVY_TAIL).all()) and not any(side.disagreement for side in sides),
+        disagreement=next((side.disagreement for side in sides if side.disagreement), ""),
         width_reached=bool((interval[1] - interval[0] <= asked.width).all()),
         num_flow_samples=tuple(side.plan.num_flow for side in sides),
         num_outer_samples=tuple(side.plan.num_outer for side in sides),
@@ -241,22 +254,25 @@ class _Levels:
 
     def sides(self, asked: Request, spent: int) -> Sides:
         """Return both sides within what is left of the budget, made anew from more draws where that is called for."""
-        before = self.experiment.num_calls
-        plan = self._plan(asked._replace(max_simulations=asked.max_simulations - spent))
+        before, checked = self.experiment.num_calls - spent, prior_draws(asked.max_simulations)
+        budget = asked.max_simulations - 2 * checked
+        plan = self._plan(asked._replace(max_simulations=budget - spent))
         found = self._sides(plan)
-        longer = _longer(plan, asked.max_simulations - spent - (self.experiment.num_calls - before))
+        longer = _longer(plan, budget - (self.experiment.num_calls - before))
         if (found.tail > HEAVY_TAIL or found.width(asked.quantile) > WIDE * asked.width) and longer is not None:
             found = self._sides(longer)
-        return found
+        disagreement = prior_disagrees(self.experiment, self.designs, checked)
+        return replace(found, disagreement=disagreement or found.disagreement)
 
-    def _three_terms(self, num_outer: int, num_inner: int) -> tuple[Tensor, ...]:
-        """Return ACE, VNMC and Barber-Agakov terms at the same outer draws."""
+    def _terms(self, num_outer: int, num_inner: int) -> tuple[Tensor, ...]:
+        """Return ACE, VNMC and Barber-Agakov terms, and the shares of weights, at the same outer draws."""
 
         def terms(weights: Weights) -> tuple[Tensor, ...]:
             return (
                 ace_terms(weights.log_likelihood, weights.own, weights.inner),
                 vnmc_terms(weights.log_likelihood, weights.inner),
                 ba_terms(weights.log_q, weights.log_prior),
+                share_terms(weights.own, weights.inner),
             )
 
         return weighted_terms(self.experiment, self.designs, self.density, num_outer, num_inner, terms)
@@ -265,7 +281,7 @@ class _Levels:
         """Choose sizes: a third of the width for the gap between the bounds, the rest for the two standard errors."""
         width, quantile, max_simulations = asked
         before = self.experiment.num_calls
-        lower, upper, flow = self._three_terms(PILOT_OUTER, PILOT_INNER)
+        lower, upper, flow, _ = self._terms(PILOT_OUTER, PILOT_INNER)
         gap = (upper - lower).mean().clamp_min(0.0).item()
         # The gap falls at least like 1 / L while the weights' variance is finite.
         num_inner = min(MOST_INNER, max(PILOT_INNER, math.ceil(PILOT_INNER * gap / (width / 3.0))))
@@ -302,7 +318,7 @@ class _Levels:
 
     def _sides(self, plan: Plan) -> Sides:
         flow = self._flow_terms(plan.num_flow)
-        lower, upper, own = self._three_terms(plan.num_outer, plan.num_inner)
+        lower, upper, own, shares = self._terms(plan.num_outer, plan.num_inner)
         base, base_error = mean_and_standard_error(flow)
         below, below_error = mean_and_standard_error(lower - own)
         above, above_error = mean_and_standard_error(upper - own)
@@ -317,6 +333,7 @@ class _Levels:
             upper_error=float(torch.hypot(base_error, above_error)),
             tail=float(torch.maximum(tail, pareto_k(flow))),
             plan=plan,
+            disagreement=shares_disagree(shares),
         )
 
     def _flow_terms(self, num_samples: int) -> Tensor:

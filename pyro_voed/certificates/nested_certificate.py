@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_voed.bounds.nested import nmc_terms, pce_terms
+from pyro_voed.certificates.consistency import GROUP_SIZE, NUM_GROUPS, outcomes_disagree
 from pyro_voed.certificates.sides import Plan, Request, Sides
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import run_controls
@@ -53,6 +54,7 @@ def nested_sides(experiment: Experiment, designs: Mapping[str, Tensor], asked: R
         upper_error=inflation * float(means[1][1]),
         tail=float(pareto_k(torch.stack(sides, -1)).max()),
         plan=plan,
+        disagreement=outcomes_disagree(experiment, designs),
     )
 
 
@@ -68,7 +70,7 @@ def _plan(experiment: Experiment, designs: Mapping[str, Tensor], asked: Request)
     variance = max(variances) * max(1.0, PILOT_INNER / num_inner)
     allowed = 0.9 * (1.0 - GAP_SHARE) * width / (2.0 * quantile)
     num_outer = max(FEWEST_OUTER, math.ceil(variance / allowed**2))
-    left = max_simulations - PILOT_OUTER - PILOT_INNER
+    left = max_simulations - PILOT_OUTER - PILOT_INNER - NUM_GROUPS * GROUP_SIZE
     num_inner = min(num_inner, max(FEWEST_INNER, left // (2 * NUM_BLOCKS)))
     num_outer = min(num_outer, max(FEWEST_OUTER, left - NUM_BLOCKS * num_inner))
     if num_outer * num_inner > MOST_PAIRS:

@@ -25,7 +25,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sides:
-    """Both bounds at one design, their standard errors and the heavier tail of their terms."""
+    """Both bounds at one design, their standard errors, the heavier tail of their terms, what speaks against them."""
 
     lower: float
     lower_error: float
@@ -33,6 +33,7 @@ class Sides:
     upper_error: float
     tail: float
     plan: Plan
+    disagreement: str = ""
 
     def width(self, quantile: float) -> float:
         """Return the width of the interval made of them."""

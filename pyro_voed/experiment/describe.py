@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_voed.experiment.dependence import Dependence
 from pyro_voed.experiment.programs import base_distribution, has_discrete_support, is_deterministic
 from pyro_voed.experiment.sites import Role, Site, in_words, site_transform
+from pyro_voed.experiment.supports import support_of
 
 
 def describe(
@@ -64,7 +65,7 @@ def _support(node: Mapping[str, Any], own_node: Mapping[str, Any] | None, *, dis
         # Guides hand on their draws as Delta sites; the support is the model's.
         base = base_distribution(own_node["fn"])
     try:
-        support = base.support
+        support = support_of(base)
     except (NotImplementedError, AttributeError):
         return "a support that is not stated"
     kind = type(support).__name__.removeprefix("_")

@@ -32,7 +32,7 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
 from pyro_voed.experiment.caller_state import param_store_kept
-from pyro_voed.experiment.supports import bijection, lkj_drawn_right
+from pyro_voed.experiment.supports import bijection, lkj_drawn_right, support_of
 
 OUTER_PLATE = "_pyro_voed_rows"
 
@@ -221,7 +221,7 @@ class ProgramRun:
         parts = []
         for trace in self.traces:
             node = trace.nodes[name]
-            if node["mask"] is not None:
+            if node["mask"] is not None or not _has_own_entropy(node["fn"]):
                 return None
             try:
                 control = node["fn"].log_prob(node["value"]) + node["fn"].entropy()
@@ -252,6 +252,13 @@ class ProgramRun:
         return log_density.reshape(self.rows_per_trace, -1).sum(-1)
 
 
+def _has_own_entropy(fn: Any) -> bool:
+    """Whether the entropy is that of the density: a user's class may state another density and inherit the entropy."""
+    classes = type(base_distribution(fn)).__mro__
+    density, entropy = (next(c for c in classes if name in vars(c)) for name in ("log_prob", "entropy"))
+    return density.__module__.startswith(("torch.", "pyro.")) or not issubclass(density, entropy) or density is entropy
+
+
 def log_prob_on_support(fn: Any, value: Tensor) -> Tensor:
     """Return fn.log_prob(value), -inf outside the support.
 
@@ -277,11 +284,7 @@ def to_rows(value: Tensor, num_rows: int, shape: torch.Size, name: str) -> Tenso
 
 def support_transform(fn: Distribution) -> Transform:
     """Return the bijection from unconstrained coordinates to the distribution's support."""
-    base = base_distribution(fn)
-    if isinstance(base, torch.distributions.MixtureSameFamily):
-        # Its own support object has no registered bijection even where the components' has.
-        return bijection(base.component_distribution.support)
-    return bijection(fn.support)
+    return bijection(support_of(fn))
 
 
 def base_distribution(fn: Any) -> Any:

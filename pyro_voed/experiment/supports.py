@@ -16,6 +16,9 @@ A Cholesky factor L of a correlation matrix has rows of unit length. With coordi
 This is the map of `torch.distributions.CorrCholeskyTransform`, whose formulas take :math:`1 - \sum_{k \le j} L_{ik}^2`
 instead: where correlations are strong that difference cancels, and in single precision coordinates are infinite or NaN.
 
+Angles lie in :math:`(-\pi, \pi)`, though torch and Pyro state the real line as the support of their distributions: the
+densities are periodic and normalised over one turn, so that on the whole line they would hold endless mass.
+
 A lower triangular matrix with positive diagonal has its entries as coordinates, the diagonal as logarithms. Products
 :math:`L L^\top` give correlation matrices and positive definite matrices.
 
@@ -32,11 +35,31 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro import distributions as dist
 from pyro.distributions import constraints
 from pyro.distributions.transforms import CholeskyTransform, CorrMatrixCholeskyTransform
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
+
+CIRCULAR = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+"""Families of angles, drawn from one turn, whose stated support is the real line."""
+
+
+def support_of(fn: Any) -> constraints.Constraint:
+    """Return the support on which a distribution's density is normalised and from which it is drawn."""
+    if isinstance(fn, dist.torch_distribution.MaskedDistribution):
+        return support_of(fn.base_dist)
+    if isinstance(fn, torch.distributions.Independent):
+        own = support_of(fn.base_dist)
+        return constraints.independent(own, fn.reinterpreted_batch_ndims) if fn.reinterpreted_batch_ndims else own
+    if isinstance(fn, torch.distributions.MixtureSameFamily):
+        # Its own support object has no registered bijection even where the components' has.
+        return support_of(fn.component_distribution)
+    if isinstance(fn, CIRCULAR):
+        turn = constraints.interval(-math.pi, math.pi)
+        return constraints.independent(turn, len(fn.event_shape)) if fn.event_shape else turn
+    return fn.support
 
 
 def bijection(support: constraints.Constraint) -> Transform:

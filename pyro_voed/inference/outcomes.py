@@ -18,6 +18,7 @@ from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import pack_outcomes
 from pyro_voed.experiment.programs import ProgramRun, run_rows
 from pyro_voed.experiment.sites import Site
+from pyro_voed.experiment.supports import support_of
 from pyro_voed.results import element_names
 
 
@@ -77,7 +78,7 @@ def check_supports(experiment: Experiment, run: ProgramRun, values: Mapping[str,
         if site.transform is None:
             continue
         node = run.traces[0].nodes[site.name]
-        support = node["fn"].support
+        support = support_of(node["fn"])
         if not support.check(values[site.name].reshape(node["value"].shape)).all():
             raise ValueError(f"observations['{site.name}'] lies outside the site's support {support}.")
 

@@ -204,12 +204,31 @@ def test_a_distribution_that_cannot_be_expanded_is_run_one_by_one():
     torch.testing.assert_close(unpack_targets(experiment, sample.theta)["matrix"], sample.values["matrix"])
 
 
-def test_a_circular_target_is_a_point_of_the_line():
-    # Pyro states the real line as the support of von Mises angles, of which only one turn is ever drawn.
-    experiment = Experiment(CASES["circle"].model, "y")
+ANGLES = {
+    "one": lambda: dist.VonMises(3.0, 1.0),
+    "in an event": lambda: dist.VonMises(torch.tensor([3.0, 0.0]), 1.0).to_event(1),
+    "two dependent": lambda: dist.SineBivariateVonMises(*(torch.tensor(x) for x in (3.0, 0.0, 2.0, 3.0, 1.0))),
+    "skewed": lambda: dist.SineSkewed(dist.VonMises(torch.tensor([3.0]), 1.0).to_event(1), torch.tensor([0.3])),
+    "a mixture": lambda: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), dist.VonMises(torch.tensor([3.0, 0.0]), 4.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANGLES)
+def test_an_angle_is_confined_to_one_turn(name):
+    # torch and Pyro state the real line as the support of angles, of which only one turn is ever drawn.
+    def model():
+        prior = ANGLES[name]()
+        angle = pyro.sample("target", prior)
+        pyro.sample("y", dist.Normal(angle.sin(), 1.0).to_event(prior.event_dim))
+
+    experiment = Experiment(model, "y")
     sample = sample_joint(experiment, 200)
-    assert torch.equal(sample.theta[:, 0], sample.values["target"])
-    assert (sample.theta.abs() <= math.pi).all()
+    far = unpack_targets(experiment, 30.0 * sample.theta)["target"]
+    assert (far.abs() <= math.pi + 1e-6).all()
+    torch.testing.assert_close(unpack_targets(experiment, sample.theta)["target"], sample.values["target"])
+    assert "3.14" in experiment.targets[0].support
 
 
 # --- the bijections themselves --------------------------------------------------------------------------------------
