@@ -44,7 +44,8 @@ from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample
 from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.inference import abc_posterior, flow_guide, flow_posterior, nuts_posterior, smc_posterior
-from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, Learned, PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
+from pyro_voed.results import Certificate, DesignResult, EIGResult, FitHistory, Learned
 from pyro_voed.saving import load, save
 from pyro_voed.training import Fresh, Pool
 

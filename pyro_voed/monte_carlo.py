@@ -39,6 +39,34 @@ def mean_and_standard_error(
     return mean, (wide.std(0) / math.sqrt(terms.shape[0])).to(terms.dtype)
 
 
+MOST_COMPARED = 1_000
+"""Members of a batch of which all pairs are compared."""
+
+
+def difference_errors(terms: Float[Tensor, "num_samples *batch"]) -> Float[Tensor, "size size"] | None:
+    """Return the standard error of the difference between the means of any two members of a batch, flattened.
+
+    Rows are independent; what members of a row have in common, such as random numbers, cancels. None for fewer than two
+    members and for more than `MOST_COMPARED`.
+
+    Example:
+        >>> shared = torch.randn(100, 1)
+        >>> difference_errors(shared + torch.tensor([0.0, 0.5]))
+        tensor([[0., 0.],
+                [0., 0.]])
+    """
+    size = terms[0].numel()
+    if not 1 < size <= MOST_COMPARED:
+        return None
+    wide = terms.double().reshape(-1, size)
+    # From what differs between members: a difference of variances of what they share would be rounding alone.
+    apart = wide - wide.mean(1, keepdim=True)
+    covariance = torch.cov(apart.mT) / len(wide)
+    variance = covariance.diagonal()
+    squares = variance.unsqueeze(0) + variance.unsqueeze(1) - 2.0 * covariance
+    return squares.clamp_min(0.0).sqrt().to(terms.dtype)
+
+
 def controlled_terms(
     terms: Float[Tensor, "num_samples *batch"], controls: Float[Tensor, "num_samples *batch num_controls"]
 ) -> Float[Tensor, "num_samples *batch"]:

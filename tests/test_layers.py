@@ -16,6 +16,7 @@ LAYERS = {
     # those in BESIDE.
     "checks": 0,
     "monte_carlo": 0,
+    "posterior_sample": 0,
     "printing": 0,
     "results": 0,
     "experiment": 1,
@@ -32,7 +33,12 @@ LAYERS = {
     "saving": 5,
     "plots": 6,
 }
-BESIDE = {("summaries", "densities"), ("results", "printing")}
+BESIDE = {
+    ("summaries", "densities"),
+    ("results", "printing"),
+    ("posterior_sample", "printing"),
+    ("posterior_sample", "results"),
+}
 FOUNDATIONS = {name for name, layer in LAYERS.items() if layer == 0}
 TORCH_SIDE = {"bounds", "densities", "summaries", "training"}
 PROGRAMS = ("poutine", "infer", "nn", "param", "sample", "plate", "primitives")

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from pyro_voed.monte_carlo import controlled_terms, log_mean_exp, mean_and_standard_error, pareto_k
+from pyro_voed.monte_carlo import controlled_terms, difference_errors, log_mean_exp, mean_and_standard_error, pareto_k
 
 MANY = 4.5
 REPEATS = 200
@@ -31,6 +31,20 @@ def test_log_mean_exp_neither_overflows_nor_loses_zeros():
     assert log_mean_exp(torch.tensor([-1e4, -1e4])).item() == -1e4
     assert log_mean_exp(torch.tensor([0.0, -torch.inf])).item() == pytest.approx(-math.log(2))
     assert log_mean_exp(torch.tensor([-torch.inf, -torch.inf])).item() == -torch.inf
+
+
+def test_errors_of_differences_are_those_of_the_differences_of_terms():
+    # What all members share is a million times what tells them apart.
+    apart = torch.randn(1_000, 2, 2).double()
+    terms = 1e6 * torch.randn(1_000, 1, 1).double() + apart
+    errors = difference_errors(terms)
+    flat = terms.flatten(1)
+    for first in range(4):
+        for second in range(4):
+            _, expected = mean_and_standard_error(flat[:, first] - flat[:, second])
+            torch.testing.assert_close(errors[first, second], expected, rtol=1e-6, atol=1e-9)
+    assert difference_errors(terms[:, 0, 0]) is None
+    assert difference_errors(torch.zeros(2, 1_001)) is None
 
 
 def test_the_standard_error_is_the_spread_of_the_mean():

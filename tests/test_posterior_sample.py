@@ -2,8 +2,8 @@
 
 import torch
 
+from pyro_voed.posterior_sample import PosteriorSample
 from pyro_voed.printing import MOST_ROWS
-from pyro_voed.results import PosteriorSample
 
 
 def sample(values, r_hat=None, **fields):

@@ -31,7 +31,7 @@ from pyro_voed.checks import check_count, check_positive
 from pyro_voed.diagnostics.classifiers import train_classifiers
 from pyro_voed.diagnostics.draws import MIN_DRAWS, Draws, matched_draws
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 UNITS_PER_DIM, MIN_WIDTH = 10, 20
 

@@ -56,7 +56,7 @@ from pyro_voed.diagnostics.mmd_terms import (
 )
 from pyro_voed.diagnostics.uniformity import rank_p_value
 from pyro_voed.experiment.caller_state import isolated
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 NUM_BLOCKS = 20
 """Blocks of a set by which a standard error is measured: it is then itself known to a sixth or so."""

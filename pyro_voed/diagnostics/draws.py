@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.checks import check_finite, check_shape
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 MIN_DRAWS = 100
 """Fewest draws of a set: below, one standard error of a share is 0.05 and little could be said."""

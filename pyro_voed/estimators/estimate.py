@@ -20,7 +20,7 @@ from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.designs import at_each_design, design_batch_shape
 from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.needs import Need
-from pyro_voed.monte_carlo import mean_and_standard_error
+from pyro_voed.monte_carlo import difference_errors, mean_and_standard_error
 from pyro_voed.results import Bound, EIGResult, Learned, WeightCheck
 
 
@@ -90,6 +90,7 @@ def estimate(
         result = EIGResult(
             eig=eig,
             standard_error=standard_error,
+            difference_error=None if found.standard_error is not None else difference_errors(found.values),
             bound=found.bound or bound,
             estimator=name,
             num_simulations=0,

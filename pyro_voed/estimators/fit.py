@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from pyro_voed.experiment.designs import batch_shape, design_batch_shape, flat_d
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample
 from pyro_voed.experiment.pilot import check_pilot
-from pyro_voed.experiment.sampling import draw_joint, non_finite_sites, sample_joint
+from pyro_voed.experiment.sampling import draw_in_common, draw_joint, non_finite_sites, sample_joint
 from pyro_voed.monte_carlo import controlled_terms
 from pyro_voed.results import FitHistory
 from pyro_voed.training.ascent import Ascent
@@ -30,6 +30,10 @@ MAX_STEPS = 10_000
 EVALUATION_CHUNK = 8_192
 CHUNK_ENTRIES = 2**22
 """Most entries of the outcome in one chunk of an evaluation: a summary may take a hundred times their memory."""
+COMMON_ENTRIES = 2**23
+"""Most entries of targets and outcomes drawn at once on random numbers common to all designs."""
+MOST_IN_COMMON = 1_000
+"""Designs beyond which one run for all of them, each with random numbers of its own, is so much cheaper."""
 ROWS_OF_A_MEMBER = 64
 """Experiments a step for each member of an ensemble: stacked, larger batches cost in proportion."""
 POOL_VERSIONS = 8
@@ -203,18 +207,11 @@ class Fit:
         chunk: int = EVALUATION_CHUNK,
     ) -> Evaluation:
         """Return the terms on fresh simulations, less what log densities of sites of known entropy explain of them."""
-        experiment, designs = self.experiment, self.designs
-        batch = design_batch_shape(experiment, designs)
-        num_samples = num_samples or default_num_samples(experiment, batch)
-        chunk = max(1, min(chunk, CHUNK_ENTRIES // max(1, experiment.y_dim)) // batch.numel())
+        batch = design_batch_shape(self.experiment, self.designs)
+        num_samples = num_samples or default_num_samples(self.experiment, batch)
         parts, controls, ranges, kept = [], [], [], None
         with torch.no_grad(), pyro.validation_enabled(False):
-            for start in range(0, num_samples, chunk):
-                size = min(chunk, num_samples - start)
-                plain = draw_joint(
-                    experiment, size, designs, likelihood=self.likelihood, controls=True, pairs=self.pairs
-                )
-                sample = self.prepare(plain)
+            for sample in self._evaluation_chunks(num_samples, chunk):
                 values = terms(sample)
                 if not torch.isfinite(values).all():
                     bad = int((~torch.isfinite(values)).sum())
@@ -223,15 +220,34 @@ class Fit:
                         f"{explain_terms(sample)}"
                     )
                 parts.append(values)
-                assert plain.controls is not None  # asked for above
-                controls.append(plain.controls)
-                y = plain.y.reshape(-1, plain.y.shape[-1])
+                assert sample.controls is not None  # asked for
+                controls.append(sample.controls)
+                y = sample.y.reshape(-1, sample.y.shape[-1])
                 ranges.append(torch.stack([y.amin(0), y.amax(0)]))
                 kept = sample[: max(1, NUM_CHECKED // batch.numel())] if kept is None else kept
         assert kept is not None  # at least one chunk
         lowest, highest = torch.stack(ranges).unbind(1)
         left = controlled_terms(torch.cat(parts), torch.cat(controls))
         return Evaluation(left, torch.stack([lowest.amin(0), highest.amax(0)]), kept)
+
+    def _evaluation_chunks(self, num_samples: int, chunk: int) -> Iterator[JointSample]:
+        """Simulate and prepare the experiments of an evaluation, on random numbers common to the designs of a batch."""
+        experiment, num_designs = self.experiment, batch_shape(self.experiment, self.designs).numel()
+        chunk = max(1, min(chunk, CHUNK_ENTRIES // max(1, experiment.y_dim)) // num_designs)
+        options: dict[str, Any] = {"likelihood": self.likelihood, "controls": True}
+        if num_designs == 1 or num_designs > MOST_IN_COMMON or self.pairs:
+            for start in range(0, num_samples, chunk):
+                size = min(chunk, num_samples - start)
+                yield self.prepare(draw_joint(experiment, size, self.designs, pairs=self.pairs, **options))
+            return
+        # A run at each design is worth its while for many rows, more than terms are made of at once.
+        entries = num_designs * max(1, experiment.theta_dim + experiment.y_dim)
+        block = max(1, COMMON_ENTRIES // entries)
+        for start in range(0, num_samples, block):
+            size = min(block, num_samples - start)
+            drawn = draw_in_common(experiment, size, self.designs, self.prepare, **options)
+            for first in range(0, size, chunk):
+                yield drawn[first : first + chunk]
 
     def _prepared(self, sample: JointSample) -> JointSample:
         with torch.no_grad():

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_voed.experiment.designs import batch_shape, design_batch_shape, flat_designs, pack_designs
+from pyro_voed.experiment.designs import at_each_design, batch_shape, design_batch_shape, flat_designs, pack_designs
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample, combine, pack_run
 from pyro_voed.experiment.pairs import log_likelihood_of_pairs
@@ -99,6 +100,29 @@ def draw_joint(
         for start in range(0, num_samples, chunk)
     ]
     return parts[0] if len(parts) == 1 else combine(parts, torch.cat, parts[0].designs)
+
+
+def draw_in_common(
+    experiment: Experiment,
+    num_samples: int,
+    designs: Mapping[str, Tensor],
+    then: Callable[[JointSample], JointSample] = lambda sample: sample,
+    **options: Any,
+) -> JointSample:
+    """Simulate as `draw_joint` does, without gradients, and on common random numbers at all designs of the batch.
+
+    Equal designs give equal experiments, and differences between designs are free of what they share. The model runs
+    at one design after the other; `then` is applied to what it gave there, on the same random numbers too.
+    """
+
+    def one(own: dict[str, Tensor]) -> JointSample:
+        sample = draw_joint(experiment, num_samples, own, **options)
+        return then(replace(sample, designs=pack_designs(experiment, own)))
+
+    batch = batch_shape(experiment, designs)
+    members = at_each_design(experiment, designs, one)
+    packed = pack_designs(experiment, designs)
+    return combine(members, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
 
 
 def _sample_chunk(

@@ -38,7 +38,8 @@ from pyro_voed.experiment.programs import sample_nodes, trace_program
 from pyro_voed.experiment.sites import Site
 from pyro_voed.experiment.weighting import design_context
 from pyro_voed.inference.outcomes import check_outcome, pack_outcome, packed_names, to_inference_data
-from pyro_voed.results import DesignResult, EIGResult, PosteriorSample, experiment_of
+from pyro_voed.posterior_sample import PosteriorSample
+from pyro_voed.results import DesignResult, EIGResult, experiment_of
 
 DesignIndex = int | tuple[int, ...] | None
 """Which member of a batch of designs; None where there is one design."""

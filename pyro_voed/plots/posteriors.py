@@ -19,7 +19,8 @@ from torch import Tensor
 from pyro_voed.checks import check_known, check_shape
 from pyro_voed.diagnostics.draws import as_draws
 from pyro_voed.plots.style import BLACK, COLOURS, GREY, LINE_STYLES, to_numpy
-from pyro_voed.results import PosteriorSample, element_names
+from pyro_voed.posterior_sample import PosteriorSample
+from pyro_voed.results import element_names
 
 CONTOUR_MASSES = (0.5, 0.9)
 """Probability inside each contour of the pair plot."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from pyro_voed.diagnostics.simulated import SimulatedPosteriors
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 THRESHOLD = 4.0
 

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_voed import Experiment, eig_flow, eig_nmc
+from pyro_voed import Experiment, Fresh, eig_flow, eig_marginal, eig_nmc
 from pyro_voed.estimators.estimate import Terms, estimate
 from tests.closed_forms import gain_eig, scaled
 from tests.estimators.cases import ESTIMATORS, FEW, MOMENT, NOISE, PAIR, chain
@@ -145,3 +145,36 @@ def test_an_experiment_brings_its_own_prior():
     # Untrained but for two steps, a flow starts at the linear posterior, here the exact one.
     assert abs(wide.eig - gain_eig(0.5)) < 0.5
     assert abs(known.eig - gain_eig(0.05)) < 0.1
+
+
+# --- designs side by side -------------------------------------------------------------------------------------------
+
+SIDE_BY_SIDE = {
+    "eig_flow": lambda designs: eig_flow(scaled, "y", designs=designs, density=None, **BRIEF),
+    "eig_marginal": lambda designs: eig_marginal(scaled, "y", designs=designs, **BRIEF),
+    "eig_marginal, dequantised": lambda designs: eig_marginal(counts, "y", designs=designs, dequantise=True, **BRIEF),
+    "eig_nmc": lambda designs: eig_nmc(scaled, "y", designs=designs, num_outer_samples=200, seed=0),
+}
+BRIEF = {"training": Fresh(num_steps=2), "num_samples": 200, "seed": 0, "progress": False}
+
+
+def counts():
+    xi = pyro.param("xi", torch.tensor(0.5), constraint=pyro.distributions.constraints.interval(0.0, 2.0))
+    pyro.sample("y", dist.Poisson(xi * pyro.sample("theta", dist.Gamma(9.0, 3.0))))
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_equal_designs_of_a_batch_have_equal_estimates(name):
+    xi = torch.tensor([[0.5, 1.5, 0.5], [1.5, 1.0, 0.5]])
+    result = SIDE_BY_SIDE[name]({"xi": xi})
+    same = xi.flatten() == xi.flatten().unsqueeze(-1)
+    eig, errors = result.eig.flatten(), result.difference_error
+    torch.testing.assert_close(eig.expand(6, 6)[same], eig.unsqueeze(-1).expand(6, 6)[same], rtol=0, atol=1e-5)
+    assert (errors[same] < 1e-5).all()
+    assert (errors[~same] > 1e-4).all()
+
+
+def test_on_common_random_numbers_differences_are_sharp():
+    designs = {"xi": torch.tensor([1.0, 1.01, 0.2, 0.6, 1.1, 1.5, 1.7])}
+    result = eig_flow(scaled, "y", designs=designs, **{**BRIEF, "num_samples": 1_000})
+    assert result.difference_error[0, 1] < 0.05 * result.standard_error[0]

@@ -5,7 +5,7 @@ import torch
 
 from pyro_voed.plots import plot_posterior_grid, plot_posterior_pair
 from pyro_voed.plots.posteriors import _contours
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 from tests.plots.cases import data_of
 
 

@@ -63,7 +63,7 @@ from pyro_voed.inference.reference.abc_terms import (
 )
 from pyro_voed.inference.reference.conditioned import conditioned, mixing_faults
 from pyro_voed.inference.reference.smc_terms import stratified_ancestors
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 MAX_TOLERANCE = 0.3
 """Warned above, as a share of the median distance between two unrelated outcomes of the prior."""

@@ -17,7 +17,7 @@ from pyro_voed.experiment.designs import design_batch_shape
 from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.programs import is_deterministic, sample_nodes
 from pyro_voed.inference.outcomes import check_outcome, to_inference_data
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 MAX_R_HAT = 1.05
 MIN_EFFECTIVE_SAMPLE_SIZE = 100

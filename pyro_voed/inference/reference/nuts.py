@@ -30,7 +30,7 @@ from pyro_voed.experiment.caller_state import common_stream, isolated
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.inference.reference.conditioned import conditioned, mixing, mixing_faults
 from pyro_voed.inference.reference.latents import Latents, latents_of
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 
 def nuts_posterior(

@@ -48,7 +48,7 @@ from pyro_voed.inference.reference.smc_terms import (
     stratified_ancestors,
 )
 from pyro_voed.monte_carlo import log_mean_exp
-from pyro_voed.results import PosteriorSample
+from pyro_voed.posterior_sample import PosteriorSample
 
 MIN_ACCEPTANCE = 0.03
 
