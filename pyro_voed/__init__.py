@@ -9,10 +9,12 @@ The folders in the order in which data flow through them:
 * `design`: search for the best design, by gradients or without;
 * `inference`: posteriors of one outcome by the trained flow, and references by NUTS, SMC and ABC;
 * `diagnostics`: can a posterior be trusted? `compare`: estimators side by side at equal budgets;
+* `censored`: a distribution of readings with limits, for models;
 * `results`, `saving`, `plots`: what comes back, files of it, and pictures;
 * `problems`: ready models with known answers.
 """
 
+from pyro_voed.censored import Censored
 from pyro_voed.certificates import certify, max_regret
 from pyro_voed.compare.comparison import compare_estimators
 from pyro_voed.design import optimise_design, search_grid, search_random, search_spsa
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AmortisedEIG",
+    "Censored",
     "Certificate",
     "DesignResult",
     "EIGResult",

@@ -108,8 +108,13 @@ def _estimate_row(result: Any) -> tuple[str, str]:
 
 
 def _about(result: Any) -> str:
+    failed = ""
+    if result.failed_share is not None:
+        share = result.failed_share
+        failed = f"; failed runs: {share.item():.2%}" if share.numel() == 1 else f"; failed runs: {shortened(share)}"
     about = f"targets {list(result.target_labels)}, outcomes {list(result.observation_labels)}"
-    return about + (f", nuisance {list(result.nuisance_labels)}" if result.nuisance_labels else "")
+    about += f", nuisance {list(result.nuisance_labels)}" if result.nuisance_labels else ""
+    return about + failed
 
 
 def _cost(result: Any) -> str:

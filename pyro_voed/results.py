@@ -213,6 +213,7 @@ class EIGResult:
         difference_error: Standard error of the difference between the estimates at any two designs of the batch,
             flattened; None at one design, or at more than 1,000.
         references: Other estimates at the same designs, as asked for.
+        failed_share: Share of the runs behind `eig` that failed, `(*design_batch)`; None where none may.
     """
 
     eig: Float[Tensor, "*design_batch"]
@@ -232,6 +233,7 @@ class EIGResult:
     certificate: Certificate | None = None
     difference_error: Float[Tensor, "num_designs num_designs"] | None = field(default=None, repr=False)
     references: tuple[EIGResult, ...] = ()
+    failed_share: Float[Tensor, "*design_batch"] | None = None
 
     @property
     def density(self) -> Any:

@@ -159,6 +159,8 @@ def _traits(experiment: Experiment) -> dict[str, Any]:
         "target_labels": list(experiment.target_labels),
         "design_labels": list(experiment.design_labels),
         "prior_entropy": experiment.prior_entropy,
+        "failures": experiment.failures,
+        "surveyed_at": None if experiment.surveyed_at is None else _packed(experiment.surveyed_at),
         "runs_together": experiment.runs_together,
         "arguments": bool(experiment.model_args or experiment.model_kwargs),
         "prior": experiment.prior is not None,
@@ -180,6 +182,7 @@ def _fingerprint(experiment: Experiment) -> dict[str, str]:
     found["order of the outcomes"] = ", ".join(experiment.observation_labels)
     found["prior"] = "the model's own" if experiment.prior is None else "replaced by a guide (prior=)"
     found["prior_entropy"] = str(experiment.prior_entropy)
+    found["failures"] = experiment.failures
     found["run"] = "together" if experiment.runs_together else "one by one"
     return found
 
@@ -199,6 +202,7 @@ def _check_same(saved: dict[str, str], experiment: Experiment) -> None:
 def _described(site: Site) -> str:
     values = "" if site.support_values is None else f" with values {site.support_values.tolist()}"
     measured = "" if site.measured is None else f", measured {site.measured.int().tolist()}"
+    measured += "" if site.fill is None else ", elements flagged"
     return f"{site.role} of shape {tuple(site.shape)}, {site.dtype}, in {site.support}{values}{measured}"
 
 
@@ -210,7 +214,14 @@ def _packed(value: Any) -> Any:
         singletons = value.program.design_singletons
         layout = None if singletons is None else dict(singletons)
         place = torch.empty(0, device=value.device)
-        return {_KIND: "experiment", "designs": _packed(value.design_values), "layout": layout, "place": place}
+        fills = {site.name: _packed(site.fill) for site in value.observations if site.fill is not None}
+        return {
+            _KIND: "experiment",
+            "designs": _packed(value.design_values),
+            "layout": layout,
+            "fills": fills,
+            "place": place,
+        }
     if isinstance(value, GuideDensity):
         return _packed_guide(value)
     if isinstance(value, nn.Module):
@@ -269,8 +280,12 @@ def _experiment(model: Callable[..., Any] | Experiment, saved: Mapping[str, Any]
             design_labels=saved["design_labels"] or None,
             prior_entropy=saved["prior_entropy"],
             vectorize=saved["runs_together"],
+            failures=saved["failures"],
             seed=0,  # nothing random comes out, so the caller's stream stays where it is
         )
+    if saved["surveyed_at"] is not None:
+        # One design after the other, for any model.
+        experiment = experiment.in_layout(None, {}).surveyed(saved["surveyed_at"])
     _check_same(saved["fingerprint"], experiment)
     return experiment
 
@@ -305,7 +320,7 @@ class _Unpacking:
                 f"map_location: the saved tensors are on {device} and the model's on {self.experiment.device}. Load "
                 f"with map_location='{self.experiment.device}'."
             )
-        return self.experiment.at_designs(saved["designs"]).in_layout(saved["layout"])
+        return self.experiment.at_designs(saved["designs"]).in_layout(saved["layout"], saved["fills"])
 
     def _module(self, saved: Mapping[str, Any]) -> nn.Module:
         state = saved["state"]

@@ -18,6 +18,7 @@ LAYERS = {
     "monte_carlo": 0,
     "posterior_sample": 0,
     "printing": 0,
+    "censored": 0,
     "results": 0,
     "experiment": 1,
     "bounds": 1,

@@ -130,7 +130,7 @@ class Climber:
                 num_steps=training.num_steps,
                 max_steps=training.max_steps or MAX_STEPS,
                 cooldown_steps=COOLDOWN_STEPS if cools else 0,
-                explain=explain_terms,
+                explain=partial(explain_terms, self.fit.experiment),
                 after_step=after_step,
                 before_cooldown=lambda: cooling.append(True),
                 progress=self.fit.progress,

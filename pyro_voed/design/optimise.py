@@ -38,7 +38,7 @@ from pyro_voed.estimators.objective import Objective, as_objective
 from pyro_voed.estimators.posterior import RATE, barber_agakov
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment import needs
-from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.caller_state import common_stream, isolated
 from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, Learned
@@ -132,6 +132,8 @@ def optimise_design(
         experiment, stored = as_experiment(model, observation_labels, target_labels)
         for need in (needs.designs, *objective.needs):
             need(experiment, NAME)
+        experiment = experiment.surveyed(_wandering(experiment))
+        needs.smooth_outcomes(experiment, NAME)
         screens = num_starts is None and starts is None and (training is None or training.num_steps is None)
         screens = screens and experiment.runs_together
         further = candidates(experiment.designs) if screens else _further_starts(experiment, num_starts or 1, starts)
@@ -167,6 +169,13 @@ def optimise_design(
         )
     store_designs(experiment, result.designs)
     return result
+
+
+def _wandering(experiment: Experiment) -> dict[str, Tensor]:
+    """Draw designs that a climb may come to, the stored one first, `(num_designs, *shape)` each."""
+    with common_stream(0):
+        drawn = [experiment.design_values, *(one for _ in range(3) for one in candidates(experiment.designs))]
+    return {name: torch.stack([one[name] for one in drawn]) for name in experiment.design_values}
 
 
 def _further_starts(

@@ -37,7 +37,7 @@ from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.posterior import RATE, posterior_terms
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment import needs
-from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.caller_state import common_stream, isolated
 from pyro_voed.experiment.designs import design_batch_shape
 from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.packing import JointSample
@@ -51,6 +51,8 @@ EVALUATION_ROWS = 100_000
 FEWEST_ROWS, MOST_ROWS = 100, 20_000
 AT_THE_ENDS = 0.08
 """Share of the default proposal whose entries all lie at an end of their interval."""
+NUM_SURVEYED = 100
+"""Designs of the proposal that are looked at first."""
 DESIGNS_AT_ONCE = 8
 """Designs in a step where rows cannot have designs of their own, so that every further one costs a run."""
 
@@ -170,6 +172,9 @@ def amortise_eig(
             need(experiment, "amortise_eig")
         propose = partial(_spread, experiment.designs) if proposal is None else partial(_checked, experiment, proposal)
         experiment = experiment.laid_out(propose(3))
+        with common_stream(0):
+            surveyed = propose(NUM_SURVEYED)
+        experiment = experiment.surveyed(surveyed)
         members = size if experiment.takes_design_rows else min(DESIGNS_AT_ONCE, size)
 
         def draw(rows: int) -> JointSample:

@@ -100,7 +100,7 @@ def eig_ba(
         return Terms(found.terms, learned)
 
     question = (model, observation_labels, target_labels, designs, seed)
-    return estimate(question, terms, name="eig_ba", bound="lower", needs=[needs.stated_prior])
+    return estimate(question, terms, name="eig_ba", bound="lower", needs=[needs.stated_prior, needs.whole_outcomes])
 
 
 def _objective(sample: JointSample, density: GuideDensity) -> Float[Tensor, "num_samples *design_batch"]:

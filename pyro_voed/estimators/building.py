@@ -20,6 +20,7 @@ from pyro_voed.densities import (
 )
 from pyro_voed.densities.whitening import context_layout
 from pyro_voed.estimators.summarising import Summary, outcome_summary
+from pyro_voed.experiment.atoms import check_targets
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample
 
@@ -128,6 +129,7 @@ def _summary_dim(summary: nn.Module, context: Tensor) -> int:
 
 def build_posterior(given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> StandardisedDensity:
     """Return a conditional density of the targets given outcomes (and, over several designs, the design)."""
+    check_targets(experiment, pilot)
     # A density of an earlier result has its own.
     module = None if isinstance(given, StandardisedDensity) else outcome_summary(experiment, summary)
     return build_density(

@@ -56,6 +56,7 @@ from pyro_voed.estimators.objective import Objective
 from pyro_voed.estimators.summarising import Summary, outcome_summary
 from pyro_voed.experiment.designs import design_batch_shape, flat_designs
 from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.failures import average_share, failed_share
 from pyro_voed.experiment.packing import JointSample
 from pyro_voed.experiment.sampling import sample_joint
 from pyro_voed.monte_carlo import log_mean_exp, mean_and_standard_error
@@ -168,7 +169,9 @@ def eig_critic(
             lambda sample, density: _in_batches(sample, rows, lambda part: objective(part, density)),
             pool,
         )
-        values, log_averages, outcome_range = _evaluate(experiment, trained, terms, candidates, size, most // size)
+        values, log_averages, outcome_range, failed = _evaluate(
+            experiment, trained, terms, candidates, size, most // size
+        )
         effective = _effective_sample_size(log_averages, size) if terms.exponential else None
         _warn(terms, values.mean(0), size, effective)
         return Terms(
@@ -176,6 +179,7 @@ def eig_critic(
             Learned(trained, history=history, outcome_range=outcome_range, learning_rate=rate),
             _weight_check(terms, effective),
             num_samples=size * values.shape[0],
+            failed=failed,
         )
 
     question = (model, observation_labels, target_labels, designs, seed)
@@ -225,11 +229,11 @@ def _evaluate(
     designs: Mapping[str, Tensor],
     size: int,
     num_batches: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return means of terms and log averages of exp(score) / a, `(num_batches, *design_batch)`, and outcomes' range."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return means of terms, log averages of exp(score) / a, `(num_batches, *design_batch)`, range and failures."""
     batch = design_batch_shape(experiment, designs)
     members = max(1, PAIRS_AT_ONCE // size**2)
-    values, averages, ranges = [], [], []
+    values, averages, ranges, failed = [], [], [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for _ in range(num_batches):
             sample = sample_joint(experiment, size, designs)
@@ -241,21 +245,22 @@ def _evaluate(
                 scores = critic(theta[:, group], context[:, group]).double()
                 own = terms(scores, log_baseline)
                 if not torch.isfinite(own).all():
-                    raise _not_finite(sample, own, scores)
+                    raise _not_finite(experiment, sample, own, scores)
                 values.append(own.mean(0))
                 averages.append(log_mean_exp(log_mean_exp_product(scores) - log_baseline, dim=0))
+            failed.append(failed_share(sample, left_out=experiment.failures == "ignore"))
             y = sample.y.reshape(-1, sample.y.shape[-1])
             ranges.append(torch.stack([y.amin(0), y.amax(0)]))
     lowest, highest = torch.stack(ranges).unbind(1)
     means, log_averages = (
         torch.cat(parts).reshape(num_batches, *batch).to(experiment.dtype) for parts in (values, averages)
     )
-    return means, log_averages, torch.stack([lowest.amin(0), highest.amax(0)])
+    return means, log_averages, torch.stack([lowest.amin(0), highest.amax(0)]), average_share(failed)
 
 
-def _not_finite(sample: JointSample, terms: Tensor, scores: Tensor) -> ArithmeticError:
+def _not_finite(experiment: Experiment, sample: JointSample, terms: Tensor, scores: Tensor) -> ArithmeticError:
     bad = int((~torch.isfinite(terms)).sum())
-    why = explain_terms(sample)
+    why = explain_terms(experiment, sample)
     if bool(torch.isfinite(scores).all()):
         why = f"Scores reach {scores.max().item():.0f}, whose exponential overflows: use info_nce, or train longer."
     return ArithmeticError(f"eig_critic: {bad} of {terms.numel()} terms of the evaluation are not finite. {why}")

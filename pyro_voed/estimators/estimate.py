@@ -35,6 +35,8 @@ class Terms:
         standard_error: Where it is not that of a mean of the terms, `(*design_batch)`.
         num_samples: Where more experiments than terms stand behind the estimate: their number at each design.
         bound: Where it is not the one that the estimator states.
+        failed: Share of runs that failed, `(*design_batch)`, where they may. Where they are left out, the values are
+            those of the others.
     """
 
     values: Float[Tensor, "num_samples *design_batch"]
@@ -43,6 +45,7 @@ class Terms:
     standard_error: Float[Tensor, "*design_batch"] | None = None
     num_samples: int | None = None
     bound: Bound | None = None
+    failed: Float[Tensor, "*design_batch"] | None = None
 
 
 Question = tuple[Callable[..., object] | Experiment, Labels, Labels, Mapping[str, object] | None, int | None]
@@ -87,6 +90,8 @@ def estimate(
             if found.standard_error is None
             else (found.values.mean(0), found.standard_error)
         )
+        if experiment.failures == "ignore":
+            eig, standard_error = _of_all_runs(eig, standard_error, found)
         result = EIGResult(
             eig=eig,
             standard_error=standard_error,
@@ -103,9 +108,19 @@ def estimate(
             experiment=experiment,
             learned=found.learned,
             weights=found.weights,
+            failed_share=found.failed,
         )
         result = then(result)
         return replace(result, num_simulations=experiment.num_calls - spent, seconds=time.perf_counter() - started)
+
+
+def _of_all_runs(eig: Tensor, standard_error: Tensor, found: Terms) -> tuple[Tensor, Tensor]:
+    """Return information and error for all runs from those of the runs that did not fail: nothing comes of the rest."""
+    assert found.failed is not None  # the needs let through only what counts failures
+    valid = 1.0 - found.failed
+    # Counted until there were enough valid runs, so the share has a relative error of its own.
+    count = found.num_samples or found.values.shape[0]
+    return eig * valid, valid * (standard_error**2 + eig**2 * found.failed / count).sqrt()
 
 
 def terms_at_each_design(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from pyro_voed.densities import StackedDensity
 from pyro_voed.experiment.designs import batch_shape, design_batch_shape, flat_designs
 from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.failures import average_share, failed_share, non_finite_sites
 from pyro_voed.experiment.packing import JointSample
+from pyro_voed.experiment.parameters import checked_draws
 from pyro_voed.experiment.pilot import check_pilot
-from pyro_voed.experiment.sampling import draw_in_common, draw_joint, non_finite_sites, sample_joint
+from pyro_voed.experiment.sampling import draw_in_common, draw_joint, sample_joint
 from pyro_voed.monte_carlo import controlled_terms
 from pyro_voed.results import FitHistory
 from pyro_voed.training.ascent import Ascent
@@ -45,11 +48,15 @@ NUM_CHECKED = 2_000
 
 
 class Evaluation(NamedTuple):
-    """Terms on fresh simulations, `(num_samples, *design_batch)`, range of outcomes, and the first simulations."""
+    """Terms on fresh simulations, `(num_samples, *design_batch)`, range of outcomes, and the first simulations.
+
+    `failed` is the share of runs that failed, `(*design_batch)`, where they may.
+    """
 
     terms: Tensor
     outcome_range: Tensor
     sample: JointSample
+    failed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class Fit:
         size = max(self.fewest, self.training.num_simulations // design_batch_shape(experiment, self.designs).numel())
         redraw = self.training.redraw_outcomes and experiment.redrawable
         with torch.no_grad():
-            pool = sample_joint(experiment, size, self.designs, likelihood=self.likelihood, redraw=redraw)
+            simulate = partial(sample_joint, experiment, size, self.designs, likelihood=self.likelihood, redraw=redraw)
+            pool = checked_draws(simulate, may_fail=experiment.failures != "error")
             if pool.redraw is not None and not experiment.runs_together:
                 # A trace for every experiment is slow to draw from: a few whole versions, then their traces can go.
                 versions = [pool.redraw() for _ in range(POOL_VERSIONS)]
@@ -103,7 +111,8 @@ class Fit:
         with torch.no_grad():
             if pool is None:
                 size = PILOT_SIZE if self.experiment.runs_together else SMALL_PILOT_SIZE
-                pool = (draw or self._draw)(size)
+                draw = draw or self._draw
+                pool = checked_draws(lambda: draw(size), may_fail=self.experiment.failures != "error")
             pilot = self.prepare(pool)
         check_pilot(self.experiment, pilot)
         return pilot
@@ -125,7 +134,11 @@ class Fit:
             density.eval()
             return None
         ascent = Ascent([weights_group(density, self.rates)])
-        common: dict[str, Any] = {"explain": explain_terms, "progress": self.progress, "description": self.name}
+        common: dict[str, Any] = {
+            "explain": partial(explain_terms, self.experiment),
+            "progress": self.progress,
+            "description": self.name,
+        }
         objective = lambda sample: terms(sample, density)  # noqa: E731
         density.train()
         with keeping(lambda: {"density": density.eval()}), pyro.validation_enabled(False):
@@ -209,7 +222,7 @@ class Fit:
         """Return the terms on fresh simulations, less what log densities of sites of known entropy explain of them."""
         batch = design_batch_shape(self.experiment, self.designs)
         num_samples = num_samples or default_num_samples(self.experiment, batch)
-        parts, controls, ranges, kept = [], [], [], None
+        parts, controls, ranges, kept, failed = [], [], [], None, []
         with torch.no_grad(), pyro.validation_enabled(False):
             for sample in self._evaluation_chunks(num_samples, chunk):
                 values = terms(sample)
@@ -217,18 +230,20 @@ class Fit:
                     bad = int((~torch.isfinite(values)).sum())
                     raise ArithmeticError(
                         f"{self.name}: {bad} of {values.numel()} terms of the evaluation are not finite. "
-                        f"{explain_terms(sample)}"
+                        f"{explain_terms(self.experiment, sample)}"
                     )
                 parts.append(values)
                 assert sample.controls is not None  # asked for
                 controls.append(sample.controls)
+                failed.append(failed_share(sample, left_out=self.experiment.failures == "ignore"))
                 y = sample.y.reshape(-1, sample.y.shape[-1])
                 ranges.append(torch.stack([y.amin(0), y.amax(0)]))
                 kept = sample[: max(1, NUM_CHECKED // batch.numel())] if kept is None else kept
         assert kept is not None  # at least one chunk
         lowest, highest = torch.stack(ranges).unbind(1)
         left = controlled_terms(torch.cat(parts), torch.cat(controls))
-        return Evaluation(left, torch.stack([lowest.amin(0), highest.amax(0)]), kept)
+        outcome_range = torch.stack([lowest.amin(0), highest.amax(0)])
+        return Evaluation(left, outcome_range, kept, average_share(failed))
 
     def _evaluation_chunks(self, num_samples: int, chunk: int) -> Iterator[JointSample]:
         """Simulate and prepare the experiments of an evaluation, on random numbers common to the designs of a batch."""
@@ -324,6 +339,9 @@ def weights_group(density: nn.Module, rates: Sequence[float]) -> dict[str, Any]:
     return group
 
 
-def explain_terms(sample: JointSample) -> str:
+def explain_terms(experiment: Experiment, sample: JointSample) -> str:
     """Say what in a sample is not finite, for an error about its terms."""
-    return non_finite_sites(sample) or "All sites are finite, so it is the density: try a smaller learning rate."
+    return (
+        non_finite_sites(experiment, sample)
+        or "All sites are finite, so it is the density: try a smaller learning rate."
+    )

@@ -124,7 +124,9 @@ def eig_flow(
         posterior = fit_posterior(fit, density, summary, ensemble=ensemble, pool=pool)
         found = posterior.evaluate(num_samples)
         learned = posterior.learned(found)
-        return Terms(found.terms, replace(learned, attains=not learns), bound="neither" if learns else None)
+        return Terms(
+            found.terms, replace(learned, attains=not learns), bound="neither" if learns else None, failed=found.failed
+        )
 
     def further(result: EIGResult) -> EIGResult:
         others = tuple(other(result.experiment, designs=result.designs) for other in references)

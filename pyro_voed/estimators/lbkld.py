@@ -55,6 +55,7 @@ from torch import Tensor
 from pyro_voed.bounds.lbkld import MINIMAL_WEIGHT, NUM_BLOCKS, NUM_NEIGHBOURS, lbkld_terms
 from pyro_voed.checks import Labels, check_count, warn
 from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.experiment import needs
 from pyro_voed.experiment.designs import at_each_design, design_batch_shape
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import pack_outcomes
@@ -127,7 +128,7 @@ def eig_lbkld(
         return Terms(value.unsqueeze(0), standard_error=error, num_samples=num_samples)
 
     question = (model, observation_labels, target_labels, designs, seed)
-    return estimate(question, terms, name="eig_lbkld", bound="lower", needs=[_repeatable])
+    return estimate(question, terms, name="eig_lbkld", bound="lower", needs=[_repeatable, needs.whole_outcomes])
 
 
 def _repeatable(experiment: Experiment, name: str) -> None:

@@ -109,7 +109,7 @@ def eig_marginal(
         return _learned_terms(fit, density, guide, num_samples)
 
     question = (model, observation_labels, target_labels, designs, seed)
-    return estimate(question, terms, name="eig_marginal", bound="upper", needs=[needs.likelihood])
+    return estimate(question, terms, name="eig_marginal", bound="upper", needs=[needs.likelihood, needs.whole_outcomes])
 
 
 def _learned_terms(fit: Fit, density: Any, guide: Callable[..., Any] | None, num_samples: int | None) -> Terms:

@@ -36,6 +36,8 @@ from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.estimate import Terms, estimate
 from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.outcome_density import dequantiser
+from pyro_voed.experiment import needs
+from pyro_voed.experiment.atoms import check_outcomes
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample
 from pyro_voed.results import EIGResult, Learned
@@ -105,6 +107,7 @@ def eig_marginal_likelihood(
         fit = replace(fit, prepare=dequantiser(experiment))
         pool = fit.pool()
         pilot = fit.pilot(pool)
+        check_outcomes(experiment, pilot)
         build = lambda: _build(pilot, likelihood_density, marginal_density)  # noqa: E731
         densities, history, rate = fit.train_best(build, _objective, pool)
         found = fit.evaluate(lambda sample: marginal_likelihood_terms(*densities.log_probs(sample)), num_samples)
@@ -112,7 +115,7 @@ def eig_marginal_likelihood(
         return Terms(found.terms, learned)
 
     question = (model, observation_labels, target_labels, designs, seed)
-    return estimate(question, terms, name="eig_marginal_likelihood", bound="neither")
+    return estimate(question, terms, name="eig_marginal_likelihood", bound="neither", needs=[needs.whole_outcomes])
 
 
 def _objective(sample: JointSample, densities: OutcomeDensities) -> Tensor:

@@ -107,4 +107,5 @@ def eig_nmc(
 
 def _weighing(experiment: Experiment, name: str) -> None:
     """Need what a proposal needs, whose errors must not send the user back here."""
-    needs.likelihood_anywhere(experiment, f"{name} with a proposal")
+    for need in (needs.likelihood_anywhere, needs.whole_outcomes):
+        need(experiment, f"{name} with a proposal")

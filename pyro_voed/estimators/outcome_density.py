@@ -15,12 +15,14 @@ from pyro_voed.estimators.building import build_density
 from pyro_voed.estimators.objective import Objective, detached_module
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment import needs
+from pyro_voed.experiment.atoms import check_outcomes
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample
 
 
 def build_outcome_density(given: Any, pilot: JointSample, experiment: Experiment, summary: Summary) -> Any:
     """Return a density of the packed outcome (given the design, over several)."""
+    check_outcomes(experiment, pilot)
     y = pilot.y.reshape(-1, pilot.y.shape[-1])
     context = pilot.design_context().reshape(len(y), -1)
     return build_density(given, y, context, num_designs=context.shape[-1], summary=None)
@@ -58,7 +60,7 @@ def marginal_saddle(inner_steps: int = 4) -> Objective:
     return Objective(
         _saddle_terms,
         bound="upper",
-        needs=(needs.likelihood,),
+        needs=(needs.likelihood, needs.whole_outcomes),
         likelihood=True,
         build=build_outcome_density,
         rescale=_rescale_outcome,

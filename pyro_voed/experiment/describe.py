@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_voed.experiment.dependence import Dependence
-from pyro_voed.experiment.programs import base_distribution, has_discrete_support, is_deterministic
+from pyro_voed.experiment.programs import ProgramRun, base_distribution, has_discrete_support, is_deterministic
 from pyro_voed.experiment.sites import Role, Site, in_words, site_transform
 from pyro_voed.experiment.supports import support_of
 
@@ -21,8 +23,13 @@ def describe(
     own_node: Mapping[str, Any] | None,
     measured: Tensor | None,
     dependence: Dependence,
+    *,
+    fails: bool,
 ) -> Site:
-    """Return what a site is; `own_node` is what a run of the model with its own prior recorded of it."""
+    """Return what a site is; `own_node` is what a run of the model with its own prior recorded of it.
+
+    `fails` says of an outcome that values which are not finite are part of it.
+    """
     fn, value = node["fn"], node["value"]
     deterministic = is_deterministic(node)
     transform = site_transform(name, role, node, own_node) if role in ("target", "observation") else None
@@ -32,14 +39,14 @@ def describe(
         transform, dependent = None, False
     try:
         fn.log_prob(value)
-        has_density = not deterministic
+        has_density = not deterministic and not _adds_mass_to_density(fn)
     except NotImplementedError:
         has_density = False
     discrete = not value.dtype.is_floating_point or (not deterministic and has_discrete_support(fn))
     dim = value.numel() if transform is None else transform.inv(value).numel()
     if measured is not None:
         transform, dim = None, int(measured.sum())
-    return Site(
+    site = Site(
         name=name,
         role=role,
         shape=value.shape,
@@ -52,9 +59,27 @@ def describe(
         packed_dim=dim,
         dtype=value.dtype,
         support=_support(node, own_node, discrete=discrete, moves=dependence.moves_support(name)),
-        support_values=_support_values(fn) if discrete else None,
+        support_values=support_values(fn) if discrete else None,
         measured=measured,
     )
+    return flagged(site, dependence.base) if fails and value.dtype.is_floating_point else site
+
+
+def flagged(site: Site, run: ProgramRun) -> Site:
+    """Return an outcome site whose elements may be missing, with a usual value, as in the run, to stand for them."""
+    values, measured = run.value(site.name), run.measured(site.name)
+    present = torch.isfinite(values)
+    present = present if measured is None else present & measured
+    # Any number is right; one among the others leaves their scale as it is.
+    total = torch.where(present, values, torch.zeros_like(values)).double().sum(0)
+    fill = (total / present.sum(0).clamp(min=1)).to(values.dtype)
+    return replace(site, measured=None, fill=fill, transform=None, packed_dim=2 * site.shape.numel())
+
+
+def _adds_mass_to_density(fn: Any) -> bool:
+    """Whether a distribution adds up the probability of zero and a density, which is neither's logarithm."""
+    base = base_distribution(fn)
+    return isinstance(base, dist.ZeroInflatedDistribution) and not has_discrete_support(base.base_dist)
 
 
 def _support(node: Mapping[str, Any], own_node: Mapping[str, Any] | None, *, discrete: bool, moves: bool) -> str:
@@ -73,7 +98,8 @@ def _support(node: Mapping[str, Any], own_node: Mapping[str, Any] | None, *, dis
     return kind if discrete else f"{kind} that moves" if moves else in_words(support)
 
 
-def _support_values(fn: Any) -> Tensor | None:
+def support_values(fn: Any) -> Tensor | None:
+    """Return the values that each element of a discrete distribution can take, where they are few and known."""
     base = base_distribution(fn)
     if not getattr(base, "has_enumerate_support", False) or base.event_shape:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_voed.experiment.caller_state import common_stream
 from pyro_voed.experiment.experiment import Experiment
-from pyro_voed.experiment.sites import check_designs
+from pyro_voed.experiment.sites import check_designs, flat_values, leading_shape
 
 Found = TypeVar("Found")
 
@@ -38,18 +38,12 @@ def design_batch_shape(experiment: Experiment, designs: Mapping[str, Tensor]) ->
 
 def batch_shape(experiment: Experiment, designs: Mapping[str, Tensor]) -> torch.Size:
     """Return the batch shape of designs that are known to be right; nothing waits for the device."""
-    given = [(designs[site.name].shape, site.value.dim()) for site in experiment.designs if site.name in designs]
-    leading = (shape[: len(shape) - own] for shape, own in given)
-    return next((shape for shape in leading if shape), torch.Size())
+    return leading_shape(experiment.designs, designs)
 
 
 def flat_designs(experiment: Experiment, designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return every design's values with the batch in one dimension, `(num_members, *shape)`."""
-    batch = batch_shape(experiment, designs)
-    return {
-        site.name: designs[site.name].expand(batch + site.value.shape).reshape(-1, *site.value.shape)
-        for site in experiment.designs
-    }
+    return flat_values(experiment.designs, designs)
 
 
 def pack_designs(experiment: Experiment, designs: Mapping[str, Tensor]) -> Tensor:

@@ -14,17 +14,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_voed.checks import Labels, as_labels, check_callable, check_picklable
-from pyro_voed.experiment.caller_state import isolated
+from pyro_voed.experiment.caller_state import common_stream, isolated
+from pyro_voed.experiment.elsewhere import facts_at
 from pyro_voed.experiment.programs import Program
 from pyro_voed.experiment.reading import read
-from pyro_voed.experiment.sites import DesignSite, Site, given_designs
+from pyro_voed.experiment.sites import DesignSite, Failures, Site, flat_values, given_designs
 from pyro_voed.experiment.vectorisation import lay_out_designs
 
 
@@ -46,6 +47,10 @@ class Experiment:
             the model states it.
         vectorize: Run experiments together in an outer plate. The result is checked draw by draw against single
             runs; False runs them one by one, which works for any model.
+        failures: What a run is whose outcome is NaN or infinite where it is measured. "error": a mistake, and the call
+            ends with an error. "outcome": an outcome like others, from which one learns; densities get flags beside the
+            values. "ignore": nothing, so what is reported is the information of the valid runs times their share. The
+            share of runs that failed is part of the result.
         seed: Seed of the probe runs; None draws one from the global generator.
 
     Attributes:
@@ -54,6 +59,7 @@ class Experiment:
         linked_outcomes: Whether an outcome site's distribution depends on another outcome's value.
         redrawable: Whether outcomes can be drawn anew given all else without running the model again: they are a
             forward map plus explicit noise.
+        surveyed_at: Designs at which something was found to be other than as first read; None where nothing was.
         unchecked: Sites without density or determinism, whose vectorisation could not be checked.
 
     Raises:
@@ -77,6 +83,7 @@ class Experiment:
     model_kwargs: Mapping[str, Any]
     prior: Callable[..., Any] | None
     prior_entropy: float | None
+    failures: Failures
     program: Program
     targets: tuple[Site, ...]
     observations: tuple[Site, ...]
@@ -87,6 +94,7 @@ class Experiment:
     linked_outcomes: bool
     redrawable: bool
     unchecked: tuple[str, ...]
+    surveyed_at: Mapping[str, Tensor] | None
     bytes_per_row: int
     dtype: torch.dtype
     device: torch.device
@@ -103,6 +111,7 @@ class Experiment:
         prior: Callable[..., Any] | None = None,
         prior_entropy: float | None = None,
         vectorize: bool = True,
+        failures: Failures = "error",
         seed: int | None = None,
     ) -> None:
         check_callable(model)
@@ -110,15 +119,22 @@ class Experiment:
             check_callable(prior, "prior")
         if prior_entropy is not None and not math.isfinite(prior_entropy):
             raise ValueError(f"prior_entropy: expected a finite number of nats, got {prior_entropy!r}.")
+        if failures not in get_args(Failures):
+            raise ValueError(f"failures: expected one of {list(get_args(Failures))}, got {failures!r}.")
+        if failures == "ignore" and prior_entropy is not None:
+            raise ValueError(
+                'prior_entropy: with failures="ignore" the targets are those of the valid runs, which have another '
+                "entropy than all have. Leave it out."
+            )
         observations = as_labels(observation_labels, "observation_labels")
         targets = as_labels(target_labels, "target_labels")
         designs = as_labels(design_labels, "design_labels")
         call = partial(model, *model_args, **(model_kwargs or {}))
         own_prior = None if prior is None else partial(prior, *model_args, **(model_kwargs or {}))
         with isolated(seed):
-            found = read(call, observations, targets, designs, own_prior, vectorize=vectorize)
+            found = read(call, observations, targets, designs, own_prior, vectorize=vectorize, failures=failures)
         found |= {"model": model, "model_args": tuple(model_args), "model_kwargs": dict(model_kwargs or {})}
-        vars(self).update(found, prior=prior, prior_entropy=prior_entropy)
+        vars(self).update(found, prior=prior, prior_entropy=prior_entropy, failures=failures)
 
     def __getstate__(self) -> dict[str, Any]:
         for name in ("model", "prior", "model_args", "model_kwargs"):
@@ -144,6 +160,9 @@ class Experiment:
         for title, sites in (("targets", self.targets), ("outcomes", self.observations), ("nuisance", self.nuisance)):
             lines.append(f"{title + ':':<10}" + (", ".join(map(str, sites)) or "none"))
         lines.append("run:      " + ("together in one outer plate" if self.runs_together else "one by one"))
+        if self.failures != "error":
+            means = {"outcome": "are outcomes like others", "ignore": "are left out"}
+            lines.append(f"failures: runs whose outcome is not finite {means[self.failures]}")
         if self.unchecked:
             lines.append(f"vectorisation could not be checked at {list(self.unchecked)}, which state no density")
         return "\n".join(lines)
@@ -208,7 +227,9 @@ class Experiment:
         """Whether the model states the density of the targets."""
         # A guide's auxiliary sites carry the density of all latents together, not of some of them.
         shared = bool(self.nuisance) and self.has_auxiliary_density
-        return all(site.has_density for site in self.targets) and not self.leaking_nuisance and not shared
+        # Targets of the runs that did not fail are distributed otherwise than all are.
+        stated = all(site.has_density for site in self.targets) and self.failures != "ignore"
+        return stated and not self.leaking_nuisance and not shared
 
     @property
     def has_auxiliary_density(self) -> bool:
@@ -245,9 +266,16 @@ class Experiment:
             return self
         return self._with(program=lay_out_designs(self.program, self.shapes, self.designs, designs))
 
-    def in_layout(self, design_singletons: Mapping[str, int] | None) -> Experiment:
-        """Return the experiment in a layout of designs that was found before (`Program.design_singletons`)."""
-        return self._with(program=replace(self.program, design_singletons=design_singletons))
+    def surveyed(self, designs: Mapping[str, Tensor]) -> Experiment:
+        """Return the experiment as it is at designs `(num_designs, *shape)`, where they may differ (`elsewhere`)."""
+        with common_stream(0):
+            found = facts_at(self, designs)
+        return self._with(**found, surveyed_at=designs) if found else self
+
+    def in_layout(self, design_singletons: Mapping[str, int] | None, fills: Mapping[str, Tensor]) -> Experiment:
+        """Return the experiment in a layout of designs and outcomes found before (`Program.design_singletons`)."""
+        own = (replace(s, fill=fills[s.name]) if s.name in fills else s for s in self.observations)
+        return self._with(program=replace(self.program, design_singletons=design_singletons), observations=tuple(own))
 
     def _with(self, **changes: Any) -> Experiment:
         other = object.__new__(type(self))
@@ -285,4 +313,13 @@ def as_experiment(
         experiment = Experiment(model, observation_labels, target_labels, vectorize=vectorize, seed=seed)
     candidates = given_designs(experiment.designs, designs)
     experiment = experiment.laid_out(candidates)
-    return experiment, {**experiment.design_values, **candidates}
+    values = {**experiment.design_values, **candidates}
+    if experiment.designs and (candidates or _moved_since(model, experiment)):
+        experiment = experiment.surveyed(flat_values(experiment.designs, values))
+    return experiment, values
+
+
+def _moved_since(model: Any, experiment: Experiment) -> bool:
+    """Whether the parameter store holds other designs than when the model was read."""
+    before = model.design_values if isinstance(model, Experiment) else experiment.design_values
+    return any(not torch.equal(value, before[name]) for name, value in experiment.design_values.items())

@@ -42,8 +42,44 @@ def on_behalf(name: str, needs: Iterable[Need]) -> list[Need]:
     return [named(need) for need in needs]
 
 
+def no_failures(experiment: Experiment, name: str) -> None:
+    """Need outcomes that are finite in every run."""
+    if experiment.failures != "error":
+        raise NotImplementedError(
+            f'{name} needs finite outcomes, and failures="{experiment.failures}" allows others, which have no density. '
+            "Use eig_flow or eig_critic, which need simulations alone."
+        )
+
+
+def whole_outcomes(experiment: Experiment, name: str) -> None:
+    """Need outcomes all of whose elements are there, in every run and at every design."""
+    no_failures(experiment, name)
+    missing = [site.name for site in experiment.observations if site.fill is not None]
+    if missing:
+        raise NotImplementedError(
+            f"{name} learns the density of the outcome, and how much of {missing} is measured depends on the design. "
+            "Call it at one design a time, or use eig_flow or, where the outcome has a density, eig_nmc."
+        )
+
+
+def smooth_outcomes(experiment: Experiment, name: str) -> None:
+    """Need outcomes whose distribution moves smoothly with the design, so that gradients tell how."""
+    if experiment.failures != "error":
+        raise NotImplementedError(
+            f'{name} climbs gradients, and these do not see failures="{experiment.failures}" come and go with the '
+            "design. Use search_spsa, search_grid or search_random with eig_flow or eig_critic."
+        )
+    moving = [site.name for site in experiment.observations if site.fill is not None]
+    if moving:
+        raise NotImplementedError(
+            f"{name} climbs gradients, and these do not see how much of {moving} is measured change with the design. "
+            "Use search_spsa, search_grid or search_random."
+        )
+
+
 def outcome_density(experiment: Experiment, name: str) -> None:
     """Need the density of every outcome site."""
+    no_failures(experiment, name)
     implicit = [site.name for site in experiment.observations if not site.has_density]
     if implicit:
         raise NotImplementedError(
@@ -137,6 +173,12 @@ def stated_prior(experiment: Experiment, name: str) -> None:
     """Need the density of the targets, or their entropy."""
     if experiment.has_log_prior or experiment.prior_entropy is not None:
         return
+    if experiment.failures == "ignore":
+        raise NotImplementedError(
+            f'{name}: with failures="ignore" the targets are those of runs that did not fail, whose density the model '
+            "does not state. Use eig_critic, which needs none, or eig_flow with learn_prior=True, which gives up the "
+            "side of the bound."
+        )
     leaking = ", ".join(f"'{target}' is drawn given '{site}'" for target, site in experiment.leaking_nuisance.items())
     unstated = [site.name for site in experiment.targets if not site.has_density]
     jointly = "the prior guide states the density of all latent sites together, not of the targets alone"

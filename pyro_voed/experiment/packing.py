@@ -18,8 +18,9 @@ from torch import Tensor
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.programs import ProgramRun, base_distribution, run_rows
 from pyro_voed.experiment.sites import Site
+from pyro_voed.experiment.static import moving_mask
 
-_TENSORS = ("theta", "y", "log_det", "outcome_log_det", "log_prior", "log_likelihood", "score", "controls")
+_TENSORS = ("theta", "y", "log_det", "outcome_log_det", "log_prior", "log_likelihood", "score", "failed", "controls")
 """Fields of a sample that have a row for each experiment."""
 
 
@@ -29,12 +30,15 @@ class JointSample:
 
     Attributes:
         theta: Packed targets in unconstrained coordinates.
-        y: Packed outcomes (unconstrained where the support is fixed, raw elsewhere; unmeasured entries left out).
+        y: Packed outcomes (unconstrained where the support is fixed, raw elsewhere; entries that are never measured are
+            left out, those that are missing at times are filled and flagged).
         log_det: Log of `|d target values / d theta|`, for densities stated in the targets' own coordinates.
         outcome_log_det: Log of `|d outcome values / d y|`.
         log_prior: Log density of `theta` under the prior.
         log_likelihood: Log density of `y` given the latents.
         score: Log density of draws that carry no gradient themselves.
+        failed: Where runs may fail: 1 for a run that did; where those are left out, how many were before each that is
+            here.
         controls: Quantities of expectation zero that go along with the draws, for variance reduction.
         log_joint: Scores other targets at these outcomes: from packed targets `(num_samples, num_inner, theta_dim)` to
             their log prior and log likelihood, `(num_samples, num_inner)` each.
@@ -51,6 +55,7 @@ class JointSample:
     log_prior: Float[Tensor, "num_samples *design_batch"] | None = None
     log_likelihood: Float[Tensor, "num_samples *design_batch"] | None = None
     score: Float[Tensor, "num_samples *design_batch"] | None = None
+    failed: Float[Tensor, "num_samples *design_batch"] | None = None
     controls: Float[Tensor, "num_samples *design_batch num_controls"] | None = None
     log_joint: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     pairs: Callable[[], Tensor] | None = None
@@ -104,7 +109,7 @@ def pack_run(
 ) -> JointSample:
     """Pack the rows of a run into a joint sample of leading shape `leading`."""
     theta, log_det = _pack_targets(experiment, run)
-    y, outcome_log_det = pack_outcomes(experiment, run)
+    y, outcome_log_det = pack_outcomes(experiment, run, leading[1:].numel())
     log_prior = _log_prior(experiment, run, log_det)
     observed = [site.name for site in experiment.observations]
     log_likelihood = _sum_log_prob(run, observed, outcome_log_det) if likelihood else None
@@ -124,6 +129,7 @@ def pack_run(
         log_prior=None if log_prior is None else shaped(log_prior),
         log_likelihood=None if log_likelihood is None else shaped(log_likelihood),
         score=None if own_score is None else shaped(own_score),
+        failed=None if experiment.failures == "error" else shaped(_failed(experiment, run)),
         controls=shaped(run_controls(experiment, run)) if controls else None,
         designs=designs,
         redraw=again,
@@ -133,9 +139,10 @@ def pack_run(
 
 def run_controls(experiment: Experiment, run: ProgramRun) -> Tensor:
     """Return controls, of expectation zero, of all random sites that state an entropy, `(num_rows, num_controls)`."""
-    names = [
-        site.name for site in (*experiment.targets, *experiment.observations, *experiment.nuisance) if site.has_density
-    ]
+    sites = experiment.targets
+    if experiment.failures == "error":
+        sites = (*sites, *experiment.observations, *experiment.nuisance)
+    names = [site.name for site in sites if site.has_density]
     columns = [column for column in (run.control(name) for name in names) if column is not None]
     if columns:
         return torch.stack(columns, -1)
@@ -174,22 +181,65 @@ def _log_prior(experiment: Experiment, run: ProgramRun, log_det: Tensor) -> Tens
     return _sum_log_prob(run, [*experiment.target_labels, *auxiliary], log_det)
 
 
-def pack_outcomes(experiment: Experiment, run: ProgramRun) -> tuple[Tensor, Tensor]:
-    """Return packed outcomes `(num_rows, y_dim)` and the log `|d outcome / d packed|` of each row."""
+def pack_outcomes(experiment: Experiment, run: ProgramRun, num_designs: int = 1) -> tuple[Tensor, Tensor]:
+    """Return packed outcomes `(num_rows, y_dim)` and the log `|d outcome / d packed|` of each row.
+
+    Rows are at `num_designs` designs in turn.
+    """
+    check_measured(experiment, run, num_designs)
     packed, log_det = [], torch.zeros((), dtype=experiment.dtype, device=experiment.device)
     for site in experiment.observations:
         if site.transform is not None:
             coordinates, own = run.unconstrained(site.name)
             log_det = log_det + own
         else:
-            coordinates = _raw(run.flat_value(site.name), site)
+            coordinates = _raw(run, site)
         packed.append(coordinates.to(experiment.dtype))
     y = torch.cat(packed, dim=-1)
     return y, log_det.expand(y.shape[0])
 
 
-def _raw(flat: Tensor, site: Site) -> Tensor:
+def _raw(run: ProgramRun, site: Site) -> Tensor:
+    if site.fill is not None:
+        measured = run.measured(site.name)
+        return filled(site, run.value(site.name), measured)
+    flat = run.flat_value(site.name)
     return flat if site.measured is None else flat[:, site.measured.flatten()]
+
+
+def filled(site: Site, values: Tensor, measured: Tensor | None) -> Tensor:
+    """Return values `(num_rows, *shape)` with what is missing filled, then a flag for each, `(num_rows, 2 size)`."""
+    assert site.fill is not None  # the site's elements may be missing
+    present = torch.isfinite(values) if measured is None else torch.isfinite(values) & measured
+    flat = torch.where(present, values, site.fill).reshape(len(values), -1)
+    return torch.cat([flat, present.reshape(flat.shape).to(flat)], -1)
+
+
+def check_measured(experiment: Experiment, run: ProgramRun, num_designs: int = 1) -> None:
+    """Raise where what is measured is not the same in all runs at a design; rows are at `num_designs` in turn."""
+    for site in experiment.observations:
+        measured = run.measured(site.name)
+        if measured is None and site.measured is None:
+            continue
+        if measured is None:
+            measured = torch.ones(1, *site.shape, dtype=torch.bool, device=experiment.device)
+        if site.fill is not None:
+            rows = measured.reshape(-1, num_designs, *site.shape)
+            same = rows == rows[:1]
+        else:
+            same = measured == (torch.ones_like(measured) if site.measured is None else site.measured)
+        if not bool(same.all()):
+            raise ValueError(moving_mask(site.name))
+
+
+def _failed(experiment: Experiment, run: ProgramRun) -> Tensor:
+    """Return 1 for each run in which a measured value of the outcome is not finite, `(num_rows,)`."""
+    failed = torch.zeros((), dtype=torch.bool, device=experiment.device)
+    for site in experiment.observations:
+        bad, measured = ~torch.isfinite(run.value(site.name)), run.measured(site.name)
+        bad = bad if measured is None else bad & measured
+        failed = failed | bad.reshape(len(bad), -1).any(-1)
+    return failed.to(experiment.dtype)
 
 
 def unpack_targets(

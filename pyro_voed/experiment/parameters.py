@@ -26,17 +26,24 @@ class SiteParameterError(ValueError):
     """A parameter outside its range; the message names the site."""
 
 
-def naming_sites(run: Callable[[], T]) -> T:
-    """Return `run()`; where a distribution's parameters stop it, say at which site (`SiteParameterError`)."""
+def naming_sites(run: Callable[[], T], *, may_fail: bool = False) -> T:
+    """Return `run()`; where a distribution's parameters stop it, say at which site (`SiteParameterError`).
+
+    Of a simulator that `may_fail` parameters may be NaN.
+    """
     seed = int(torch.randint(2**31 - 1, ()).item())
     try:
+        if may_fail:
+            with common_stream(seed), pyro.validation_enabled(False), _LookAtParameters(ranges=True, may_fail=True):
+                return run()
         with common_stream(seed), _LookAtParameters(ranges=False):
             return run()
     except SiteParameterError:
         raise
     except (ValueError, RuntimeError) as error:
         try:
-            with common_stream(seed), pyro.validation_enabled(False), _LookAtParameters(ranges=True):
+            look = _LookAtParameters(ranges=True, may_fail=may_fail)
+            with common_stream(seed), pyro.validation_enabled(False), look:
                 run()
         except SiteParameterError as named:
             raise named from error
@@ -45,12 +52,27 @@ def naming_sites(run: Callable[[], T]) -> T:
         raise
 
 
-class _LookAtParameters(Messenger):
-    """Raise at the first site that has a parameter which is not a number, with `ranges` also one outside its range."""
+def checked_draws(run: Callable[[], T], *, may_fail: bool) -> T:
+    """Return `run()`, on the random numbers that it has anyway; where parameters stop it, say at which site."""
+    if may_fail:
+        # torch's validation would stop at NaN.
+        return naming_sites(run, may_fail=True)
+    try:
+        return run()
+    except (ValueError, RuntimeError):
+        naming_sites(run)
+        raise
 
-    def __init__(self, *, ranges: bool):
+
+class _LookAtParameters(Messenger):
+    """Raise at the first site that has a parameter which is not a number, with `ranges` also one outside its range.
+
+    Of a simulator that `may_fail` parameters may be NaN.
+    """
+
+    def __init__(self, *, ranges: bool, may_fail: bool = False):
         super().__init__()
-        self.ranges = ranges
+        self.ranges, self.may_fail = ranges, may_fail
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["mask"] is not None and not self.ranges:
@@ -58,6 +80,12 @@ class _LookAtParameters(Messenger):
         for fn in _parts(msg["fn"]):
             for parameter, value, constraint in _parameters(fn):
                 fine = constraint.check(value) if self.ranges and constraint is not None else value == value
+                if self.may_fail:
+                    failed = torch.isnan(value)
+                    # Constraints of vectors and matrices give one answer for several elements.
+                    for _ in range(value.dim() - fine.dim()):
+                        failed = failed.any(-1)
+                    fine = fine | failed
                 if not bool(fine.all()):
                     raise SiteParameterError(_complaint(msg["name"], fn, parameter, value, fine, constraint))
 

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from pyro_voed.checks import warn
 from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.failures import non_finite_sites
 from pyro_voed.experiment.packing import JointSample
-from pyro_voed.experiment.sampling import non_finite_sites
 from pyro_voed.experiment.sites import Site
 from pyro_voed.results import element_names
 
 
 def check_pilot(experiment: Experiment, pilot: JointSample) -> None:
     """Warn of target and outcome elements that hardly vary in the pilot; raise where a value is not finite."""
-    broken = non_finite_sites(pilot)
+    broken = non_finite_sites(experiment, pilot)
     if broken:
-        raise ArithmeticError(f"in {pilot.num_samples} simulations before training {broken}. Check the model there.")
+        raise ArithmeticError(f"in {pilot.num_samples} simulations before training {broken}")
     for role, members in (("target", experiment.targets), ("outcome", experiment.observations)):
         for site in members:
             constant = _constant_elements(site, pilot.values[site.name].flatten(0, pilot.theta.dim() - 2))
@@ -32,6 +32,9 @@ def check_pilot(experiment: Experiment, pilot: JointSample) -> None:
 
 def _constant_elements(site: Site, values: Tensor) -> list[str]:
     flat = values.reshape(values.shape[0], -1)
+    if site.fill is not None:
+        # What comes and goes is no constant, and what is there may well be one.
+        return []
     if site.measured is not None:
         flat = torch.where(site.measured.flatten(), flat, torch.arange(flat.shape[0]).to(flat).unsqueeze(-1))
     spread = flat.to(torch.float64).std(0)

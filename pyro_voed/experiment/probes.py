@@ -20,7 +20,7 @@ from pyro_voed.experiment.dependence import Dependence, check_supports, is_redra
 from pyro_voed.experiment.describe import describe
 from pyro_voed.experiment.programs import Program, sample_nodes
 from pyro_voed.experiment.reach import unreached
-from pyro_voed.experiment.sites import DesignSite, Role
+from pyro_voed.experiment.sites import DesignSite, Failures, Role
 from pyro_voed.experiment.static import check_static, measured_elements, moving_mask
 from pyro_voed.experiment.vectorisation import check_vectorised
 
@@ -33,6 +33,7 @@ def probe(
     designs: tuple[DesignSite, ...],
     *,
     vectorize: bool,
+    failures: Failures,
 ) -> dict[str, Any]:
     """Run every probe and return what an experiment is made of, by the names of its fields.
 
@@ -53,8 +54,9 @@ def probe(
             if parents & set(dependence.random):
                 raise ValueError(moving_mask(name))
         own_nodes = sample_nodes(own)
+        fails = {name: failures == "outcome" and roles[name] == "observation" for name in nodes}
         sites = [
-            describe(name, roles[name], node, own_nodes.get(name), measured[name], dependence)
+            describe(name, roles[name], node, own_nodes.get(name), measured[name], dependence, fails=fails[name])
             for name, node in nodes.items()
         ]
         targets = tuple(site for site in sites if site.role == "target")
@@ -88,7 +90,8 @@ def probe(
         "leaking_nuisance": leaking,
         "design_dependent_targets": design_dependent,
         "linked_outcomes": bool(outcomes & followers),
-        "redrawable": is_redrawable(sites, followers),
+        "redrawable": failures != "ignore" and is_redrawable(sites, followers),
+        "surveyed_at": None,
         "unchecked": unchecked,
         "bytes_per_row": sum(value.numel() * value.element_size() for value in values),
         "dtype": _widest(floating) if floating else torch.get_default_dtype(),

@@ -14,7 +14,7 @@ sites, which inside a plate expands their values a second time, so the release i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,6 +89,7 @@ class Program:
         design_singletons: For each design, the singleton dimensions put between row and value when every row has
             its own design; None where no such layout is right, so designs are looped over.
         constants: Values of the parameters that are no designs, held as they were when the model was resolved.
+        may_fail: Parameters that are NaN are no error, nor are the values drawn with them: the simulator failed.
     """
 
     call: Callable[[], Any]
@@ -96,6 +97,7 @@ class Program:
     vectorised: bool = False
     design_singletons: Mapping[str, int] | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    may_fail: bool = False
     meter: Meter = field(default_factory=Meter, compare=False)
 
 
@@ -131,7 +133,10 @@ def run_rows(
         own, values, coordinates = (
             {name: value[row] for name, value in rows.items()} for rows in (row_designs, row_values, row_coordinates)
         )
-        traces.append(trace_program(program, {**designs, **own}, _assignments(values, coordinates), None))
+        trace = trace_program(program, {**designs, **own}, _assignments(values, coordinates), None)
+        if set(sample_nodes(trace)) != set(shapes):
+            raise ValueError(sites_come_and_go(set(sample_nodes(trace)) ^ set(shapes)))
+        traces.append(trace)
     return ProgramRun(tuple(traces), 1, shapes)
 
 
@@ -149,6 +154,8 @@ def trace_program(
         handlers.enter_context(Assign(assigned))
         if substituted:
             handlers.enter_context(poutine.substitute(data=substituted))
+        if program.may_fail:
+            handlers.enter_context(pyro.validation_enabled(False))
         if num_rows is not None:
             handlers.enter_context(pyro.plate(OUTER_PLATE, num_rows, dim=-1 - program.max_plate_nesting))
         program.call()
@@ -197,6 +204,21 @@ class ProgramRun:
                 fresh.nodes[name] = {**node, "value": node["fn"].sample()}
             traces.append(fresh)
         return ProgramRun(tuple(traces), self.rows_per_trace, self.shapes)
+
+    def measured(self, name: str) -> Tensor | None:
+        """Return which elements of a site its masks leave in, `(num_rows, *shape)`; None where it has no mask."""
+        nodes = [trace.nodes[name] for trace in self.traces]
+        found = [list(masks(node)) for node in nodes]
+        if not any(found):
+            return None
+        parts = []
+        for node, own in zip(nodes, found, strict=True):
+            measured = torch.ones_like(node["value"], dtype=torch.bool)
+            for mask, event_dim in own:
+                part = torch.as_tensor(mask, device=measured.device)
+                measured = measured & part.reshape(part.shape + (1,) * event_dim)
+            parts.append(to_rows(measured, self.rows_per_trace, self.shapes[name], name))
+        return torch.cat(parts)
 
     def flat_value(self, name: str) -> Tensor:
         """Return the site's values with their dimensions joined, `(num_rows, size)`."""
@@ -310,6 +332,27 @@ def is_deterministic(node: Mapping[str, Any]) -> bool:
 def is_plate(node: Mapping[str, Any]) -> bool:
     """Whether a trace node only records a plate's indices."""
     return isinstance(node["fn"], _Subsample)
+
+
+def masks(node: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    """Yield the masks on a site, by a handler and in its distribution, each with how many event dimensions it lacks."""
+    layer = node["fn"]
+    if is_deterministic(node):
+        return
+    if node["mask"] is not None:
+        yield node["mask"], len(layer.event_shape)
+    while layer is not None:
+        if getattr(layer, "_mask", None) is not None:
+            yield layer._mask, len(layer.event_shape)
+        layer = getattr(layer, "base_dist", None)
+
+
+def sites_come_and_go(names: set[str]) -> str:
+    """Say that sites are in some runs and not in others."""
+    return (
+        f"the model's sites change from run to run: {sorted(names)} come and go. Sample every site in every run (a "
+        "site that plays no part may be ignored afterwards)."
+    )
 
 
 def sample_nodes(trace: poutine.Trace) -> dict[str, dict[str, Any]]:

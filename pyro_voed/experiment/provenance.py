@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pyro_voed.experiment.programs import ProgramRun, is_deterministic, is_plate, support_transform
-from pyro_voed.experiment.statements import masks, statement
+from pyro_voed.experiment.programs import ProgramRun, is_deterministic, is_plate, masks, support_transform
+from pyro_voed.experiment.statements import statement
 
 Names = frozenset[str]
 

@@ -7,6 +7,7 @@ before any bulk of simulations; the probes that follow need more than one look (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from pyro_voed.experiment.programs import (
     sample_nodes,
     support_transform,
 )
-from pyro_voed.experiment.sites import DesignSite, Role
+from pyro_voed.experiment.sites import DesignSite, Failures, Role
 
 Names = tuple[str, ...] | None
 
@@ -44,26 +45,44 @@ def read(
     prior: Callable[[], Any] | None,
     *,
     vectorize: bool,
+    failures: Failures,
 ) -> dict[str, Any]:
     """Return what an experiment is made of, by the names of its fields; inside `isolated`."""
+    may_fail = failures != "error"
+    with pyro.validation_enabled(False) if may_fail else nullcontext():
+        return _read(call, observation_names, target_names, design_names, prior, vectorize=vectorize, failures=failures)
+
+
+def _read(
+    call: Callable[[], Any],
+    observation_names: Names,
+    target_names: Names,
+    design_names: Names,
+    prior: Callable[[], Any] | None,
+    *,
+    vectorize: bool,
+    failures: Failures,
+) -> dict[str, Any]:
+    may_fail = failures != "error"
     # The model's own prior also gives the supports of a replaced one, whose sites may be mere Deltas.
-    own = _trace_once(call)
+    own = _trace_once(call, may_fail=may_fail)
     _check_undefined_information(own)
     roles = _roles(own, observation_names, target_names, with_prior=prior is not None)
     designs = _design_sites(own, design_names)
     released, prototype = _released(call, prior, roles, own), own
     if prior is not None:
-        prototype = _trace_once(released)
+        prototype = _trace_once(released, may_fail=may_fail)
         _check_undefined_information(prototype)
-        _check_handed_on(prototype, own, _trace_once(call))
+        _check_handed_on(prototype, own, _trace_once(call, may_fail=may_fail))
     program = Program(
         released,
         _max_plate_nesting(prototype),
         constants=_constants(own, designs),
+        may_fail=may_fail,
         meter=Meter(1 if prior is None else 3),
     )
     every = {name: roles.get(name, "auxiliary") for name in sample_nodes(prototype)}
-    return probe(program, prototype, own, every, designs, vectorize=vectorize)
+    return probe(program, prototype, own, every, designs, vectorize=vectorize, failures=failures)
 
 
 @dataclass(frozen=True)
@@ -116,13 +135,13 @@ def _released(
     return ProgramWithPrior(released, prior, tuple(latent), frozenset(shown))
 
 
-def _trace_once(call: Callable[[], Any]) -> poutine.Trace:
+def _trace_once(call: Callable[[], Any], *, may_fail: bool) -> poutine.Trace:
     def run() -> poutine.Trace:
         with poutine.trace() as recorder, _RefuseImproper(), Release():
             call()
         return recorder.trace
 
-    return naming_sites(run)
+    return naming_sites(run, may_fail=may_fail)
 
 
 class _RefuseImproper(Messenger):

@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
 from pyro_voed.experiment.designs import at_each_design, batch_shape, design_batch_shape, flat_designs, pack_designs
 from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.failures import valid_runs
 from pyro_voed.experiment.packing import JointSample, combine, pack_run
 from pyro_voed.experiment.pairs import log_likelihood_of_pairs
 from pyro_voed.experiment.programs import run_rows
@@ -90,6 +92,22 @@ def draw_joint(
         outcomes = {site.name: sample.values[site.name] for site in experiment.observations}
         return replace(sample, pairs=partial(log_likelihood_of_pairs, experiment, designs, outcomes, run, num_samples))
     pack = partial(pack_run, experiment, likelihood=likelihood, score=score, controls=controls, redraw=redraw)
+    simulate = partial(_every_run, experiment, designs=designs, batch=batch, pack=pack, max_bytes=max_bytes)
+    if experiment.failures == "error":
+        return simulate(num_samples)
+    # Densities of runs that failed are not defined.
+    with pyro.validation_enabled(False):
+        return simulate(num_samples) if experiment.failures == "outcome" else valid_runs(simulate, num_samples)
+
+
+def _every_run(
+    experiment: Experiment,
+    num_samples: int,
+    designs: Mapping[str, Tensor],
+    batch: torch.Size,
+    pack: Callable[..., JointSample],
+    max_bytes: int,
+) -> JointSample:
     if torch.is_grad_enabled() and any(value.requires_grad for value in designs.values()):
         return _sample_chunk(experiment, num_samples, designs, batch, pack)
     # Site values are what is known; workings of the model are guessed to take seven times as much.
@@ -148,16 +166,3 @@ def _sample_chunk(
     rows = {name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in members.items()}
     run = run_rows(experiment.program, num_samples * batch.numel(), experiment.shapes, row_designs=rows)
     return pack(run, torch.Size([num_samples, *batch]), designs=packed)
-
-
-def non_finite_sites(sample: JointSample) -> str:
-    """Return which sites of a sample hold values that are not finite, with counts, or an empty string."""
-    found = []
-    for name, value in sample.values.items():
-        if value.dtype.is_floating_point and (bad := int((~torch.isfinite(value)).sum())):
-            found.append(f"site '{name}' has {bad} of {value.numel()} values not finite")
-    for name in ("theta", "y", "log_prior", "log_likelihood"):
-        tensor = getattr(sample, name)
-        if not found and tensor is not None and (bad := int((~torch.isfinite(tensor)).sum())):
-            found.append(f"{name} has {bad} of {tensor.numel()} values not finite")
-    return "; ".join(found)

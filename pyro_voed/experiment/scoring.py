@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.experiment.experiment import Experiment
-from pyro_voed.experiment.packing import pack_outcomes, put_targets
+from pyro_voed.experiment.packing import check_measured, pack_outcomes, put_targets
 from pyro_voed.experiment.programs import ProgramRun
 
 
@@ -40,4 +40,5 @@ def log_joint(
 
 def outcome_log_likelihood(run: ProgramRun, experiment: Experiment) -> Tensor:
     """Return the log density of the run's outcomes, nats, `(num_rows,)`, -inf where one lies outside its support."""
+    check_measured(experiment, run)
     return torch.stack([run.log_prob(site.name, on_support=True) for site in experiment.observations]).sum(0)

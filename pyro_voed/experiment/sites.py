@@ -20,6 +20,9 @@ from pyro_voed.printing import shortened
 
 Role = Literal["target", "observation", "nuisance", "auxiliary", "history"]
 
+Failures = Literal["error", "outcome", "ignore"]
+"""What a run is whose outcome is not finite: a mistake in the model, an outcome like others, or nothing at all."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -35,6 +38,8 @@ class Site:
         support: Its support in words, without the numbers where these move with other sites or designs.
         support_values: Values that each element of a discrete site can take, where they are finitely many.
         measured: For a masked outcome, which elements are measured, of the site's shape.
+        fill: For an outcome whose elements are there in some runs or at some designs alone: what stands for those that
+            are not, of the site's shape. Its packed coordinates are its values, then a flag for each, 1 where there.
     """
 
     name: str
@@ -51,13 +56,14 @@ class Site:
     support: str
     support_values: Tensor | None = None
     measured: Tensor | None = None
+    fill: Tensor | None = None
 
     def __str__(self) -> str:
         traits = {
             "discrete": self.is_discrete,
             "deterministic": self.is_deterministic,
             "without density": not self.has_density and not self.is_deterministic,
-            "partly measured": self.measured is not None,
+            "partly measured": self.measured is not None or self.fill is not None,
         }
         kind = ", ".join(word for word, holds in traits.items() if holds)
         return f"{self.name} {tuple(self.shape)}" + (f" ({kind})" if kind else "")
@@ -156,6 +162,21 @@ def check_designs(sites: tuple[DesignSite, ...], designs: Mapping[str, Tensor]) 
             "others, or one for all."
         )
     return shapes.pop() if shapes else torch.Size()
+
+
+def leading_shape(sites: tuple[DesignSite, ...], designs: Mapping[str, Tensor]) -> torch.Size:
+    """Return the batch shape of designs that are known to be right."""
+    given = [(designs[site.name].shape, site.value.dim()) for site in sites if site.name in designs]
+    leading = (shape[: len(shape) - own] for shape, own in given)
+    return next((shape for shape in leading if shape), torch.Size())
+
+
+def flat_values(sites: tuple[DesignSite, ...], designs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return every design's values with the batch in one dimension, `(num_members, *shape)`."""
+    batch = leading_shape(sites, designs)
+    return {
+        site.name: designs[site.name].expand(batch + site.value.shape).reshape(-1, *site.value.shape) for site in sites
+    }
 
 
 def _check_values(site: DesignSite, value: Tensor) -> None:

@@ -6,9 +6,6 @@ sites and compare statements: where they differ, something else reaches the site
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -43,16 +40,3 @@ def first_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Return the first pair of elements that disagree."""
     index = tuple((~same(first, second)).nonzero()[0].tolist())
     return first[index].item(), second[index].item()
-
-
-def masks(node: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
-    """Yield the masks on a site, by a handler and in its distribution, each with how many event dimensions it lacks."""
-    layer = node["fn"]
-    if is_deterministic(node):
-        return
-    if node["mask"] is not None:
-        yield node["mask"], len(layer.event_shape)
-    while layer is not None:
-        if getattr(layer, "_mask", None) is not None:
-            yield layer._mask, len(layer.event_shape)
-        layer = getattr(layer, "base_dist", None)

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from pyro_voed.experiment.parameters import naming_sites
-from pyro_voed.experiment.programs import Program, ProgramRun, is_deterministic, run_rows, sample_nodes, trace_program
+from pyro_voed.experiment.programs import (
+    Program,
+    ProgramRun,
+    is_deterministic,
+    masks,
+    run_rows,
+    sample_nodes,
+    sites_come_and_go,
+    trace_program,
+)
 from pyro_voed.experiment.sites import Role
-from pyro_voed.experiment.statements import changed, masks
+from pyro_voed.experiment.statements import changed
 
 _MAKE_SITES = (
     "so it draws random numbers outside pyro.sample, for example by torch.randn or numpy.random. Make each draw a "
@@ -38,7 +47,7 @@ def check_static(
     `shapes`, `roles` and `measured` (`measured_elements`) are those of a run before.
     """
     for _ in range(2):
-        trace = naming_sites(lambda: trace_program(program, {}, {}, None))
+        trace = naming_sites(lambda: trace_program(program, {}, {}, None), may_fail=program.may_fail)
         program.meter.num_calls += 1
         _check_same_sites(sample_nodes(trace), shapes, roles, measured)
     first = ProgramRun((trace,), 1, shapes)
@@ -65,10 +74,7 @@ def _check_same_sites(
     measured: Mapping[str, Tensor | None],
 ) -> None:
     if set(nodes) != set(shapes):
-        raise ValueError(
-            f"the model's sites change from run to run: {sorted(set(nodes) ^ set(shapes))} come and go. "
-            "Sample every site in every run (a site that plays no part may be ignored afterwards)."
-        )
+        raise ValueError(sites_come_and_go(set(nodes) ^ set(shapes)))
     for name, node in nodes.items():
         if node["value"].shape != shapes[name]:
             raise ValueError(
@@ -83,8 +89,8 @@ def _check_same_sites(
 def moving_mask(name: str) -> str:
     """Say that a mask changes."""
     return (
-        f"the mask of outcome '{name}' changes from run to run: what is measured must not depend on chance. Use a "
-        "fixed mask, or make the missingness an outcome of its own."
+        f"the mask of outcome '{name}' changes from run to run at one design: what is measured must not depend on "
+        "chance or on the outcome. Let it depend on designs alone, or make the missingness an outcome of its own."
     )
 
 

@@ -37,7 +37,7 @@ def check_vectorised(program: Program, shapes: Mapping[str, torch.Size]) -> tupl
     unchecked: tuple[str, ...] = ()
     for size in PROBE_SIZES:
         try:
-            run = naming_sites(partial(_vectorised_run, program, size, shapes))
+            run = naming_sites(partial(_vectorised_run, program, size, shapes), may_fail=program.may_fail)
         except SiteParameterError as error:
             raise ValueError(
                 f"{error} It came up in {size} experiments run at once: where it cannot in a single one, the model "

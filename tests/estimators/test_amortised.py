@@ -36,7 +36,8 @@ def amortised():
 def test_an_amortised_density_bounds_every_design(amortised):
     curve = amortised.at({"xi": DESIGNS}, seed=0)
     check_bounds(curve, EXACT, 0.05)
-    assert curve.num_simulations == 4 * curve.num_samples
+    # Besides, a few experiments are run at each design first.
+    assert 0 <= curve.num_simulations - 4 * curve.num_samples <= 4 * 5
 
 
 def test_an_amortised_result_answers_like_any_other(amortised):

@@ -67,8 +67,8 @@ def test_every_estimator_runs_on_every_kind_of_model_or_refuses_it_at_no_cost(na
         before = experiment.num_calls
         with pytest.raises(NotImplementedError):
             estimate(experiment, seed=0)
-        # Only a layout of candidate designs is tried before; a certificate comes after the estimate that it is of.
-        allowed = {"certify": math.inf, "eig_flow(ensemble=True)": 10}.get(name, 0)
+        # Only a few experiments are run at candidate designs before; a certificate comes after what it is of.
+        allowed = {"certify": math.inf, "eig_flow(ensemble=True)": 50}.get(name, 0)
         assert experiment.num_calls - before <= allowed
         return
     result = estimate(experiment, seed=0)

@@ -1,7 +1,6 @@
 """Laws of simulation: run together or one by one, in chunks or at once, it is the same thing, and it is counted."""
 
 import math
-import re
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +10,6 @@ import torch
 from pyro_voed import Experiment, sample_joint
 from pyro_voed.experiment.packing import pack_run
 from pyro_voed.experiment.programs import is_deterministic, run_rows, sample_nodes
-from pyro_voed.experiment.sampling import non_finite_sites
 from tests.experiment.cases import (
     assert_same_distribution,
     candidates,
@@ -114,15 +112,6 @@ def test_a_numpy_black_box_runs_one_by_one():
 
     sample = sample_joint(Experiment(model, "y", "theta", vectorize=False), 200)
     assert_same_distribution((sample.y - torch.sin(sample.theta) - 0.5) / 0.1, torch.randn(2_000, 1))
-
-
-def test_values_that_are_not_finite_are_told_by_site_and_count():
-    def model():
-        theta = normal("theta")
-        mean = pyro.deterministic("mean", torch.where(theta > 0, theta.log(), torch.nan))
-        return pyro.deterministic("y", mean + normal("e"))
-
-    assert re.search(r"'y'.* of 100", non_finite_sites(sample_joint(Experiment(model, "y", "theta"), 100)))
 
 
 @pytest.mark.parametrize("batch", [(), (3,)], ids=str)
