@@ -132,7 +132,7 @@ def optimise_design(
         experiment, stored = as_experiment(model, observation_labels, target_labels)
         for need in (needs.designs, *objective.needs):
             need(experiment, NAME)
-        experiment = experiment.surveyed(_wandering(experiment))
+        experiment = experiment.surveyed(_wandering(experiment), certain=False)
         needs.smooth_outcomes(experiment, NAME)
         screens = num_starts is None and starts is None and (training is None or training.num_steps is None)
         screens = screens and experiment.runs_together

@@ -90,12 +90,13 @@ def estimate(
             if found.standard_error is None
             else (found.values.mean(0), found.standard_error)
         )
+        own_error = found.standard_error is not None or experiment.failures == "ignore"
         if experiment.failures == "ignore":
             eig, standard_error = _of_all_runs(eig, standard_error, found)
         result = EIGResult(
             eig=eig,
             standard_error=standard_error,
-            difference_error=None if found.standard_error is not None else difference_errors(found.values),
+            difference_error=None if own_error else difference_errors(found.values),
             bound=found.bound or bound,
             estimator=name,
             num_simulations=0,

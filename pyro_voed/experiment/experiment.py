@@ -266,10 +266,10 @@ class Experiment:
             return self
         return self._with(program=lay_out_designs(self.program, self.shapes, self.designs, designs))
 
-    def surveyed(self, designs: Mapping[str, Tensor]) -> Experiment:
-        """Return the experiment as it is at designs `(num_designs, *shape)`, where they may differ (`elsewhere`)."""
+    def surveyed(self, designs: Mapping[str, Tensor], *, certain: bool = True) -> Experiment:
+        """Return the experiment as it is at designs `(num_designs, *shape)`, where it may be other (`elsewhere`)."""
         with common_stream(0):
-            found = facts_at(self, designs)
+            found = facts_at(self, designs, certain=certain)
         return self._with(**found, surveyed_at=designs) if found else self
 
     def in_layout(self, design_singletons: Mapping[str, int] | None, fills: Mapping[str, Tensor]) -> Experiment:

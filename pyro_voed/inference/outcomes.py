@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.checks import as_site_values
 from pyro_voed.experiment.experiment import Experiment
-from pyro_voed.experiment.packing import pack_outcomes
+from pyro_voed.experiment.packing import filled, pack_outcomes
 from pyro_voed.experiment.programs import ProgramRun, run_rows
 from pyro_voed.experiment.sites import Site
 from pyro_voed.experiment.supports import support_of
@@ -25,7 +26,8 @@ from pyro_voed.results import element_names
 def check_outcome(experiment: Experiment, observations: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the outcome as detached tensors of the model's dtype and device.
 
-    Elements that the model masks as not measured may hold anything; every other error of name, shape or value is told.
+    Elements that the model masks as not measured may hold anything, and where failures are outcomes those that failed
+    too; every other error of name, shape or value is told.
     """
     given = as_site_values(observations, experiment.observation_labels, "observations")
     return {site.name: _check_site(site, given[site.name].detach(), experiment) for site in experiment.observations}
@@ -39,6 +41,8 @@ def _check_site(site: Site, value: Tensor, experiment: Experiment) -> Tensor:
         )
     value = value.to(experiment.device) if site.is_discrete else value.to(experiment.device, experiment.dtype)
     measured = _measured(site, value)
+    if site.fill is not None:
+        measured = measured[torch.isfinite(measured)]  # the rest is looked at where the mask is known
     if bad := int((~torch.isfinite(measured)).sum()):
         raise ValueError(
             f"observations['{site.name}']: {bad} of {measured.numel()} values are not finite. An element that was not "
@@ -54,13 +58,15 @@ def pack_outcome(
 ) -> Float[Tensor, " y_dim"]:
     """Return the packed outcome of one experiment.
 
-    The model is run only for outcome sites whose packed coordinates are not their values: their bijections may depend
-    on the design. So an outcome of an expensive simulator costs no further simulation.
+    The model is run only for outcome sites whose packed coordinates are not their values: bijections and masks may
+    depend on the design. So an outcome of an expensive simulator costs no further simulation.
     """
     transformed = [site.name for site in experiment.observations if site.transform is not None]
-    if not transformed:
-        return torch.cat([_measured(site, values[site.name]).to(experiment.dtype) for site in experiment.observations])
-    with torch.no_grad():
+    masked = [site for site in experiment.observations if site.fill is not None and not site.is_deterministic]
+    if not transformed and not masked:
+        plain = [_packed_as_it_is(site, values[site.name]) for site in experiment.observations]
+        return torch.cat([piece.to(experiment.dtype) for piece in plain])
+    with torch.no_grad(), pyro.validation_enabled(False):
         rows = {name: values[name].unsqueeze(0) for name in transformed}
         run = run_rows(experiment.program, 1, experiment.shapes, designs=designs, row_values=rows)
         check_supports(experiment, run, values)
@@ -68,8 +74,24 @@ def pack_outcome(
         for site in experiment.observations:
             if site.transform is None:
                 run.traces[0].nodes[site.name]["value"] = values[site.name]
+        for site in masked if experiment.failures == "error" else ():
+            _check_measured(site, values[site.name], run)
         packed, _ = pack_outcomes(experiment, run)
     return packed[0]
+
+
+def _packed_as_it_is(site: Site, value: Tensor) -> Tensor:
+    return _measured(site, value) if site.fill is None else filled(site, value.unsqueeze(0), None)[0]
+
+
+def _check_measured(site: Site, value: Tensor, run: ProgramRun) -> None:
+    measured = run.measured(site.name)
+    there = value if measured is None else value[measured[0]]
+    if bad := int((~torch.isfinite(there)).sum()):
+        raise ValueError(
+            f"observations['{site.name}']: {bad} of {there.numel()} values measured at this design are not finite. An "
+            "element that was not measured must be masked in the model."
+        )
 
 
 def check_supports(experiment: Experiment, run: ProgramRun, values: Mapping[str, Tensor]) -> None:
@@ -91,7 +113,8 @@ def like_simulated(experiment: Experiment, run: ProgramRun, values: Mapping[str,
         simulated = run.value(site.name)[0]
         value = values[site.name].to(simulated)
         # A NaN there would pass the mask of the log density but not that of its gradient.
-        conditioned[site.name] = value if site.measured is None else torch.where(site.measured, value, simulated)
+        measured = run.measured(site.name)
+        conditioned[site.name] = value if measured is None else torch.where(measured[0], value, simulated)
     return conditioned
 
 
@@ -102,6 +125,8 @@ def packed_names(experiment: Experiment) -> list[str]:
         elements = element_names(site.name, site.shape)
         if site.measured is not None:
             elements = [name for name, seen in zip(elements, site.measured.flatten().tolist(), strict=True) if seen]
+        if site.fill is not None:
+            elements = [*elements, *(f"whether {name} is there" for name in elements)]
         # A simplex of three has two coordinates, neither of which belongs to one element.
         names += elements if len(elements) == site.packed_dim else [site.name] * site.packed_dim
     return names

@@ -72,9 +72,6 @@ RIGHT = {
 PRIORS = {
     "density too large": model(lambda: Scaled(0.0 * ONE, ONE), measured),
     "density too wide": model(lambda: Wide(0.0 * ONE, ONE), measured),
-    "atom in the prior": model(
-        lambda: dist.ZeroInflatedDistribution(dist.Normal(0.0 * ONE, ONE), gate=torch.tensor(0.3)), measured
-    ),
 }
 OUTCOMES = {
     "density too wide": model(normal, lambda theta: Wide(theta, NARROW)),

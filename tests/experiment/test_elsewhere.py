@@ -20,6 +20,7 @@ from pyro_voed import (
     sample_joint,
     search_grid,
 )
+from pyro_voed.inference.outcomes import check_outcome, pack_outcome
 from tests.closed_forms import check_bounds
 
 
@@ -165,3 +166,13 @@ def seldom_another_site():
 def test_a_site_that_is_missing_in_a_few_runs_is_named(estimator):
     with pytest.raises(ValueError, match=r"\['extra'\] come and go"):
         estimator(Experiment(seldom_another_site, "y", "theta", vectorize=False, seed=0))
+
+
+def test_an_outcome_in_hand_is_packed_as_it_was_measured_at_its_design():
+    experiment = eig_nmc(measured_by_design, "y", designs={"n": N}, num_outer_samples=100, seed=0).experiment
+    values = torch.tensor([1.0, 2.0, *(4 * [torch.nan])])
+    packed = pack_outcome(experiment, check_outcome(experiment, values), {"n": torch.tensor(2.0)})
+    assert torch.equal(packed[:2], values[:2])
+    assert torch.equal(packed[6:], (torch.arange(6) < 2).float())
+    with pytest.raises(ValueError, match="4 of 6 values measured at this design are not finite"):
+        pack_outcome(experiment, check_outcome(experiment, values), {"n": torch.tensor(6.0)})
