@@ -41,6 +41,8 @@ def estimate_text(result: Any) -> str:
     lines = [estimate_line(result) + where(result), *(estimate_line(other) for other in result.references)]
     if result.certificate is not None:
         lines.append(str(result.certificate))
+    if result.weights is not None and result.weights.open_nats is not None:
+        lines.append(f"inner draws leave open: {shortened(result.weights.open_nats)} nats")
     lines.append(_about(result))
     if result.learned is not None and str(result.learned):
         lines.append(str(result.learned))

@@ -185,11 +185,13 @@ class WeightCheck:
         passed: Whether the checks allow the standard error to be trusted; None where no side rests on them.
         pareto_k: Tail index of the terms, `(*design_batch)`: above 0.7 a mean's standard error cannot be trusted.
         effective_sample_size: Effective number of draws behind an exponential average.
+        open_nats: What inner averages leave open, `(*design_batch)`: how far the other side of the same draws lies off.
     """
 
     passed: bool | None
     pareto_k: Tensor | None = None
     effective_sample_size: float | None = None
+    open_nats: Tensor | None = None
 
 
 @dataclass(frozen=True)

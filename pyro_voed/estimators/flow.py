@@ -8,8 +8,9 @@ For any conditional density q, Barber and Agakov's bound
 
 is off by the expected Kullback-Leibler divergence from the posterior to q. With q a conditional normalising flow it
 can be made tight (vOED-NFs). It needs simulations only, no outcome density. Of the targets it needs the prior density,
-or their entropy; with neither a density of them is learned too, whose divergence from the prior is added, upwards, and
-no side is left (`learned_prior`).
+or their entropy. The density of targets that are drawn given nuisance sites is an average over draws of these, the own
+one counted, which errs upwards and keeps the bound (`experiment.held`). Where nothing is stated a density of the
+targets is learned too, whose divergence from the prior is added, upwards, and no side is left (`learned_prior`).
 
 References:
     Barber and Agakov (2003), "The IM algorithm: a variational approach to information maximization".
@@ -118,7 +119,8 @@ def eig_flow(
     def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
         fit = fit_of(experiment, candidates, training, name="eig_flow", rate=RATE, ensemble=ensemble, progress=progress)
         pool = fit.pool()
-        learns = learn_prior and not experiment.has_log_prior and experiment.prior_entropy is None
+        known = experiment.has_log_prior or experiment.averages_prior or experiment.prior_entropy is not None
+        learns = learn_prior and not known
         if learns:
             fit = with_learned_prior(fit, pool)
         posterior = fit_posterior(fit, density, summary, ensemble=ensemble, pool=pool)

@@ -13,7 +13,7 @@ from pyro_voed.bounds.nested import log_average
 from pyro_voed.bounds.outcome_density import marginal_terms
 from pyro_voed.experiment.designs import at_each_design, design_batch_shape
 from pyro_voed.experiment.experiment import Experiment
-from pyro_voed.experiment.pairs import log_sums, pairwise_log_likelihood
+from pyro_voed.experiment.pairs import log_sums, pairwise_log_density
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.sampling import sample_joint
 
@@ -62,7 +62,7 @@ def _enumerated_terms(
     """Terms with the outcome summed over (Rao-Blackwell), so that only the targets are drawn."""
     log_q = _log_mass(experiment, designs, outcomes, num_samples)
     outer = run_rows(experiment.program, num_samples, experiment.shapes, designs=designs)
-    log_p = pairwise_log_likelihood(experiment, outcomes, outer)  # (num_outcomes, num_samples)
+    log_p = pairwise_log_density(experiment.observations, outcomes, outer)  # (num_outcomes, num_samples)
     # Outcomes that a draw makes impossible contribute nothing: p log p -> 0.
     weighted = log_p.exp() * marginal_terms(log_p, log_q.unsqueeze(-1).expand_as(log_p))
     return torch.where(log_p == -torch.inf, torch.zeros_like(weighted), weighted).sum(0)

@@ -13,7 +13,8 @@ By Jensen's inequality its expectation lies above the exact value at any finite 
   their inner draws; to first order these fluctuations cancel (the mean of p(y | theta') / p(y) over y is 1 for
   every theta'), so the standard error of independent terms holds.
 
-With nuisance sites p(y | theta) is itself an average, over `num_nuisance_samples` runs (`nested`). *With a proposal*
+With nuisance sites p(y | theta) is itself an average, over `num_nuisance_samples` runs (`nested`), which is far above
+where few of these explain an outcome: the nats left open tell. *With a proposal*
 q(theta | y) the inner draws come from it and are weighed by p(theta) / q(theta | y): from above as before, and exact
 where q is the posterior. It is what `eig_vnmc` computes with a flow that it trains (`importance`).
 
@@ -32,8 +33,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_voed.checks import Labels
-from pyro_voed.estimators.estimate import Terms, estimate, terms_at_each_design
-from pyro_voed.estimators.nested import checked_sizes, nested_terms
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.estimators.nested import checked_sizes, nested_estimate
 from pyro_voed.estimators.weights import proposal_terms
 from pyro_voed.experiment import needs
 from pyro_voed.experiment.experiment import Experiment
@@ -72,8 +73,9 @@ def eig_nmc(
         observation_labels, target_labels, designs, seed: As in `eig_flow`.
 
     Returns:
-        An estimate in nats whose expectation lies above the exact value, with its standard error; with a proposal also
-        the tail index of its terms.
+        An estimate in nats whose expectation lies above the exact value, with its standard error and the nats that its
+        inner draws leave open (`weights.open_nats`; a warning where these are many); with a proposal, instead, the
+        tail index of its terms.
 
     Raises:
         NotImplementedError: If the outcome has no density, or a target is deterministic; with a proposal, also if there
@@ -92,13 +94,7 @@ def eig_nmc(
         if proposal is not None:
             num_inner = num_inner_samples or PROPOSAL_DRAWS
             return proposal_terms(experiment, candidates, proposal, num_outer_samples, num_inner, upper=True)
-        return Terms(
-            terms_at_each_design(
-                experiment,
-                candidates,
-                lambda own: nested_terms(experiment, own, num_outer_samples, inner, upper=True, estimator="eig_nmc"),
-            )
-        )
+        return nested_estimate(experiment, candidates, num_outer_samples, inner, upper=True, estimator="eig_nmc")
 
     needed = [needs.inner_draws] if proposal is None else [_weighing, *needs.needs_of(proposal)]
     question = (model, observation_labels, target_labels, designs, seed)

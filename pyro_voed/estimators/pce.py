@@ -10,6 +10,10 @@ Counting the draw that made the outcome among the contrasts turns the bias of ne
 No term exceeds log(L + 1), and so neither does the estimate: at large information it saturates there. Contrasts are new
 ones for each outer draw or, for `N` simulations in all, the other outer draws.
 
+With nuisance sites p(y | theta) is an average over fresh draws of these, and any such estimate will do as the critic of
+a contrastive bound (`bounds.nested.contrast_terms`): it stays below with one nuisance draw as with a thousand. The
+contrasts are then other outer draws.
+
 References:
     Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
     Bayesian-optimal experiments", Eq. 8.
@@ -25,8 +29,8 @@ from torch import Tensor
 
 from pyro_voed.bounds.nested import pce_terms
 from pyro_voed.checks import Labels
-from pyro_voed.estimators.estimate import Terms, estimate, terms_at_each_design
-from pyro_voed.estimators.nested import checked_sizes, nested_terms
+from pyro_voed.estimators.estimate import Terms, estimate
+from pyro_voed.estimators.nested import checked_sizes, nested_estimate
 from pyro_voed.estimators.objective import Objective, build_nothing
 from pyro_voed.experiment import needs
 from pyro_voed.experiment.experiment import Experiment
@@ -69,7 +73,8 @@ def eig_pce(
     Args:
         num_outer_samples: Outer draws N.
         num_inner_samples: Contrasts L for each outer draw, `N (L + 1)` simulations in all; None takes the other outer
-            draws, for `N` simulations.
+            draws, for `N` simulations. With nuisance sites they always are other outer draws, at most half of them, by
+            default as many as make 3e7 densities.
         model, num_nuisance_samples, max_bytes: As in `eig_nmc`.
         observation_labels, target_labels, designs, seed: As in `eig_flow`.
 
@@ -88,8 +93,7 @@ def eig_pce(
     inner = checked_sizes(num_outer_samples, num_inner_samples, num_nuisance_samples, max_bytes)
 
     def terms(experiment: Experiment, candidates: dict[str, Tensor]) -> Terms:
-        one = lambda own: nested_terms(experiment, own, num_outer_samples, inner, upper=False, estimator="eig_pce")  # noqa: E731
-        return Terms(terms_at_each_design(experiment, candidates, one))
+        return nested_estimate(experiment, candidates, num_outer_samples, inner, upper=False, estimator="eig_pce")
 
     question = (model, observation_labels, target_labels, designs, seed)
     return estimate(question, terms, name="eig_pce", bound="lower", needs=[needs.inner_draws])

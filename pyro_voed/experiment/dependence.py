@@ -126,6 +126,16 @@ def leaks(dependence: Dependence, targets: Iterable[Site], nuisance: Iterable[st
     return found
 
 
+def joins_targets(dependence: Dependence, targets: Iterable[Site], nuisance: Iterable[str]) -> bool:
+    """Whether a target, or a nuisance site that targets are drawn given, depends on another target's value."""
+    names = {site.name for site in targets}
+    above, growing = set(names), True
+    while growing:
+        parents = {name for name in nuisance if name not in above and dependence.influenced([name]) & above}
+        above, growing = above | parents, bool(parents)
+    return any(dependence.influenced([name]) & above for name in names & set(dependence.random))
+
+
 def check_supports(dependence: Dependence, targets: Iterable[Site], nuisance: Iterable[str]) -> None:
     """Refuse targets whose support depends on what is no target."""
     for site in targets:

@@ -43,8 +43,8 @@ class Experiment:
         prior: A Pyro guide over the latent sites that replaces the model's prior, such as the posterior of earlier
             experiments. Called with the model's arguments.
         prior_entropy: Differential entropy of the targets in nats, in their own coordinates, for targets whose density
-            the model does not state (deterministic ones, or ones drawn given a nuisance site). Without effect where
-            the model states it.
+            the model does not state (deterministic ones, or ones drawn given a nuisance site, whose density is else
+            an average over draws of it). Without effect where the model states it.
         vectorize: Run experiments together in an outer plate. The result is checked draw by draw against single
             runs; False runs them one by one, which works for any model.
         failures: What a run is whose outcome is NaN or infinite where it is measured. "error": a mistake, and the call
@@ -56,6 +56,9 @@ class Experiment:
     Attributes:
         others: Nuisance, auxiliary and history sites.
         leaking_nuisance: For each target whose distribution depends on nuisance sites: one of the nuisance sites.
+        joined_targets: Whether, where targets are drawn given nuisance sites, they also hang on other targets' values.
+        nuisance_follows_targets: Whether a nuisance site's distribution depends on a target.
+        prior_follows_design: Whether the targets' prior may depend on a design, by nuisance sites that it is given.
         linked_outcomes: Whether an outcome site's distribution depends on another outcome's value.
         redrawable: Whether outcomes can be drawn anew given all else without running the model again: they are a
             forward map plus explicit noise.
@@ -90,7 +93,10 @@ class Experiment:
     others: tuple[Site, ...]
     designs: tuple[DesignSite, ...]
     leaking_nuisance: Mapping[str, str]
+    joined_targets: bool
+    nuisance_follows_targets: bool
     design_dependent_targets: tuple[str, ...]
+    prior_follows_design: bool
     linked_outcomes: bool
     redrawable: bool
     unchecked: tuple[str, ...]
@@ -215,7 +221,9 @@ class Experiment:
     @property
     def takes_design_rows(self) -> bool:
         """Whether every experiment of a run can have a design of its own."""
-        return self.program.design_singletons is not None
+        # Where the targets' density is an average over rows, these must have one prior.
+        apart = self.averages_prior and self.prior_follows_design
+        return self.program.design_singletons is not None and not apart
 
     @property
     def is_explicit(self) -> bool:
@@ -230,6 +238,12 @@ class Experiment:
         # Targets of the runs that did not fail are distributed otherwise than all are.
         stated = all(site.has_density for site in self.targets) and self.failures != "ignore"
         return stated and not self.leaking_nuisance and not shared
+
+    @property
+    def averages_prior(self) -> bool:
+        """Whether the density of the targets is an average over nuisance sites that they are drawn given."""
+        stated = all(site.has_density for site in self.targets) and not self.has_auxiliary_density
+        return bool(self.leaking_nuisance) and stated and self.prior_entropy is None and self.failures != "ignore"
 
     @property
     def has_auxiliary_density(self) -> bool:
@@ -262,7 +276,7 @@ class Experiment:
 
     def laid_out(self, designs: Mapping[str, Tensor]) -> Experiment:
         """Return the experiment ready to be run at many designs at once, as these are, where its program allows it."""
-        if not designs or self.takes_design_rows:
+        if not designs or self.program.design_singletons is not None:
             return self
         return self._with(program=lay_out_designs(self.program, self.shapes, self.designs, designs))
 

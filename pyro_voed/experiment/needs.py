@@ -170,8 +170,8 @@ def learnable_targets(experiment: Experiment, name: str) -> None:
 
 
 def stated_prior(experiment: Experiment, name: str) -> None:
-    """Need the density of the targets, or their entropy."""
-    if experiment.has_log_prior or experiment.prior_entropy is not None:
+    """Need the density of the targets, stated or averaged over nuisance sites, or their entropy."""
+    if experiment.has_log_prior or experiment.averages_prior or experiment.prior_entropy is not None:
         return
     if experiment.failures == "ignore":
         raise NotImplementedError(
@@ -179,14 +179,13 @@ def stated_prior(experiment: Experiment, name: str) -> None:
             "does not state. Use eig_critic, which needs none, or eig_flow with learn_prior=True, which gives up the "
             "side of the bound."
         )
-    leaking = ", ".join(f"'{target}' is drawn given '{site}'" for target, site in experiment.leaking_nuisance.items())
     unstated = [site.name for site in experiment.targets if not site.has_density]
     jointly = "the prior guide states the density of all latent sites together, not of the targets alone"
-    why = leaking or (f"{unstated} have no log density" if unstated else jointly)
+    why = f"{unstated} have no log density" if unstated else jointly
     raise NotImplementedError(
-        f"{name}: the model does not state the prior density of the targets: {why}. Make what they are drawn given a "
-        "target too, or give the targets' entropy in nats, Experiment(..., prior_entropy=); eig_flow can also learn "
-        "their density (learn_prior=True), which gives up the side of the bound."
+        f"{name}: the model does not state the prior density of the targets: {why}. Make targets of the sites that do, "
+        "or give the targets' entropy in nats, Experiment(..., prior_entropy=); eig_flow can also learn their density "
+        "(learn_prior=True), which gives up the side of the bound."
     )
 
 

@@ -106,11 +106,15 @@ def pack_run(
     score: Sequence[str] = (),
     controls: bool = False,
     redraw: bool = False,
+    log_prior: Tensor | None = None,
 ) -> JointSample:
-    """Pack the rows of a run into a joint sample of leading shape `leading`."""
+    """Pack the rows of a run into a joint sample of leading shape `leading`.
+
+    `log_prior` is the targets' log density in their own coordinates where the run does not state it.
+    """
     theta, log_det = _pack_targets(experiment, run)
     y, outcome_log_det = pack_outcomes(experiment, run, leading[1:].numel())
-    log_prior = _log_prior(experiment, run, log_det)
+    own_prior = _log_prior(experiment, run, log_det) if log_prior is None else log_prior + log_det
     observed = [site.name for site in experiment.observations]
     log_likelihood = _sum_log_prob(run, observed, outcome_log_det) if likelihood else None
     own_score = _sum_log_prob(run, score, torch.zeros_like(log_det)) if score else None
@@ -118,7 +122,13 @@ def pack_run(
     again: Callable[[], JointSample] | None = None
     if redraw:
         again = lambda: pack_run(  # noqa: E731
-            experiment, run.redrawn(observed), leading, likelihood, designs=designs, controls=controls
+            experiment,
+            run.redrawn(observed),
+            leading,
+            likelihood,
+            designs=designs,
+            controls=controls,
+            log_prior=log_prior,
         )
     shaped = lambda rows: rows.reshape(*leading, *rows.shape[1:])  # noqa: E731
     return JointSample(
@@ -126,7 +136,7 @@ def pack_run(
         y=shaped(y.to(experiment.dtype)),
         log_det=shaped(log_det),
         outcome_log_det=shaped(outcome_log_det),
-        log_prior=None if log_prior is None else shaped(log_prior),
+        log_prior=None if own_prior is None else shaped(own_prior),
         log_likelihood=None if log_likelihood is None else shaped(log_likelihood),
         score=None if own_score is None else shaped(own_score),
         failed=None if experiment.failures == "error" else shaped(_failed(experiment, run)),

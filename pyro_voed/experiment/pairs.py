@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,19 +32,23 @@ def log_sums(
     inner: ProgramRun,
     max_bytes: int = PAIR_MEMORY,
     *,
+    sites: Sequence[Site] | None = None,
     omit_own: bool = False,
 ) -> Tensor:
     """Return the log of the sum of p(y_i given the latents of inner run j) over j, nats, for each outcome i.
 
-    Outcomes are `(num_outer, *shape)` each; with `omit_own` run i is left out for outcome i, which it made.
+    Outcomes are `(num_outer, *shape)` each; with `omit_own` run i is left out for outcome i, which it made. Other
+    `sites` that depend on what no other of them decides can stand for the outcomes.
     """
     num_inner = len(inner.traces) * inner.rows_per_trace
-    normal = normal_pairs(experiment, inner)
+    linked = sites is None and experiment.linked_outcomes
+    sites = experiment.observations if sites is None else sites
+    normal = None if linked else normal_pairs(sites, inner)
     if normal is not None:
-        values = [outcomes[site.name] for site in experiment.observations]
+        values = [outcomes[site.name] for site in sites]
         flat = torch.cat([value.reshape(value.shape[0], -1) for value in values], -1)
         return _normal_log_sums(normal, flat, max_bytes, omitted=omit_own).to(experiment.dtype)
-    elements = sum(site.shape.numel() for site in experiment.observations)
+    elements = sum(site.shape.numel() for site in sites)
     # A log density makes about six temporaries of the size of its pairs.
     chunk = max(1, max_bytes // (6 * 8 * num_inner * elements))
     total = next(iter(outcomes.values())).shape[0]
@@ -52,7 +56,10 @@ def log_sums(
     sums = torch.empty(total, dtype=experiment.dtype, device=experiment.device)
     for start in range(0, total, chunk):
         rows = {name: value[start : start + chunk] for name, value in outcomes.items()}
-        pairs = log_likelihood_of_pairs(experiment, designs, rows, inner, num_inner)
+        if linked:
+            pairs = log_likelihood_of_pairs(experiment, designs, rows, inner, num_inner)
+        else:
+            pairs = pairwise_log_density(sites, rows, inner)
         if omit_own:
             index = torch.arange(pairs.shape[0], device=pairs.device)
             pairs[index, start + index] = -torch.inf
@@ -95,7 +102,7 @@ def log_likelihood_of_pairs(
 ) -> Tensor:
     """Return log p(y_i given the latents of inner run j), nats, `(num_outer, num_inner)`, of any explicit model."""
     if not experiment.linked_outcomes:
-        return pairwise_log_likelihood(experiment, outcomes, inner)
+        return pairwise_log_density(experiment.observations, outcomes, inner)
     # An outcome's distribution depends on another's value, so the model is run again at every pair.
     count = next(iter(outcomes.values())).shape[0]
     latents = [site.name for site in (*experiment.targets, *experiment.others) if not site.is_deterministic]
@@ -105,17 +112,14 @@ def log_likelihood_of_pairs(
     return outcome_log_likelihood(run, experiment).reshape(count, num_inner)
 
 
-def pairwise_log_likelihood(
-    experiment: Experiment, outcomes: Mapping[str, Tensor], inner: ProgramRun
+def pairwise_log_density(
+    sites: Sequence[Site], values: Mapping[str, Tensor], inner: ProgramRun
 ) -> Float[Tensor, "num_outer num_inner"]:
-    """Return log p(outcome i given the latents of run j), nats, for all pairs, without running the model again.
+    """Return log p(value i given what run j has before it), nats, for all pairs, without running the model again.
 
-    Only for models whose outcome sites do not depend on each other's values (`Experiment.linked_outcomes` is False).
+    Only for sites that do not depend on each other's values (for outcomes, `Experiment.linked_outcomes` is False).
     """
-    scores = [
-        torch.cat([_score_outcomes(trace, site, outcomes[site.name]) for trace in inner.traces], 1)
-        for site in experiment.observations
-    ]
+    scores = [torch.cat([_score_values(trace, site, values[site.name]) for trace in inner.traces], 1) for site in sites]
     return scores[0] if len(scores) == 1 else torch.stack(scores).sum(0)
 
 
@@ -149,12 +153,12 @@ class NormalPairs:
         return y, -(y.square() * self.half_precision).sum(-1)
 
 
-def normal_pairs(experiment: Experiment, inner: ProgramRun) -> NormalPairs | None:
-    """Return the pairs of an inner run with all outcomes; None unless every outcome is plainly normal."""
-    if experiment.linked_outcomes or len(inner.traces) != 1:
+def normal_pairs(sites: Sequence[Site], inner: ProgramRun) -> NormalPairs | None:
+    """Return the pairs of values of sites with an inner run; None unless every site is plainly normal."""
+    if len(inner.traces) != 1:
         return None
     means, scales = [], []
-    for site in experiment.observations:
+    for site in sites:
         node = inner.traces[0].nodes[site.name]
         normal, shape = _as_normal(node["fn"]), node["value"].shape
         if normal is None or node["mask"] is not None or shape == site.shape:
@@ -179,12 +183,12 @@ def _as_normal(fn: Any) -> torch.distributions.Normal | None:
     return fn if type(fn) in (torch.distributions.Normal, pyro.distributions.Normal) else None
 
 
-def _score_outcomes(trace: Any, site: Site, outcomes: Tensor) -> Tensor:
+def _score_values(trace: Any, site: Site, values: Tensor) -> Tensor:
     node = trace.nodes[site.name]
     # One run alone has no row dimension; the dimension put in front of its layout stands for it.
     own = node["value"].shape
     rows, layout = (1, own) if own == site.shape else (own[0], own[1:])
-    log_prob = log_prob_on_support(node["fn"], outcomes.reshape(outcomes.shape[0], 1, *layout))
+    log_prob = log_prob_on_support(node["fn"], values.reshape(values.shape[0], 1, *layout))
     if node["mask"] is not None:
         log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros_like(log_prob))
-    return log_prob.reshape(outcomes.shape[0], rows, -1).sum(-1)
+    return log_prob.reshape(values.shape[0], rows, -1).sum(-1)

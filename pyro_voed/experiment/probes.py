@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_voed.checks import warn
-from pyro_voed.experiment.dependence import Dependence, check_supports, is_redrawable, leaks
+from pyro_voed.experiment.dependence import Dependence, check_supports, is_redrawable, joins_targets, leaks
 from pyro_voed.experiment.describe import describe
 from pyro_voed.experiment.programs import Program, sample_nodes
 from pyro_voed.experiment.reach import unreached
@@ -64,7 +64,11 @@ def probe(
         nuisance = [site.name for site in sites if site.role == "nuisance"]
         check_supports(dependence, targets, nuisance)
         leaking = leaks(dependence, targets, nuisance)
+        joined = bool(leaking) and joins_targets(dependence, targets, nuisance)
         design_dependent = dependence.moved_by_designs(targets)
+        drawn = [site.name for site in targets if site.name in dependence.random]
+        followed = any(dependence.influenced([name]) & set(nuisance) for name in drawn)
+        moved = design_dependent or (leaking and dependence.moved_by_designs(s for s in sites if s.role == "nuisance"))
         outcomes = {site.name for site in observations}
         random = [site.name for site in observations if not site.is_deterministic]
         followers = {follower for name in random for follower in dependence.influenced([name])}
@@ -88,7 +92,10 @@ def probe(
         "others": tuple(site for site in sites if site.role not in ("target", "observation")),
         "designs": designs,
         "leaking_nuisance": leaking,
+        "joined_targets": joined,
+        "nuisance_follows_targets": followed,
         "design_dependent_targets": design_dependent,
+        "prior_follows_design": bool(moved),
         "linked_outcomes": bool(outcomes & followers),
         "redrawable": failures != "ignore" and is_redrawable(sites, followers),
         "surveyed_at": None,

@@ -14,12 +14,16 @@ from torch import Tensor
 from pyro_voed.experiment.designs import at_each_design, batch_shape, design_batch_shape, flat_designs, pack_designs
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.failures import valid_runs
+from pyro_voed.experiment.held import averaged_log_prior
 from pyro_voed.experiment.packing import JointSample, combine, pack_run
 from pyro_voed.experiment.pairs import log_likelihood_of_pairs
-from pyro_voed.experiment.programs import run_rows
+from pyro_voed.experiment.programs import ProgramRun, run_rows
 
 DEFAULT_MEMORY = 2**28
 """Bytes that one chunk of simulations may take, by the size of its site values and as much again for workings."""
+
+MOST_AVERAGED = 4_096
+"""Experiments in one chunk where the targets' density is an average over the nuisance draws of all of them."""
 
 
 def sample_joint(
@@ -86,12 +90,27 @@ def draw_joint(
     With `pairs`, at one design, the sample scores all pairs of outcomes and draws (`JointSample.pairs`).
     """
     batch = batch_shape(experiment, designs)
+
+    def pack(
+        run: ProgramRun, leading: torch.Size, own: Mapping[str, Tensor], packed: Tensor | None = None
+    ) -> JointSample:
+        return pack_run(
+            experiment,
+            run,
+            leading,
+            likelihood,
+            designs=packed,
+            score=score,
+            controls=controls,
+            redraw=redraw,
+            log_prior=_prior_given_nuisance(experiment, run, own) if experiment.averages_prior else None,
+        )
+
     if pairs:
         run = run_rows(experiment.program, num_samples, experiment.shapes, designs=designs)
-        sample = pack_run(experiment, run, torch.Size([num_samples]), likelihood, score=score, controls=controls)
+        sample = pack(run, torch.Size([num_samples]), designs)
         outcomes = {site.name: sample.values[site.name] for site in experiment.observations}
         return replace(sample, pairs=partial(log_likelihood_of_pairs, experiment, designs, outcomes, run, num_samples))
-    pack = partial(pack_run, experiment, likelihood=likelihood, score=score, controls=controls, redraw=redraw)
     simulate = partial(_every_run, experiment, designs=designs, batch=batch, pack=pack, max_bytes=max_bytes)
     if experiment.failures == "error":
         return simulate(num_samples)
@@ -113,6 +132,8 @@ def _every_run(
     # Site values are what is known; workings of the model are guessed to take seven times as much.
     bytes_per_sample = 8 * max(1, experiment.bytes_per_row) * batch.numel()
     chunk = max(1, min(num_samples, max_bytes // bytes_per_sample))
+    if experiment.averages_prior:
+        chunk = min(chunk, max(1, MOST_AVERAGED // batch.numel()))
     parts = [
         _sample_chunk(experiment, min(chunk, num_samples - start), designs, batch, pack)
         for start in range(0, num_samples, chunk)
@@ -143,6 +164,15 @@ def draw_in_common(
     return combine(members, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
 
 
+def _prior_given_nuisance(experiment: Experiment, run: ProgramRun, designs: Mapping[str, Tensor]) -> Tensor:
+    """Return the log densities of targets that are drawn given nuisance sites, from above."""
+    if experiment.prior_follows_design:
+        return averaged_log_prior(experiment, run, designs)
+    # At any design it is the same.
+    with torch.no_grad():
+        return averaged_log_prior(experiment, run, experiment.design_values)
+
+
 def _sample_chunk(
     experiment: Experiment,
     num_samples: int,
@@ -151,18 +181,30 @@ def _sample_chunk(
     pack: Callable[..., JointSample],
 ) -> JointSample:
     if not batch:
-        return pack(
-            run_rows(experiment.program, num_samples, experiment.shapes, designs=designs), torch.Size([num_samples])
-        )
+        run = run_rows(experiment.program, num_samples, experiment.shapes, designs=designs)
+        return pack(run, torch.Size([num_samples]), designs)
     packed = pack_designs(experiment, {name: value.detach() for name, value in designs.items()})
     members = flat_designs(experiment, designs)
-    if experiment.program.design_singletons is None:
+    if not experiment.takes_design_rows:
         parts = []
         for member in range(batch.numel()):
             own = {name: value[member] for name, value in members.items()}
             run = run_rows(experiment.program, num_samples, experiment.shapes, designs=own)
-            parts.append(pack(run, torch.Size([num_samples])))
+            parts.append(pack(run, torch.Size([num_samples]), own))
         return combine(parts, lambda tensors: torch.stack(tensors, 1).unflatten(1, batch), packed)
     rows = {name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in members.items()}
     run = run_rows(experiment.program, num_samples * batch.numel(), experiment.shapes, row_designs=rows)
-    return pack(run, torch.Size([num_samples, *batch]), designs=packed)
+    return pack(run, torch.Size([num_samples, *batch]), designs, packed)
+
+
+def non_finite_sites(sample: JointSample) -> str:
+    """Return which sites of a sample hold values that are not finite, with counts, or an empty string."""
+    found = []
+    for name, value in sample.values.items():
+        if value.dtype.is_floating_point and (bad := int((~torch.isfinite(value)).sum())):
+            found.append(f"site '{name}' has {bad} of {value.numel()} values not finite")
+    for name in ("theta", "y", "log_prior", "log_likelihood"):
+        tensor = getattr(sample, name)
+        if not found and tensor is not None and (bad := int((~torch.isfinite(tensor)).sum())):
+            found.append(f"{name} has {bad} of {tensor.numel()} values not finite")
+    return "; ".join(found)

@@ -9,7 +9,7 @@ import torch
 from pyro_voed import Experiment, sample_joint
 from pyro_voed.experiment import pairs
 from pyro_voed.experiment.packing import pack_run
-from pyro_voed.experiment.pairs import log_likelihood_of_pairs, log_sums, normal_pairs, pairwise_log_likelihood
+from pyro_voed.experiment.pairs import log_likelihood_of_pairs, log_sums, normal_pairs, pairwise_log_density
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.scoring import log_joint, outcome_log_likelihood
 from tests.experiment.cases import CLOSE, EXPLICIT, both_ways, explicit, masked, moving_support, normal
@@ -50,7 +50,8 @@ def test_sums_in_blocks_are_those_of_the_pairs(name, omit_own, monkeypatch):
     monkeypatch.setattr(pairs, "NORMAL_PAIRS", (3, 5))
     experiment = Experiment(*EXPLICIT[name])
     run, outcomes = inner_run(experiment, 11)
-    assert (normal_pairs(experiment, run) is not None) is (name in NORMAL), "only plain normals are normal pairs"
+    plain = not experiment.linked_outcomes and normal_pairs(experiment.observations, run) is not None
+    assert plain is (name in NORMAL), "only plain normals are normal pairs"
     each = log_likelihood_of_pairs(experiment, experiment.design_values, outcomes, run, 11).double()
     if omit_own:
         each.fill_diagonal_(-math.inf)
@@ -70,7 +71,7 @@ def test_normal_pairs_keep_their_digits_far_from_zero():
 def test_outcomes_outside_the_support_have_no_density():
     experiment = Experiment(moving_support, "y")
     run = run_rows(experiment.program, 3, experiment.shapes, row_values={"theta": torch.tensor([0.0, 0.0, 2.0])})
-    found = pairwise_log_likelihood(experiment, {"y": torch.tensor([0.2, 0.9, 0.9])}, run)
+    found = pairwise_log_density(experiment.observations, {"y": torch.tensor([0.2, 0.9, 0.9])}, run)
     assert found.tolist() == [[0.0, 0.0, -math.inf], [-math.inf] * 3, [-math.inf] * 3]
 
 
@@ -80,5 +81,5 @@ def test_what_is_not_measured_scores_nothing():
     other = outcomes.clone()
     other[:, 1] = 1e6
     run, _ = inner_run(experiment, 4)
-    first, second = (pairwise_log_likelihood(experiment, {"y": y}, run) for y in (outcomes, other))
+    first, second = (pairwise_log_density(experiment.observations, {"y": y}, run) for y in (outcomes, other))
     torch.testing.assert_close(first, second)
