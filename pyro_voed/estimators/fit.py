@@ -16,6 +16,7 @@ from pyro_voed.densities import StackedDensity
 from pyro_voed.experiment.designs import batch_shape, design_batch_shape, flat_designs
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.failures import average_share, failed_share, non_finite_sites
+from pyro_voed.experiment.noise import check_noise
 from pyro_voed.experiment.packing import JointSample
 from pyro_voed.experiment.parameters import checked_draws
 from pyro_voed.experiment.pilot import check_pilot
@@ -115,6 +116,7 @@ class Fit:
                 pool = checked_draws(lambda: draw(size), may_fail=self.experiment.failures != "error")
             pilot = self.prepare(pool)
         check_pilot(self.experiment, pilot)
+        check_noise(self.experiment, self.designs)
         return pilot
 
     def train(

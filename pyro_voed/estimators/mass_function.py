@@ -13,6 +13,7 @@ from pyro_voed.bounds.nested import log_average
 from pyro_voed.bounds.outcome_density import marginal_terms
 from pyro_voed.experiment.designs import at_each_design, design_batch_shape
 from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.failures import non_finite_sites
 from pyro_voed.experiment.pairs import log_sums, pairwise_log_density
 from pyro_voed.experiment.programs import run_rows
 from pyro_voed.experiment.sampling import sample_joint
@@ -71,6 +72,9 @@ def _enumerated_terms(
 def _seen_terms(experiment: Experiment, designs: Mapping[str, Tensor], num_samples: int) -> Tensor | None:
     """Terms with the mass function at the outcomes seen; None where they are many."""
     sample = sample_joint(experiment, num_samples, designs, likelihood=True)
+    why = non_finite_sites(experiment, sample)
+    if why:
+        raise ArithmeticError(f"eig_marginal: {why}")
     distinct, index = torch.unique(sample.y, dim=0, return_inverse=True)
     if distinct.shape[0] > MASS_FUNCTION_OUTCOMES:
         return None

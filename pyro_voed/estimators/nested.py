@@ -30,6 +30,7 @@ from pyro_voed.bounds.nested import contrast_terms, log_average, nmc_terms, pce_
 from pyro_voed.checks import check_count, warn
 from pyro_voed.estimators.estimate import Terms, terms_at_each_design
 from pyro_voed.experiment.experiment import Experiment
+from pyro_voed.experiment.failures import failed_runs
 from pyro_voed.experiment.held import averaged_log_prior, held_log_sums
 from pyro_voed.experiment.packing import run_controls
 from pyro_voed.experiment.pairs import PAIR_MEMORY, log_likelihood_of_pairs, log_sums
@@ -85,6 +86,11 @@ def nested_estimate(
         outer = run_rows(experiment.program, num_outer, experiment.shapes, designs=own)
         above, below = _both_sides(experiment, own, outer, inner)
         chosen = above if upper else below
+        if not torch.isfinite(chosen).all():
+            sites = (*experiment.targets, *experiment.observations)
+            why = failed_runs(experiment, {site.name: outer.value(site.name) for site in sites})
+            if why:
+                raise ArithmeticError(f"{estimator}: {why}")
         _check_finite(chosen, estimator)
         gaps.append((above - below).mean())
         return controlled_terms(chosen, run_controls(experiment, outer))

@@ -16,10 +16,13 @@ from torch import Tensor
 from pyro_voed.experiment.designs import unpack_designs
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.packing import JointSample, combine
+from pyro_voed.experiment.sites import Site
 from pyro_voed.results import element_names
 
 MOST_ATTEMPTS = 100
 """Runs for each valid one after which drawing gives up."""
+
+LARGEST_COUNT = 2.0**53
 
 REMEDY = (
     'Look at the model there, or say what such runs are: Experiment(..., failures="outcome") where a failure tells '
@@ -31,7 +34,9 @@ def non_finite_sites(experiment: Experiment, sample: JointSample) -> str:
     """Return which sites of a sample hold values that are not finite, in which runs, or an empty string."""
     packed = {name: getattr(sample, name) for name in ("theta", "y", "log_prior", "log_likelihood")}
     counts = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in packed.items() if tensor is not None}
-    if not any(counts.values()):
+    counted = [sample.values[site.name] for site in experiment.observations if site.is_discrete]
+    overflown = any(bool(_overflown(value).any()) for value in counted)
+    if not any(counts.values()) and not overflown:
         return ""
     dims = sample.theta.dim() - 1
     values = {name: value.flatten(0, dims - 1) for name, value in sample.values.items()}
@@ -51,14 +56,27 @@ def failed_runs(experiment: Experiment, values: Mapping[str, Tensor]) -> str:
     told = []
     for site in (*experiment.targets, *experiment.observations):
         value = values[site.name]
-        bad = ~torch.isfinite(value) if site.measured is None else ~torch.isfinite(value) & site.measured
-        if value.dtype.is_floating_point and bool(bad.any()):
+        bad = ~torch.isfinite(value)
+        if site.is_discrete:
+            bad = bad | _overflown(value)
+        bad = bad if site.measured is None else bad & site.measured
+        if bool(bad.any()):
             runs = bad.reshape(len(bad), -1).any(-1)
             told.append(
-                f"site '{site.name}' has {int(bad.sum())} of {bad.numel()} values not finite, in {int(runs.sum())} of "
-                f"{len(runs)} runs ({float(runs.double().mean()):.2g} of them){_region(experiment, values, runs)}"
+                f"site '{site.name}' has {int(bad.sum())} of {bad.numel()} values not finite{_of_rates(site)}, in "
+                f"{int(runs.sum())} of {len(runs)} runs ({float(runs.double().mean()):.2g} of them)"
+                f"{_region(experiment, values, runs)}"
             )
     return f"{'; '.join(told)}. {REMEDY}" if told else ""
+
+
+def _overflown(value: Tensor) -> Tensor:
+    """Return which counts came of a rate beyond all counting, for which torch draws the least integer."""
+    return value.abs() >= LARGEST_COUNT
+
+
+def _of_rates(site: Site) -> str:
+    return " or beyond all counting: look at its rate" if site.is_discrete else ""
 
 
 def _region(experiment: Experiment, values: Mapping[str, Tensor], failed: Tensor) -> str:

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_voed.checks import Labels, as_labels, check_callable
+from pyro_voed.experiment import needs
 from pyro_voed.experiment.designs import design_batch_shape
 from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.programs import is_deterministic, sample_nodes
@@ -153,6 +154,7 @@ def _refuse_implicit(names: Sequence[str], method: str) -> None:
 
 
 def _check_scored(experiment: Experiment, method: str) -> None:
+    needs.no_failures(experiment, method)
     _refuse_implicit([site.name for site in experiment.observations if not site.has_density], method)
     latent = [
         site
