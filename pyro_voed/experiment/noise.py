@@ -59,7 +59,7 @@ def check_noise(experiment: Experiment, designs: Mapping[str, Tensor]) -> None:
     if free_of_noise:
         warn(
             f"outcome {[site.name for site in computed]}: of {len(entries)} elements looked at, {free_of_noise} "
-            "combination(s) are moved by the targets and by nothing else. Without noise the information is infinite, and "
+            "combination(s) are moved by the targets and by nothing else. Without noise information is infinite, and "
             "what is reported means nothing. Give each element noise of its own, as by .expand([n]) or in a plate."
         )
 

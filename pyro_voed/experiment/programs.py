@@ -32,6 +32,7 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
 from pyro_voed.experiment.caller_state import param_store_kept
+from pyro_voed.experiment.failing import draw_or_fail
 from pyro_voed.experiment.supports import bijection, lkj_drawn_right, support_of
 
 OUTER_PLATE = "_pyro_voed_rows"
@@ -58,9 +59,9 @@ class Assign(Messenger):
     torch's own draws of LKJ distributions are put right (`lkj_drawn_right`).
     """
 
-    def __init__(self, values: Mapping[str, Tensor | Callable[[Any], Tensor]]):
+    def __init__(self, values: Mapping[str, Tensor | Callable[[Any], Tensor]], *, may_fail: bool = False):
         super().__init__()
-        self.values = values
+        self.values, self.may_fail = values, may_fail
 
     def _pyro_sample(self, msg: Any) -> None:
         value = self.values.get(msg["name"])
@@ -68,7 +69,9 @@ class Assign(Messenger):
             msg["value"], msg["done"] = (value(msg) if callable(value) else value), True
         elif value is None and msg["value"] is None and not msg["done"]:
             right = lkj_drawn_right(msg["fn"])
-            if right is not msg["fn"]:
+            if self.may_fail and right is msg["fn"] and not getattr(right, "has_rsample", False):
+                msg["value"], msg["done"] = draw_or_fail(right), True
+            elif right is not msg["fn"]:
                 msg["value"], msg["done"] = right.sample(), True
 
 
@@ -151,7 +154,7 @@ def trace_program(
     with ExitStack() as handlers:
         handlers.enter_context(param_store_kept())
         recorder = handlers.enter_context(poutine.trace())
-        handlers.enter_context(Assign(assigned))
+        handlers.enter_context(Assign(assigned, may_fail=program.may_fail))
         if substituted:
             handlers.enter_context(poutine.substitute(data=substituted))
         if program.may_fail:

@@ -22,6 +22,7 @@ from pyro_voed.checks import check_known
 from pyro_voed.experiment.parameters import naming_sites
 from pyro_voed.experiment.probes import probe
 from pyro_voed.experiment.programs import (
+    Assign,
     Meter,
     Program,
     Release,
@@ -137,7 +138,8 @@ def _released(
 
 def _trace_once(call: Callable[[], Any], *, may_fail: bool) -> poutine.Trace:
     def run() -> poutine.Trace:
-        with poutine.trace() as recorder, _RefuseImproper(), Release():
+        draws = Assign({}, may_fail=True) if may_fail else nullcontext()
+        with poutine.trace() as recorder, draws, _RefuseImproper(), Release():
             call()
         return recorder.trace
 

@@ -205,3 +205,26 @@ def test_a_posterior_takes_a_failure_for_its_outcome():
     whole = eig_flow(implicit_whole, "y", "theta", training=Fresh(num_steps=1), seed=0)
     with pytest.raises(ValueError, match="not finite"):
         pyro_voed.flow_posterior(whole, torch.tensor(torch.nan))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        lambda rate: dist.Poisson(rate),
+        lambda rate: dist.Bernoulli(rate / (1 + rate)),
+        lambda rate: dist.Poisson(rate.unsqueeze(-1).expand(*rate.shape, 2)).to_event(1),
+    ],
+    ids=["Poisson", "Bernoulli", "two counts"],
+)
+def test_counts_fail_where_their_rate_is_nan(outcome, vectorize):
+    def model():
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        return pyro.sample("y", outcome(torch.where(theta > 1.0, torch.nan, theta.exp())))
+
+    for seed in range(8):  # of eight readings one or two meet a failure
+        experiment = Experiment(model, "y", "theta", failures="outcome", vectorize=vectorize, seed=seed)
+    sample = sample_joint(experiment, 300)
+    failed = sample.values["theta"] > 1.0
+    assert torch.equal(sample.failed.bool(), failed)
+    assert torch.equal(sample.values["y"].isnan().reshape(300, -1).all(-1), failed)
