@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SURE = 4.0
+"""Standard errors beyond which a bound is taken to lie outside its interval."""
+
 MOST_ROWS = 40
 """Columns of a posterior that are shown."""
 
@@ -43,10 +46,10 @@ def estimate_text(result: Any) -> str:
         lines.append(str(result.certificate))
     if result.weights is not None and result.weights.open_nats is not None:
         lines.append(f"inner draws leave open: {shortened(result.weights.open_nats)} nats")
-    lines.append(_about(result))
-    if result.learned is not None and str(result.learned):
-        lines.append(str(result.learned))
-    return "\n".join([*lines, _cost(result)])
+    lines += [_ranking(result), *(f"doubt: {doubt}" for doubt in result.doubts), _about(result)]
+    if result.learned is not None:
+        lines += [str(result.learned), _looseness(result)]
+    return "\n".join([*filter(None, lines), _cost(result)])
 
 
 def estimate_html(result: Any) -> str:
@@ -55,9 +58,11 @@ def estimate_html(result: Any) -> str:
     rows += [_estimate_row(estimate) for estimate in (result, *result.references)]
     if result.certificate is not None:
         rows.append(("interval", str(result.certificate)))
+    rows += [("doubt", doubt) for doubt in result.doubts]
     rows.append(("about", _about(result)))
     if result.history is not None:
         rows.append(("training", str(result.history).removeprefix("training: ")))
+        rows.append(("looseness", _looseness(result)))
     return _table([*rows, ("cost", _cost(result))])
 
 
@@ -66,6 +71,7 @@ def search_text(result: Any) -> str:
     lines = [] if result.initial is None else ["at the start:  " + estimate_line(result.initial)]
     lines.append("at the best:   " + estimate_line(result.final))
     lines += [f"  {name} = {shortened(value)}" for name, value in result.designs.items()]
+    lines += [f"doubt: {doubt}" for doubt in result.doubts]
     return "\n".join([*lines, f"{_search(result)}; {_cost(result)}"])
 
 
@@ -74,6 +80,7 @@ def search_html(result: Any) -> str:
     rows = [] if result.initial is None else [("at the start", _estimate_row(result.initial)[1])]
     rows.append(("at the best", _estimate_row(result.final)[1]))
     rows += [(name, shortened(value)) for name, value in result.designs.items()]
+    rows += [("doubt", doubt) for doubt in result.doubts]
     return _table([*rows, ("search", _search(result)), ("cost", _cost(result))])
 
 
@@ -107,6 +114,38 @@ def _estimate_row(result: Any) -> tuple[str, str]:
         else f"{shortened(result.eig)} +- {shortened(result.standard_error)}"
     )
     return result.estimator, f"EIG {value} nats ({SIDES[result.bound]})"
+
+
+def _ranking(result: Any) -> str:
+    """Say which design of a batch has the largest estimate, and how many are not clearly below."""
+    if result.eig.numel() < 2:
+        return ""
+    best, others = int(result.eig.argmax()), int(result.near_best.sum()) - 1
+    near = f"{others} of the others not clearly below" if others else "all others clearly below"
+    return f"largest at index {best}, {near}"
+
+
+def _looseness(result: Any) -> str:
+    """Say what is known of how far a trained lower bound lies below the exact value: that it converged says nothing."""
+    if result.history is None or not result.learned.attains or result.bound != "lower":
+        return ""
+    eig, error, certificate = result.eig.flatten(), result.standard_error.flatten(), result.certificate
+    if certificate is None:
+        uppers = [other for other in result.references if other.bound == "upper"]
+        if not uppers:
+            return "looseness: unknown, which the end of training does not tell; certify(result) does"
+        gap, source = min(((other.eig.flatten() - eig).max().item(), other.estimator) for other in uppers)
+        return f"looseness: at most about {max(gap, 0.0):.3f} nats, by {source}"
+    below = eig - SURE * torch.hypot(error, certificate.lower_standard_error.flatten())
+    above = eig + SURE * torch.hypot(error, certificate.upper_standard_error.flatten())
+    lower, upper = certificate.lower.flatten(), certificate.upper.flatten()
+    if bool((below > upper).any()):
+        excess = (eig - upper).max().item()
+        return f"looseness: none; the bound lies {excess:.3f} nats above the interval, so one of them is wrong"
+    if bool((lower > above).any()):
+        loose = (0.5 * (lower + upper) - eig).max().item()
+        return f"looseness: the bound lies about {loose:.3f} nats below the exact value, by the certificate"
+    return f"looseness: at most about {max((upper - eig).max().item(), 0.0):.3f} nats, by the certificate"
 
 
 def _about(result: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_voed.printing import (
@@ -60,8 +60,8 @@ class FitHistory:
 
     def __str__(self) -> str:
         # What improves may be a lower bound that rises, an upper one that falls, or neither.
-        improving = " (the fit was still improving)" if self.stop_reason == "budget" else ""
-        return f"training: {self.num_steps} steps, stopped by {self.stop_reason}{improving}"
+        ends = {"converged": ", until it improved no more", "budget": ", stopped by budget (still improving)"}
+        return f"training: {self.num_steps} steps" + ends.get(self.stop_reason, f", stopped by {self.stop_reason}")
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ class EIGResult:
             flattened; None at one design, or at more than 1,000.
         references: Other estimates at the same designs, as asked for.
         failed_share: Share of the runs behind `eig` that failed, `(*design_batch)`; None where none may.
+        doubts: What speaks against the estimate, each in one line with the remedy; also warned of.
     """
 
     eig: Float[Tensor, "*design_batch"]
@@ -236,6 +237,20 @@ class EIGResult:
     difference_error: Float[Tensor, "num_designs num_designs"] | None = field(default=None, repr=False)
     references: tuple[EIGResult, ...] = ()
     failed_share: Float[Tensor, "*design_batch"] | None = None
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def near_best(self) -> Bool[Tensor, "*design_batch"]:
+        """Designs whose estimates are not clearly below the largest, at 95 % for all of them together.
+
+        Where an estimate is a learned bound this is about the bounds, whose looseness may differ between designs.
+        """
+        eig, best = self.eig.double().reshape(-1), int(self.eig.argmax())
+        error = self.standard_error.double().reshape(-1)
+        own = self.difference_error
+        apart = torch.hypot(error, error[best]) if own is None else own[best].double()
+        level = torch.tensor(1.0 - 0.05 / max(1, len(eig) - 1), dtype=torch.float64, device=eig.device)
+        return (eig[best] - eig <= torch.special.ndtri(level) * apart).reshape(self.eig.shape)
 
     @property
     def density(self) -> Any:
@@ -278,6 +293,7 @@ class DesignResult:
             its relatives draw. The largest of them errs upwards. None where designs climbed.
         initial: The estimate at the starting design, where it was asked for or made on the way.
         interrupted: The search was ended by Ctrl-C; the best of what was complete by then is given.
+        doubts: What speaks against the choice, each in one line with the remedy; also warned of.
     """
 
     final: EIGResult
@@ -290,6 +306,7 @@ class DesignResult:
     candidates: EIGResult | None = field(default=None, repr=False)
     initial: EIGResult | None = None
     interrupted: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def designs(self) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ LAYERS = {
     # Names of modules and packages under pyro_voed, the lowest layer first; equals may not import each other, but for
     # those in BESIDE.
     "checks": 0,
+    "doubts": 0,
     "monte_carlo": 0,
     "posterior_sample": 0,
     "printing": 0,
@@ -37,6 +38,7 @@ LAYERS = {
 BESIDE = {
     ("summaries", "densities"),
     ("results", "printing"),
+    ("doubts", "monte_carlo"),
     ("posterior_sample", "printing"),
     ("posterior_sample", "results"),
 }

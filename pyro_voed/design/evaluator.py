@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_voed.checks import check_callable, check_known
+from pyro_voed.checks import check_callable, check_known, warn
 from pyro_voed.design.starts import store_designs
+from pyro_voed.doubts import at_edge
 from pyro_voed.experiment.caller_state import common_stream, isolated
 from pyro_voed.experiment.sites import DesignSite
 from pyro_voed.results import DesignResult, EIGResult
@@ -34,7 +35,14 @@ from pyro_voed.results import DesignResult, EIGResult
 Estimator = Callable[[dict[str, Tensor]], EIGResult]
 """From designs, `(*design_batch, *shape)` for each label, to an estimate at each of them."""
 
-ALONE: dict[str, Any] = {"learned": None, "weights": None, "certificate": None, "references": ()}
+ALONE: dict[str, Any] = {
+    "learned": None,
+    "weights": None,
+    "certificate": None,
+    "references": (),
+    "doubts": (),
+    "difference_error": None,
+}
 """Fields of a result that say nothing of one design where they are of many, or of many where they are of one."""
 
 
@@ -153,6 +161,9 @@ def run_search(method: Method, estimator: Estimator, seed: int | None) -> Design
             interrupted=interrupted,
             **method.record(final),
         )
+        if result.candidates is not None and (doubt := at_edge(result.candidates)):
+            warn(f"{doubt}.")
+            result = replace(result, doubts=(doubt,))
     if experiment is not None:
         store_designs(experiment, designs)
     return result

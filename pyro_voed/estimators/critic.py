@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from pyro_voed.bounds.critic import CriticTerms, info_nce, log_mean_exp_product
-from pyro_voed.checks import Labels, check_count, warn
+from pyro_voed.checks import Labels, check_count
 from pyro_voed.densities.critics import SeparableCritic, StandardisedCritic, build_critic
 from pyro_voed.estimators.estimate import Terms, estimate
 from pyro_voed.estimators.fit import default_num_samples, explain_terms, fit_of
@@ -173,13 +173,13 @@ def eig_critic(
             experiment, trained, terms, candidates, size, most // size
         )
         effective = _effective_sample_size(log_averages, size) if terms.exponential else None
-        _warn(terms, values.mean(0), size, effective)
         return Terms(
             values,
             Learned(trained, history=history, outcome_range=outcome_range, learning_rate=rate),
             _weight_check(terms, effective),
             num_samples=size * values.shape[0],
             failed=failed,
+            doubts=_doubts(terms, values.mean(0), size, effective),
         )
 
     question = (model, observation_labels, target_labels, designs, seed)
@@ -279,16 +279,18 @@ def _effective_sample_size(log_averages: Tensor, size: int) -> float:
     return float((1.0 / (1.0 / num_pairs + (standard_error / mean) ** 2)).amin())
 
 
-def _warn(terms: CriticTerms, eig: Tensor, size: int, effective: float | None) -> None:
+def _doubts(terms: CriticTerms, eig: Tensor, size: int, effective: float | None) -> tuple[str, ...]:
+    doubts: tuple[str, ...] = ()
     if terms.ceiling is not None and bool((eig > terms.ceiling(size) - SATURATION_MARGIN).any()):
-        warn(
-            f"eig_critic: {terms.name} cannot exceed {terms.ceiling(size):.2f} nats with {size} pairs in a batch, and "
+        doubts += (
+            f"{terms.name} cannot exceed {terms.ceiling(size):.2f} nats with {size} pairs in a batch, and "
             f"the estimate {eig.max().item():.2f} is close to that: the information may be much larger. Raise "
-            "evaluation_batch_size (and num_samples with it), or use eig_flow."
+            "evaluation_batch_size (and num_samples with it), or use eig_flow",
         )
     if effective is not None and effective < MINIMAL_EFFECTIVE_SAMPLE_SIZE:
-        warn(
-            f"eig_critic: the effective sample size of exp(critic) over shuffled pairs is {effective:.1f}, below "
+        doubts += (
+            f"the effective sample size of exp(critic) over shuffled pairs is {effective:.1f}, below "
             f"{MINIMAL_EFFECTIVE_SAMPLE_SIZE:.0f}: the information is too large for {terms.name}, and neither "
-            "estimate nor standard error can be trusted. Use info_nce or eig_flow."
+            "estimate nor standard error can be trusted. Use info_nce or eig_flow",
         )
+    return doubts

@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_voed.checks import Labels
+from pyro_voed.checks import Labels, warn
+from pyro_voed.doubts import above_entropy, heavy_tailed, indistinguishable
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.designs import at_each_design, design_batch_shape
+from pyro_voed.experiment.entropies import target_entropies
 from pyro_voed.experiment.experiment import Experiment, as_experiment
 from pyro_voed.experiment.needs import Need
 from pyro_voed.monte_carlo import difference_errors, mean_and_standard_error
@@ -37,6 +39,7 @@ class Terms:
         bound: Where it is not the one that the estimator states.
         failed: Share of runs that failed, `(*design_batch)`, where they may. Where they are left out, the values are
             those of the others.
+        doubts: What speaks against the estimate, each in one line with the remedy; empty ones are left out.
     """
 
     values: Float[Tensor, "num_samples *design_batch"]
@@ -46,6 +49,7 @@ class Terms:
     num_samples: int | None = None
     bound: Bound | None = None
     failed: Float[Tensor, "*design_batch"] | None = None
+    doubts: tuple[str, ...] = ()
 
 
 Question = tuple[Callable[..., object] | Experiment, Labels, Labels, Mapping[str, object] | None, int | None]
@@ -111,7 +115,7 @@ def estimate(
             weights=found.weights,
             failed_share=found.failed,
         )
-        result = then(result)
+        result = then(doubted(result, found))
         return replace(result, num_simulations=experiment.num_calls - spent, seconds=time.perf_counter() - started)
 
 
@@ -122,6 +126,18 @@ def _of_all_runs(eig: Tensor, standard_error: Tensor, found: Terms) -> tuple[Ten
     # Counted until there were enough valid runs, so the share has a relative error of its own.
     count = found.num_samples or found.values.shape[0]
     return eig * valid, valid * (standard_error**2 + eig**2 * found.failed / count).sqrt()
+
+
+def doubted(result: EIGResult, found: Terms) -> EIGResult:
+    """Return the result with what speaks against it, and warn of that."""
+    lines = [*found.doubts, heavy_tailed(result.weights, len(found.values)), indistinguishable(result)]
+    entropies = target_entropies(result.experiment, result.designs)
+    if entropies is not None:
+        lines.append(above_entropy(result.eig, result.standard_error, entropies))
+    doubts = tuple(line for line in lines if line)
+    for line in doubts:
+        warn(f"{result.estimator}: {line}.")
+    return replace(result, doubts=doubts)
 
 
 def terms_at_each_design(

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_voed.bounds.nested import contrast_terms, log_average, nmc_terms, pce_terms
-from pyro_voed.checks import check_count, warn
+from pyro_voed.checks import check_count
 from pyro_voed.estimators.estimate import Terms, terms_at_each_design
 from pyro_voed.experiment.experiment import Experiment
 from pyro_voed.experiment.failures import failed_runs
@@ -100,14 +100,15 @@ def nested_estimate(
     mean, error = mean_and_standard_error(values)
     allowed = (OPEN_SHARE * mean.abs()).clamp_min(OPEN_NATS) + 3.0 * error
     passed = bool((gap <= allowed).all())
+    doubt = ""
     if not passed:
         least = "num_inner_samples" + (" and num_nuisance_samples" if experiment.nuisance else "")
-        warn(
-            f"{estimator}: its inner draws leave {float(gap.max()):.2g} nats open: by so much the other side of the "
+        doubt = (
+            f"its inner draws leave {float(gap.max()):.2g} nats open: by so much the other side of the "
             f"same draws lies off, because few of them explain an outcome. Raise {least}, or use eig_flow, with "
-            "certify=True for an interval."
+            "certify=True for an interval"
         )
-    return Terms(values, weights=WeightCheck(passed, open_nats=gap))
+    return Terms(values, weights=WeightCheck(passed, open_nats=gap), doubts=(doubt,))
 
 
 def _both_sides(

@@ -15,6 +15,8 @@ from pyro_voed.experiment.sites import DesignSite
 from pyro_voed.problems import implicit_toy
 from pyro_voed.results import DesignResult, EIGResult
 
+pytestmark = pytest.mark.filterwarnings("ignore:eig_lbkld. the . designs are indistinguishable")
+
 SIDE = 4.0
 """Standard errors on the wrong side that pass: an exact estimate exceeds them with probability 3.2e-5."""
 
