@@ -15,7 +15,13 @@ SURE = 4.0
 MOST_ROWS = 40
 """Columns of a posterior that are shown."""
 
-SIDES = {"lower": "lower bound", "upper": "upper bound", "consistent": "consistent", "neither": "no guaranteed side"}
+SIDES = {
+    "exact": "exact",
+    "lower": "lower bound",
+    "upper": "upper bound",
+    "consistent": "consistent",
+    "neither": "no guaranteed side",
+}
 
 
 def shortened(value: Tensor, most: int = 12) -> str:
@@ -133,7 +139,7 @@ def _looseness(result: Any) -> str:
     if certificate is None:
         uppers = [other for other in result.references if other.bound == "upper"]
         if not uppers:
-            return "looseness: unknown, which the end of training does not tell; certify(result) does"
+            return "looseness: unknown, whatever ended training; certify(result) tells, where the outcome has a density"
         gap, source = min(((other.eig.flatten() - eig).max().item(), other.estimator) for other in uppers)
         return f"looseness: at most about {max(gap, 0.0):.3f} nats, by {source}"
     below = eig - SURE * torch.hypot(error, certificate.lower_standard_error.flatten())

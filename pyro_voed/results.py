@@ -24,7 +24,7 @@ from pyro_voed.printing import (
     where,
 )
 
-Bound = Literal["lower", "upper", "consistent", "neither"]
+Bound = Literal["exact", "lower", "upper", "consistent", "neither"]
 """Which way an estimate errs. "consistent": biased at any finite size, exact in the limit (the docstring of the
 estimator says to which side); "neither": no side is guaranteed."""
 

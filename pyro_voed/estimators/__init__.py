@@ -4,6 +4,7 @@ from pyro_voed.bounds.critic import donsker_varadhan, info_nce, nwj, tuba
 from pyro_voed.estimators.amortised import AmortisedEIG, amortise_eig
 from pyro_voed.estimators.ba import eig_ba
 from pyro_voed.estimators.critic import critic_objective, eig_critic
+from pyro_voed.estimators.exact import eig_exact
 from pyro_voed.estimators.flow import eig_flow
 from pyro_voed.estimators.importance import adaptive_contrastive, eig_ace, eig_vnmc
 from pyro_voed.estimators.laplace import eig_laplace
@@ -29,6 +30,7 @@ __all__ = [
     "eig_ace",
     "eig_ba",
     "eig_critic",
+    "eig_exact",
     "eig_flow",
     "eig_laplace",
     "eig_lbkld",

@@ -224,6 +224,7 @@ def test_wrong_arguments_are_refused(changes, error, message):
         cp.compare_estimators(**arguments)
 
 
+@pytest.mark.filterwarnings("ignore:eig_nmc. the 2 designs are indistinguishable")
 def test_several_designs_are_refused():
     designs = {"xi": torch.tensor([0.2, 0.8])}
     many = budgets.at_budget(partial(eig_nmc, designs=designs), budgets.reused)
