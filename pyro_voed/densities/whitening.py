@@ -1,5 +1,9 @@
 r"""Outcomes as a network sees them: bent where their tails are heavy, then whitened.
 
+*Set apart.* Values of an entry that come again and again among others that do not (a detector's limits, the zeros of
+rain) are moved away from the rest, by :math:`\operatorname{sign}(x - v)` standard deviations (by the quartiles) for
+each such value v: a smooth function can then tell a reading at the limit from one just below.
+
 *Bent.* Where the largest of the simulated values of an entry lies far outside the bulk, :math:`\operatorname{arsinh}`
 of its distance from the median in quartile ranges replaces it: linear in the bulk, logarithmic in the tails. Otherwise
 a few extreme values would set the scale, and all others would look alike.
@@ -49,6 +53,15 @@ LIGHT = 5.0
 
 FAR = 8.0
 
+MOST_TIES = 2
+"""Values of an entry, those that come most often, that can be set apart."""
+
+TIED, STILL_TIED = 0.03, 0.003
+"""Shares of the simulated values from which, and down to which, one value is set apart."""
+
+LOOSE = 0.1
+"""Share of the values that must come only once: where all come again and again they are counts or labels."""
+
 Layout = tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]
 """Row and column of every entry of a vector. Entries of one column share a scale, those of column -1 have none."""
 
@@ -72,6 +85,8 @@ class Whitening(InDouble):
     median: Tensor
     spread: Tensor
     bent: Tensor
+    ties: Tensor
+    jumps: Tensor
     rest: Tensor
     order: Tensor
 
@@ -83,6 +98,8 @@ class Whitening(InDouble):
         self.register_buffer("median", torch.zeros(dim, dtype=torch.double))
         self.register_buffer("spread", torch.ones(dim, dtype=torch.double))
         self.register_buffer("bent", torch.zeros(dim, dtype=torch.bool))
+        self.register_buffer("ties", torch.zeros(MOST_TIES, dim, dtype=torch.double))
+        self.register_buffer("jumps", torch.zeros(MOST_TIES, dim, dtype=torch.double))
         self.scaling = Standardise(dim, columns).double()
         blocks = _equal_rows(rows, columns)
         self.num_blocks = len(blocks)
@@ -122,10 +139,24 @@ class Whitening(InDouble):
         return _drawn_in(z)
 
     def _bend(self, x: Tensor) -> Tensor:
-        return torch.where(self.bent, torch.asinh((x - self.median) / self.spread), x)
+        apart = x + (self.jumps * torch.sign(x.unsqueeze(-2) - self.ties)).sum(-2)
+        return torch.where(self.bent, torch.asinh((apart - self.median) / self.spread), apart)
+
+    def _fit_ties(self, own: Tensor, values: Float[Tensor, " num"], jump: Tensor) -> None:
+        """Find the values of a column that come again and again among others that do not."""
+        found, counts = values.unique(return_counts=True)
+        known = (found[:, None] == self.ties[:, own][:, 0]).logical_and(self.jumps[:, own][:, 0] > 0.0).any(-1)
+        share = counts / len(values)
+        apart = (share >= TIED) | (known & (share >= STILL_TIED))
+        apart &= (counts == 1).sum() >= LOOSE * len(values)
+        chosen = torch.where(apart, counts, 0).topk(min(MOST_TIES, len(found))).indices
+        chosen = chosen[apart[chosen]]
+        self.ties[:, own], self.jumps[:, own] = 0.0, 0.0
+        self.ties[: len(chosen), own] = found[chosen].unsqueeze(-1)
+        self.jumps[: len(chosen), own] = jump
 
     def _fit_bend(self, x: Tensor) -> None:
-        """Find the entries with heavy tails, those of one column together."""
+        """Find ties, and the entries with heavy tails, those of one column together."""
         if x.ndim != 2 or len(x) < 2 or not x.isfinite().all():
             return  # `Standardise.fit_` says what is wrong
         groups = self.scaling.groups
@@ -135,6 +166,7 @@ class Whitening(InDouble):
             values = values[:: max(1, len(values) // 100_000)]
             low, median, high = values.quantile(values.new_tensor([0.25, 0.5, 0.75]))
             spread = (high - low) / 1.349
+            self._fit_ties(own, values, spread if spread > 0.0 else values.std())
             # Once bent it stays so while tails are anywhere near: where designs move, a map that comes and goes would
             # throw the density back each time.
             limit = LIGHT if self.bent[own].all() else HEAVY

@@ -25,8 +25,8 @@ class ComposedSummary(nn.Module):
     Example:
         >>> from pyro_voed.summaries import DeepSetSummary
         >>> summary = ComposedSummary([DeepSetSummary(2, 8)], [torch.arange(20)], dim=21, description="ten pairs")
-        >>> summary(torch.randn(5, 21)).shape  # eight features, six moments, and the last entry
-        torch.Size([5, 15])
+        >>> summary(torch.randn(5, 21)).shape  # eight features, ten statistics, and the last entry
+        torch.Size([5, 19])
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class DeepSetSummary(nn.Module):
             moments come on top of them.
         hidden_dim: Width of the hidden layers.
         num_blocks: Residual blocks that every row goes through; each also sees the mean over the rows.
-        moments: Give the moments of the rows to the last layers and to the summary.
+        moments: Give moments and extremes of the rows to the last layers and to the summary.
         cross: Also the correlations of all pairs of columns.
         masked: Rows carry one more number, 1 where the row is present and 0 where it is not (a set of varying size is
             filled up with such rows); at least one must be present.
@@ -43,8 +43,8 @@ class DeepSetSummary(nn.Module):
         >>> import torch
         >>> summary = DeepSetSummary(row_dim=3, summary_dim=8)
         >>> rows = torch.randn(5, 10, 3)  # five sets of ten rows
-        >>> summary(rows.flatten(1)).shape  # eight features, and three moments of each column
-        torch.Size([5, 17])
+        >>> summary(rows.flatten(1)).shape  # eight features, and five statistics of each column
+        torch.Size([5, 23])
     """
 
     def __init__(
@@ -83,5 +83,5 @@ class DeepSetSummary(nn.Module):
         return row_layout(dim, self.row_dim, masked=self.masked)
 
     def fixed_features(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch num_statistics"]:
-        """Return the moments of the rows, which no weight enters."""
+        """Return moments and extremes of the rows, which no weight enters."""
         return row_statistics(x, self.row_dim, masked=self.masked, cross=self.cross)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_voed.summaries.layers import mlp
-from pyro_voed.summaries.moments import num_moments, row_moments
+from pyro_voed.summaries.moments import num_statistics, row_extremes, row_moments
 
 Rows = Float[Tensor, "*batch num_rows row_dim"]
 Weights = Float[Tensor, "*batch num_rows 1"]
@@ -50,15 +50,19 @@ def row_layout(dim: int, row_dim: int, *, masked: bool) -> tuple[Int[Tensor, " d
 def row_statistics(
     x: Float[Tensor, "*batch set_dim"], row_dim: int, *, masked: bool, cross: bool
 ) -> Float[Tensor, "*batch num_statistics"]:
-    """Return what is known of a set without any weights: moments of its rows, and the log of their number."""
+    """Return what is known of a set without weights: moments and extremes of its rows, and the log of their number."""
     rows, weights, log_size = split_rows(x, row_dim, masked=masked)
-    return torch.cat([row_moments(rows, weights, cross=cross), *([] if log_size is None else [log_size])], -1)
+    return torch.cat(_raw(rows, weights, cross=cross) + ([] if log_size is None else [log_size]), -1)
+
+
+def _raw(rows: Rows, weights: Weights | None, *, cross: bool) -> list[Tensor]:
+    return [row_moments(rows, weights, cross=cross), row_extremes(rows, weights)]
 
 
 class SetHead(nn.Module):
-    """The last layers of a summary of a set: a network of pooled features and of the raw moments of the rows.
+    """The last layers of a summary of a set: a network of pooled features and of the rows' moments and extremes.
 
-    The moments also go into the summary as they are, as does the log of the number of rows where it varies (`masked`).
+    These also go into the summary as they are, as does the log of the number of rows where it varies (`masked`).
     """
 
     def __init__(
@@ -74,13 +78,13 @@ class SetHead(nn.Module):
     ) -> None:
         super().__init__()
         self.moments, self.cross = moments, cross
-        num_raw = num_moments(row_dim, cross=cross) if moments else 0
+        num_raw = num_statistics(row_dim, cross=cross) if moments else 0
         self.out = mlp([pooled_dim + num_raw + masked, hidden_dim, summary_dim])
 
     def forward(
         self, pooled: Float[Tensor, "*batch pooled_dim"], rows: Rows, weights: Weights | None, log_size: LogSize | None
     ) -> Float[Tensor, "*batch summary_dim"]:
         """Return the summary."""
-        raw = [row_moments(rows, weights, cross=self.cross)] if self.moments else []
+        raw = _raw(rows, weights, cross=self.cross) if self.moments else []
         raw += [] if log_size is None else [log_size]
         return torch.cat([self.out(torch.cat([pooled, *raw], -1)), *raw], -1)

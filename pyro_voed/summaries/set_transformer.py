@@ -40,7 +40,7 @@ class SetTransformerSummary(nn.Module):
 
     Example:
         >>> SetTransformerSummary(row_dim=3, summary_dim=8)(torch.randn(5, 10 * 3)).shape
-        torch.Size([5, 17])
+        torch.Size([5, 23])
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SetTransformerSummary(nn.Module):
         return row_layout(dim, self.row_dim, masked=self.masked)
 
     def fixed_features(self, x: Float[Tensor, "*batch set_dim"]) -> Float[Tensor, "*batch num_statistics"]:
-        """Return the moments of the rows, which no weight enters."""
+        """Return moments and extremes of the rows, which no weight enters."""
         return row_statistics(x, self.row_dim, masked=self.masked, cross=self.cross)
 
 

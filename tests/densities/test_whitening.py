@@ -114,7 +114,7 @@ def test_outcomes_that_no_pilot_saw_are_drawn_in_and_kept_in_order():
 def test_what_is_known_without_weights():
     x = torch.randn(7, 20).double()
     moments = fixed_features_of(DeepSetSummary(row_dim=2), x)
-    assert moments.shape == (7, 6)
+    assert moments.shape == (7, 10)
     assert moments.dtype == torch.double
     assert fixed_features_of(None, x) is x
     assert fixed_features_of(FeedForwardSummary(20), x) is x
@@ -124,3 +124,37 @@ def test_what_is_known_without_weights():
 def test_it_stays_in_double_precision_where_a_model_is_moved():
     whitening = Whitening(2).fit_(torch.randn(100, 2)).to(torch.float32)
     assert whitening.matrix_0.dtype == whitening.scaling.mean.dtype == torch.double
+
+
+def test_values_that_come_again_and_again_are_set_apart():
+    x = torch.randn(2_000, 2).clamp(-1.0, 1.5)
+    x[:, 1] = torch.randn(2_000)
+    white = Whitening(2, [0, 1], [0, 1]).fit_(x)
+    z = white(x)
+    order = x[:, 0].argsort()
+    steps = z[order, 0].diff()
+    assert (steps >= 0).all(), "monotone"
+    # A standard deviation in raw units, a little less where the jumps have widened the spread.
+    inside = order[(x[order, 0] > -1.0) & (x[order, 0] < 1.5)]
+    low, high = z[x[:, 0] == -1.0, 0], z[x[:, 0] == 1.5, 0]
+    assert z[inside[0], 0] - low.max() > 0.4
+    assert high.min() - z[inside[-1], 0] > 0.4
+    assert (white.jumps[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.poisson(torch.full((2_000,), 5.0)), torch.bernoulli(torch.full((2_000,), 0.3)), torch.zeros(2_000)],
+    ids=["counts", "labels", "constant"],
+)
+def test_counts_and_labels_are_left_as_they_are(values):
+    assert (Whitening(1).fit_(values.unsqueeze(-1)).jumps == 0).all()
+
+
+def test_what_is_set_apart_stays_so_while_its_share_shrinks():
+    x = torch.randn(2_000, 1)
+    white = Whitening(1).fit_(x.clamp(min=-1.0))
+    rare = torch.where(torch.arange(2_000).unsqueeze(-1) < 20, -1.0, x.abs())
+    assert (white.fit_(rare).jumps > 0).any()
+    assert (Whitening(1).fit_(rare).jumps == 0).all()
+    assert (white.fit_(x).jumps == 0).all()

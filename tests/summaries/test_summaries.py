@@ -14,6 +14,7 @@ from pyro_voed.summaries import (
     SetTransformerSummary,
     row_moments,
 )
+from pyro_voed.summaries.moments import row_extremes
 from tests.summaries.cases import DIM, SETS, STACKABLE, SUMMARIES
 
 every_summary = pytest.mark.parametrize("make", SUMMARIES.values(), ids=SUMMARIES)
@@ -159,3 +160,12 @@ def test_stacked_densities_with_summaries_agree_with_their_members(make):
     theta, y = normal(5, 3, 2), normal(5, 3, dim)
     expected = torch.stack([one.log_prob(theta[:, i], y[:, i]) for i, one in enumerate(members)], -1)
     torch.testing.assert_close(StackedDensity(members).log_prob(theta, y), expected)
+
+
+def test_extremes_leave_absent_rows_out():
+    rows = normal(5, 7, 2)
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]).double().reshape(7, 1).expand(5, 7, 1) / 4
+    present = rows[:, [0, 1, 3, 4]]
+    expected = torch.cat([present.amin(1), present.amax(1)], -1)
+    assert torch.equal(row_extremes(rows, weights), expected)
+    assert torch.equal(row_extremes(present), expected)
