@@ -304,12 +304,11 @@ def kind_of_model(*, nuisance=False, given_nuisance=False, coin=False, binary=Fa
 
 ALL_LATENTS = {"eig_marginal", "eig_nmc(proposal=...)", "eig_ace", "eig_vnmc", "certify", "eig_laplace"}
 WITH_DENSITY = ALL_LATENTS | {"eig_nmc", "eig_pce"}
-WITH_PRIOR = {"eig_flow", "eig_flow(ensemble=True)", "amortise_eig", "eig_ba"}
 KINDS = {
     "explicit": (kind_of_model(), {}, set()),
     "implicit": (kind_of_model(implicit=True), {}, WITH_DENSITY),
     "nuisance": (kind_of_model(nuisance=True), {}, ALL_LATENTS),
-    "target given a nuisance": (kind_of_model(given_nuisance=True), {}, ALL_LATENTS | WITH_PRIOR | {"eig_lbkld"}),
+    "target given a nuisance": (kind_of_model(given_nuisance=True), {}, ALL_LATENTS | {"eig_lbkld"}),
     "discrete target": (kind_of_model(coin=True), {}, {"eig_laplace", "eig_nmc(proposal=...)"}),
     "discrete outcome": (kind_of_model(binary=True), {}, set()),
     "replaced prior": (kind_of_model(), {"prior": lambda: normal("theta", 1.0, 0.5)}, set()),
