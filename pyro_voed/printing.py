@@ -77,6 +77,7 @@ def search_text(result: Any) -> str:
     lines = [] if result.initial is None else ["at the start:  " + estimate_line(result.initial)]
     lines.append("at the best:   " + estimate_line(result.final))
     lines += [f"  {name} = {shortened(value)}" for name, value in result.designs.items()]
+    lines += [f"  {name} {value}" for name, value in _worth_rows(result)]
     lines += [f"doubt: {doubt}" for doubt in result.doubts]
     return "\n".join([*lines, f"{_search(result)}; {_cost(result)}"])
 
@@ -86,7 +87,7 @@ def search_html(result: Any) -> str:
     rows = [] if result.initial is None else [("at the start", _estimate_row(result.initial)[1])]
     rows.append(("at the best", _estimate_row(result.final)[1]))
     rows += [(name, shortened(value)) for name, value in result.designs.items()]
-    rows += [("doubt", doubt) for doubt in result.doubts]
+    rows += [*_worth_rows(result), *(("doubt", doubt) for doubt in result.doubts)]
     return _table([*rows, ("search", _search(result)), ("cost", _cost(result))])
 
 
@@ -169,11 +170,17 @@ def _cost(result: Any) -> str:
     return f"{calls}{result.seconds:.1f} s"
 
 
+def _worth_rows(result: Any) -> list[tuple[str, str]]:
+    if result.cost is None:
+        return []
+    return [("cost", f"{result.cost.item():.4g}"), ("maximised", f"{result.worth.item():.4f}")]
+
+
 def _search(result: Any) -> str:
     words = [] if result.history is None else [str(result.history).removeprefix("training: ")]
     if result.candidates is not None:
         values, errors = result.candidates.eig, result.candidates.standard_error
-        best = int(values.argmax())
+        best = int((values if result.candidate_worth is None else result.candidate_worth).argmax())
         words.append(f"best of {len(values)} candidates, where it had {values[best]:.4f} +- {errors[best]:.4f}")
     if result.interrupted and (result.history is None or result.history.stop_reason != "interrupted"):
         words.append("interrupted")

@@ -288,9 +288,13 @@ class DesignResult:
             and `start_eigs` are None where candidates were compared and nothing climbed.
         path_steps: Number of steps taken when each entry of the path was recorded, zero at the start.
         history: Training record of the winning start.
-        start_eigs: Selection estimate of every start in nats, `(num_starts,)`.
+        start_eigs: Selection estimate of every start in nats, `(num_starts,)`; what was maximised, where that is not
+            information alone.
         candidates: The estimates that candidates were compared by, one entry a candidate, which `plot_eig_surface` and
             its relatives draw. The largest of them errs upwards. None where designs climbed.
+        candidate_worth: What was maximised over the candidates, where that is not their information alone.
+        cost: Cost of the best design; None where none was given.
+        worth: What was maximised, at the best design: `eig` less the cost, or divided by it; None without a cost.
         initial: The estimate at the starting design, where it was asked for or made on the way.
         interrupted: The search was ended by Ctrl-C; the best of what was complete by then is given.
         doubts: What speaks against the choice, each in one line with the remedy; also warned of.
@@ -307,6 +311,9 @@ class DesignResult:
     initial: EIGResult | None = None
     interrupted: bool = False
     doubts: tuple[str, ...] = ()
+    candidate_worth: Tensor | None = field(default=None, repr=False)
+    cost: Tensor | None = None
+    worth: Tensor | None = None
 
     @property
     def designs(self) -> Mapping[str, Tensor]:

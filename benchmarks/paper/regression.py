@@ -82,7 +82,7 @@ def search(density, warm_steps, search_steps, fit_steps, batch, rate, design_rat
         at(start),
         "y",
         density=warm.density,
-        projection=unit_rows,
+        constraints=unit_rows,
         training=Fresh(num_steps=search_steps, batch_size=batch, learning_rate=rate, design_learning_rate=design_rate),
         num_samples=num_samples,
         seed=seed + 1,

@@ -14,9 +14,11 @@ from typing import Any
 
 import pyro
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_voed.densities import StackedDensity
+from pyro_voed.design.cost import Cost
 from pyro_voed.design.gradients import score_terms
 from pyro_voed.design.position import Position
 from pyro_voed.design.projection import Projection
@@ -55,7 +57,7 @@ class Climber:
     """What a search by gradient climbs, and how.
 
     `fit` is at the starting design; `scored` are the sites whose draws carry no gradient though they move with a
-    design; `density`, `summary` and `projection` are as the user gave them.
+    design; `density`, `summary` and `cost` are as the user gave them.
     """
 
     fit: Fit
@@ -65,6 +67,7 @@ class Climber:
     summary: Summary
     projection: Projection | None
     design_rate: float
+    cost: Cost | None = None
 
     def climb_all(self, starts: Sequence[Mapping[str, Tensor]]) -> list[Climb]:
         """Ascend from all starts: side by side where model and objective allow it, else one after the other."""
@@ -99,18 +102,24 @@ class Climber:
         assert isinstance(training, Fresh)  # a search takes no other
         bounds: list[Tensor] = []
         cooling: list[bool] = []
+        costs: list[Tensor] = []  # of the present designs
 
         def draw() -> JointSample:
             # At a saddle point the design stands still while the density follows it.
             inner = self.objective.inner_steps
             designs = position.designs()
             still = len(bounds) % (inner + 1) != inner
-            return self.draw({n: v.detach() for n, v in designs.items()} if still else designs, self.fit.batch_size)
+            designs = {n: v.detach() for n, v in designs.items()} if still else designs
+            costs[:] = [] if self.cost is None else [self._costs(self.cost, designs, position.batch)]
+            return self.draw(designs, self.fit.batch_size)
 
         def terms(sample: JointSample) -> Tensor:
             plain = self.objective(sample, density)
-            bounds.append(plain.detach().mean(0))
-            return plain if sample.score is None else score_terms(plain, sample.score)
+            climbed = plain if sample.score is None else score_terms(plain, sample.score)
+            if self.cost is not None:
+                climbed = self.cost.charged(climbed, costs[0])
+            bounds.append(climbed.detach().mean(0))
+            return climbed
 
         @torch.no_grad()
         def after_step(step: int) -> None:
@@ -138,6 +147,19 @@ class Climber:
             )
         position.record(history.num_steps)
         return [self._ended(position, density, history, bounds, index) for index in range(len(starts))]
+
+    def worth(self, designs: Mapping[str, Tensor], eig: Tensor) -> Tensor:
+        """Return what is maximised, from the information of a design: that, less its cost or divided by it."""
+        return eig if self.cost is None else self.cost.worth(eig, self.cost.at(designs))
+
+    def reached(self, climb: Climb, num_samples: int) -> Float[Tensor, ""]:
+        """Return the worth of a climb's end on fresh simulations."""
+        return self.worth(climb.designs, self.evaluate(climb.designs, climb.density, num_samples).terms.mean(0))
+
+    def _costs(self, cost: Cost, designs: Mapping[str, Tensor], batch: torch.Size) -> Tensor:
+        if not batch:
+            return cost.at(designs)
+        return cost.at_rows(designs, {site.name: site.value.shape for site in self.fit.experiment.designs}, batch[0])
 
     def stay(self, designs: Mapping[str, Tensor]) -> tuple[Any, FitHistory | None]:
         """Train a density at designs that do not move; it is None where the objective learns nothing."""

@@ -21,14 +21,14 @@ def to_coordinates(sites: Sequence[DesignSite], designs: Mapping[str, Tensor]) -
     for site in sites:
         value, ends = designs[site.name].detach().double(), site.interval_ends
         coordinates = site.transform.inv(value) if ends is None else (value - ends[0]) / (ends[1] - ends[0])
-        own = len(_coordinate_shape(site))
+        own = len(coordinate_shape(site))
         packed.append(coordinates.reshape(*coordinates.shape[: coordinates.dim() - own], -1))
     return torch.cat(packed, -1)
 
 
 def from_coordinates(sites: Sequence[DesignSite], x: Float[Tensor, "*batch dim"]) -> dict[str, Tensor]:
     """Return designs `(*batch, *shape)` of their own type from coordinates."""
-    shapes = [_coordinate_shape(site) for site in sites]
+    shapes = [coordinate_shape(site) for site in sites]
     designs = {}
     for site, shape, piece in zip(sites, shapes, x.split([shape.numel() for shape in shapes], -1), strict=True):
         piece, ends = piece.reshape(x.shape[:-1] + shape), site.interval_ends
@@ -43,7 +43,7 @@ def from_coordinates(sites: Sequence[DesignSite], x: Float[Tensor, "*batch dim"]
 
 def in_interval(sites: Sequence[DesignSite]) -> Bool[Tensor, " dim"]:
     """Return which coordinates are places in [0, 1]."""
-    return torch.cat([torch.full((_coordinate_shape(site).numel(),), site.interval_ends is not None) for site in sites])
+    return torch.cat([torch.full((coordinate_shape(site).numel(),), site.interval_ends is not None) for site in sites])
 
 
 def scattered(
@@ -55,5 +55,6 @@ def scattered(
     return torch.where(in_interval(sites), uniform, centre.cpu() + normal).to(centre)
 
 
-def _coordinate_shape(site: DesignSite) -> torch.Size:
+def coordinate_shape(site: DesignSite) -> torch.Size:
+    """Return the shape of a design's coordinates."""
     return site.value.shape if site.interval_ends is not None else site.transform.inv(site.value).shape

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_voed.checks import check_callable, check_known, warn
+from pyro_voed.design.cost import Cost, as_cost
 from pyro_voed.design.starts import store_designs
 from pyro_voed.doubts import at_edge
 from pyro_voed.experiment.caller_state import common_stream, isolated
@@ -56,6 +58,7 @@ class Evaluator:
 
     estimator: Estimator
     generator: torch.Generator
+    cost: Cost | None = None
     sites: tuple[DesignSite, ...] = field(default=(), init=False)
     num_simulations: int = field(default=0, init=False)
     best: EIGResult | None = field(default=None, init=False)
@@ -102,6 +105,28 @@ class Evaluator:
             )
         return result
 
+    def worth(self, result: EIGResult) -> Tensor:
+        """Return what the search maximises, at each design of an estimate: its information, or that beside its cost."""
+        if self.cost is None:
+            return result.eig
+        if result.eig.dim() == 0:
+            return self.cost.worth(result.eig, self.cost.at(result.designs))
+        shapes = {site.name: site.value.shape for site in self.sites}
+        return self.cost.worth(result.eig, self.cost.at_rows(result.designs, shapes, len(result.eig)).to(result.eig))
+
+    def compare(self, designs: Mapping[str, Tensor], together: bool, found: list[EIGResult]) -> Float[Tensor, " num"]:
+        """Return the worth of `(num, *shape)` designs, and add the estimates of it to those `found`.
+
+        All are estimated in one call, or each in a call of its own from the same seed.
+        """
+        num, seed, before = len(next(iter(designs.values()))), self.draw_seed(), len(found)
+        if together:
+            found.append(self.in_one_call(designs, num, seed, "together=False"))
+        else:
+            for row in range(num):
+                found.append(self({name: value[row] for name, value in designs.items()}, seed))
+        return torch.cat([self.worth(result).reshape(-1) for result in found[before:]])
+
     def _estimate(self, designs: Mapping[str, Tensor]) -> EIGResult:
         result = self.estimator(dict(designs))
         if not isinstance(result, EIGResult):
@@ -119,12 +144,13 @@ class Evaluator:
     def _keep_best(self, result: EIGResult, designs: Mapping[str, Tensor]) -> None:
         if result.eig.dim() > 1:
             return
-        index = int(result.eig.argmax())
+        worth = self.worth(result)
+        index = int(worth.argmax())
         if result.eig.dim() == 1:
             own = {name: value[index] if name in designs else value for name, value in result.designs.items()}
             eig, standard_error = result.eig[index], result.standard_error[index]
             result = replace(result, eig=eig, standard_error=standard_error, designs=own, **ALONE)
-        if self.best is None or result.eig > self.best.eig:
+        if self.best is None or worth.max() > self.worth(self.best):
             self.best = result
 
 
@@ -139,12 +165,13 @@ class Method(Protocol):
         """Return what there is to tell of the search, also if it was interrupted, as fields of `DesignResult`."""
 
 
-def run_search(method: Method, estimator: Estimator, seed: int | None) -> DesignResult:
+def run_search(method: Method, estimator: Estimator, seed: int | None, cost: Any = None) -> DesignResult:
     """Search, estimate anew at the best design, and store it."""
     check_callable(estimator, "estimator")
+    cost = as_cost(cost)
     with isolated(seed) as used:
         started = time.perf_counter()
-        evaluator = Evaluator(estimator, torch.Generator().manual_seed(used))
+        evaluator = Evaluator(estimator, torch.Generator().manual_seed(used), cost)
         interrupted = False
         try:
             final = evaluator(method.find(evaluator), evaluator.draw_seed())
@@ -159,9 +186,14 @@ def run_search(method: Method, estimator: Estimator, seed: int | None) -> Design
             num_simulations=evaluator.num_simulations,
             seconds=time.perf_counter() - started,
             interrupted=interrupted,
+            cost=None if cost is None else cost.at(designs),
+            worth=None if cost is None else evaluator.worth(final),
             **method.record(final),
         )
-        if result.candidates is not None and (doubt := at_edge(result.candidates)):
+        compared = result.candidates
+        if compared is not None and result.candidate_worth is not None:
+            compared = replace(compared, eig=result.candidate_worth)
+        if compared is not None and (doubt := at_edge(compared)):
             warn(f"{doubt}.")
             result = replace(result, doubts=(doubt,))
     if experiment is not None:

@@ -6,10 +6,11 @@ r"""Design search by gradient: climb a bound jointly in the design and in the de
 
 with one stochastic gradient a step for both: where the outcome is reparametrised the design's gradient flows through
 it into the density, elsewhere score-function terms stand in (`gradients`). Designs move in unconstrained coordinates
-(`pyro.param` constraints hold by construction; anything else by a projection after each step). Standardisation follows
-the moving design, without gradient, and is frozen for the cool-down, in which both come to rest. The winning start is
-chosen (`screening`, or at the end of all climbs), and the reported number made, on simulations that took no part in the
-search.
+(`pyro.param` constraints hold by construction, what couples entries by a projection after each step). Standardisation
+follows the moving design, without gradient, and is frozen for the cool-down, in which both come to rest. The winning
+start is chosen (`screening`, or at the end of all climbs), and the reported number made, on simulations that took no
+part in the search. Where the start itself tells more than what was found, as far as prior contrastive estimation can
+say (it needs the outcome's density, and neither nuisance nor discrete sites), it is returned.
 
 References:
     Foster, Jankowiak, O'Meara, Teh and Rainforth (2020), "A unified stochastic gradient approach to designing
@@ -26,11 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_voed.checks import Labels, check_callable, check_count
+from pyro_voed.checks import Labels, check_count
 from pyro_voed.design.climb import Climb, Climber
+from pyro_voed.design.cost import Cost, as_cost
 from pyro_voed.design.gradients import score_sites
-from pyro_voed.design.projection import Projection
-from pyro_voed.design.screening import candidates, screened
+from pyro_voed.design.projection import Constraints, Projection
+from pyro_voed.design.screening import candidates, not_below, screened
 from pyro_voed.design.starts import given_starts, perturbed, store_designs
 from pyro_voed.estimators.collapse import checked_for_collapse
 from pyro_voed.estimators.fit import fit_of
@@ -58,9 +60,9 @@ def optimise_design(
     objective: Any = barber_agakov,
     density: Any = None,
     summary: Summary = None,
-    num_starts: int | None = None,
-    starts: Mapping[str, Any] | None = None,
-    projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    starts: int | Mapping[str, Any] | None = None,
+    constraints: Constraints | None = None,
+    cost: Any = None,
     initial_eig: bool = False,
     training: Fresh | None = None,
     num_samples: int = 20_000,
@@ -78,14 +80,18 @@ def optimise_design(
         objective: An `Objective`, or terms of a bound from a joint sample and a density with an attribute `bound`:
             `barber_agakov`, `prior_contrastive`, `adaptive_contrastive`, `critic_objective(info_nce)`. An upper bound
             is no objective to ascend, but `marginal_saddle()` searches its saddle point.
-        num_starts: Number of starts that climb to the end. The first is the stored value, else the model's initial one;
-            further ones add N(0, 1) in unconstrained coordinates. Default: one, the best of eight that take their first
-            few hundred steps side by side, where model and objective allow that and `training` states no `num_steps`;
-            four of these are drawn anywhere in their intervals.
-        starts: In place of `num_starts`: further starts, `(num_further_starts, *shape)` for each design.
-        projection: Maps the designs (a dict, as in the model) to the nearest admissible ones, in torch; designs stay
-            admissible at every step, and where it is differentiable the gradient is taken through it. What it returns
-            must satisfy the constraints of `pyro.param` too.
+        starts: Number of starts that climb to the end. The first is the stored value, else the model's initial one;
+            further ones add N(0, 1) in unconstrained coordinates. Or the further starts themselves,
+            `(num_further_starts, *shape)` for each design. Default: one, the best of eight that take their first few
+            hundred steps side by side, where model and objective allow that and `training` states no `num_steps`; most
+            of these are drawn anywhere in their intervals, and three go through exchanges of entries first.
+        constraints: What couples entries, one or several: `increasing`, `min_gap`, `fixed_sum`, `budget` (see
+            `design.constraints`), which know the bounds of `pyro.param`; or functions from the designs (a dict, as in
+            the model) to the nearest admissible ones, in torch, which must respect these bounds themselves. Designs
+            are admissible at every step.
+        cost: A cost in nats, from one design (a dict as in the model) to a number, in torch, to be subtracted from the
+            information, or `per_cost(...)` to divide it. `worth` of the result is what was maximised, and values in
+            `history` and `start_eigs` are of that.
         initial_eig: Also estimate the expected information gain at the stored or initial design by the same objective
             (field `initial`); what it learns is trained there for itself.
         training: `Fresh(...)`. Default: until the bound no longer rises by more than its noise, then cool down, 10,000
@@ -97,7 +103,7 @@ def optimise_design(
 
     Raises:
         ValueError: If the model has no design, a design does not reach the outcome by a gradient, labels, sizes or
-            starts are wrong, a projection leaves a design's constraint, or the objective is an upper bound.
+            starts are wrong, constraints cannot be met or leave a design's bounds, or the objective is an upper bound.
         NotImplementedError: If the model lacks what the objective needs, or a site that depends on a design has neither
             reparametrised draws nor a density.
         TrainingStopped: If an error ends the run, such as a term that is not finite (then it is an `ArithmeticError`
@@ -118,32 +124,29 @@ def optimise_design(
         (True, True)
     """
     check_training(training, kinds=(Fresh,), searches=True)
-    if num_starts is not None:
-        check_count(num_starts, "num_starts")
+    if starts is not None and not isinstance(starts, Mapping):
+        check_count(starts, "starts")
     check_count(num_samples, "num_samples", 2)
-    if starts is not None and num_starts not in (None, 1):
-        raise ValueError("give num_starts or starts, not both: the starts given come after the stored one.")
-    objective = as_objective(objective)
-    if projection is not None:
-        check_callable(projection, "projection")
+    objective, cost = as_objective(objective), as_cost(cost)
     with isolated(seed):
         started = time.perf_counter()
         spent = model.num_calls if isinstance(model, Experiment) else 0
         experiment, stored = as_experiment(model, observation_labels, target_labels)
         for need in (needs.designs, *objective.needs):
             need(experiment, NAME)
-        experiment = experiment.surveyed(_wandering(experiment), certain=False)
+        projection = Projection.of(constraints, experiment.designs)
+        experiment = experiment.surveyed(_wandering(experiment, projection), certain=False)
         needs.smooth_outcomes(experiment, NAME)
-        screens = num_starts is None and starts is None and (training is None or training.num_steps is None)
-        screens = screens and experiment.runs_together
-        further = candidates(experiment.designs) if screens else _further_starts(experiment, num_starts or 1, starts)
+        screens = starts is None and (training is None or training.num_steps is None) and experiment.runs_together
+        further = candidates(experiment.designs) if screens else _further_starts(experiment, starts)
         started_at = [stored, *further]
         if len(started_at) > 1 and objective.attains:
             experiment = experiment.laid_out({name: torch.stack([s[name] for s in started_at]) for name in stored})
-        climber = _climber(experiment, objective, training or Fresh(), density, summary, projection, progress)
-        if climber.projection is not None:
-            for start in started_at:
-                climber.projection(start)
+        climber = _climber(experiment, objective, training or Fresh(), density, summary, projection, cost, progress)
+        for start in started_at:
+            moved = start if projection is None else {**start, **projection(start)}
+            if cost is not None:
+                cost.at(moved)
         selection: Tensor | None
         if screens and climber.stacks:
             best, selection = screened(climber, started_at)
@@ -152,6 +155,7 @@ def optimise_design(
             climbs = climber.climb_all(started_at[:1] if screens else started_at)
             best, selection = _best(climber, climbs)
         interrupted = any(climb.history.stop_reason == "interrupted" for climb in climbs)
+        best = best if interrupted else not_below(climber, stored, best)
         with keeping(lambda: {"designs": best.designs, "density": best.density}):
             final = _estimate(climber, best.designs, best.density, best.history, num_samples)
             final = _paid(final, experiment, spent, started)
@@ -161,28 +165,30 @@ def optimise_design(
             path=best.path,
             path_steps=best.path_steps,
             history=best.history,
-            start_eigs=final.eig.reshape(1) if selection is None else selection,
+            start_eigs=climber.worth(final.designs, final.eig).reshape(1) if selection is None else selection,
             num_simulations=experiment.num_calls - spent,
             seconds=time.perf_counter() - started,
             initial=initial,
             interrupted=interrupted,
+            cost=None if cost is None else cost.at(final.designs),
+            worth=None if cost is None else climber.worth(final.designs, final.eig),
         )
     store_designs(experiment, result.designs)
     return result
 
 
-def _wandering(experiment: Experiment) -> dict[str, Tensor]:
+def _wandering(experiment: Experiment, projection: Projection | None) -> dict[str, Tensor]:
     """Draw designs that a climb may come to, the stored one first, `(num_designs, *shape)` each."""
     with common_stream(0):
         drawn = [experiment.design_values, *(one for _ in range(3) for one in candidates(experiment.designs))]
+    if projection is not None:
+        drawn = [{**one, **projection(one)} for one in drawn]
     return {name: torch.stack([one[name] for one in drawn]) for name in experiment.design_values}
 
 
-def _further_starts(
-    experiment: Experiment, num_starts: int, starts: Mapping[str, Any] | None
-) -> list[dict[str, Tensor]]:
-    if starts is None:
-        return [perturbed(experiment.designs) for _ in range(num_starts - 1)]
+def _further_starts(experiment: Experiment, starts: int | Mapping[str, Any] | None) -> list[dict[str, Tensor]]:
+    if not isinstance(starts, Mapping):
+        return [perturbed(experiment.designs) for _ in range((starts or 1) - 1)]
     given = given_starts(experiment.designs, starts)
     count = len(next(iter(given.values())))
     return [{name: value[row] for name, value in given.items()} for row in range(count)]
@@ -194,7 +200,8 @@ def _climber(
     training: Fresh,
     density: Any,
     summary: Summary,
-    projection: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None,
+    projection: Projection | None,
+    cost: Cost | None,
     progress: bool | None,
 ) -> Climber:
     fit = fit_of(
@@ -215,8 +222,9 @@ def _climber(
         scored=score_sites(experiment),
         density=density,
         summary=summary,
-        projection=None if projection is None else Projection(projection, experiment.designs),
+        projection=projection,
         design_rate=training.design_learning_rate or DESIGN_RATE,
+        cost=cost,
     )
 
 
@@ -224,8 +232,7 @@ def _best(climber: Climber, climbs: list[Climb]) -> tuple[Climb, Tensor | None]:
     """Return the climb that ended highest, and the estimates it was chosen by: other draws than the ones reported."""
     if len(climbs) == 1:
         return climbs[0], None
-    found = [climber.evaluate(climb.designs, climb.density, SELECTION_SIZE).terms.mean(0) for climb in climbs]
-    selection = torch.stack(found)
+    selection = torch.stack([climber.reached(climb, SELECTION_SIZE) for climb in climbs])
     return climbs[int(selection.argmax())], selection
 
 

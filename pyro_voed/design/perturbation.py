@@ -16,6 +16,10 @@ are about the smallest that theory allows, and Spall's advice for finite runs; 1
 stay inside too: they are made about the point of :math:`[c_k, 1 - c_k]^d` nearest to :math:`x_k` (Sadegh), whose
 difference still shows the slope at a bound; reflecting the two points would make them one.
 
+*Other constraints.* Both points, and each step, are moved to the nearest admissible points. Where these lie in a plane
+with the orthogonal projection P, the difference is :math:`2 c_k\, \nabla f^\top P \Delta_k` and its estimate of the
+gradient :math:`P \nabla f` on average: the slope along the plane.
+
 References:
     Spall (1992), "Multivariate stochastic approximation using a simultaneous perturbation gradient approximation", IEEE
     Transactions on Automatic Control 37, equation 2.2; (1998), "Implementation of the simultaneous perturbation
@@ -35,6 +39,9 @@ from torch import Tensor
 
 Evaluate = Callable[[Tensor], Tensor]
 """From points `(2, num_repeats, num_starts, dim)` to values at them, `(2, num_repeats, num_starts)`."""
+
+Admissible = Callable[[Tensor], Tensor]
+"""From points `(*batch, dim)` to the nearest admissible ones."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,12 @@ def spsa_ascent(
     num_repeats: int,
     largest_step: float,
     generator: torch.Generator,
+    admissible: Admissible = lambda x: x,
 ) -> Iterator[tuple[Float[Tensor, "num_starts dim"], Float[Tensor, " num_starts"]]]:
     """Climb from several starts side by side, a step each time the next one is asked for.
 
     Yields the points that each step reached, and the mean value of its evaluations, which may be noisy. No step moves a
-    coordinate by more than `largest_step`.
+    coordinate by more than `largest_step`, before it is made `admissible`.
     """
     x = starts
     for k in range(1, num_steps + 1):
@@ -100,7 +108,7 @@ def spsa_ascent(
             evaluate, x, gains.perturbation(k), bounded, num_repeats=num_repeats, generator=generator
         )
         move = (gains.step(k) * gradients.mean(0)).clamp(-largest_step, largest_step)
-        x = torch.where(bounded.to(x.device), reflected(x + move), x + move)
+        x = admissible(torch.where(bounded.to(x.device), reflected(x + move), x + move))
         yield x, value
 
 

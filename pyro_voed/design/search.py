@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_voed.checks import check_callable, check_count
 from pyro_voed.design.coordinates import from_coordinates, scattered, to_coordinates
 from pyro_voed.design.evaluator import ALONE, Estimator, Evaluator, run_search
+from pyro_voed.design.projection import Constraints, Projection
 from pyro_voed.design.starts import equally_many, rows_of_designs
 from pyro_voed.experiment.caller_state import common_stream
 from pyro_voed.results import DesignResult, EIGResult
@@ -37,6 +38,8 @@ def search_grid(
     values: Mapping[str, Any],
     *,
     product: bool = True,
+    allowed: Callable[[dict[str, Tensor]], Any] | None = None,
+    cost: Any = None,
     together: bool = True,
     seed: int | None = None,
 ) -> DesignResult:
@@ -50,6 +53,9 @@ def search_grid(
             `torch.cartesian_prod` makes them: ``{"xi": torch.cartesian_prod(times, times)}``.
         product: Combine every value of each label with every value of the others; False takes the rows of all
             labels, which are then equally many, as the candidates.
+        allowed: From one candidate (a dict as in the model) to whether it may be chosen; the others are not estimated.
+        cost: A cost in nats, from one design to a number, to be subtracted from the information, or `per_cost(...)` to
+            divide it; the result's `cost` and `worth` stand beside its information.
         together: Estimate all candidates in one call. False makes one call each, all with the same random numbers:
             their errors then go together and cancel from the comparison as far as the simulator allows.
 
@@ -75,8 +81,14 @@ def search_grid(
     rows = rows_of_designs(values, "values")
     if product:
         rows = _all_combinations(rows)
-    equally_many(rows, "values")
-    return run_search(_Comparison(lambda evaluator: rows, together), estimator, seed)
+    num = equally_many(rows, "values")
+    if allowed is not None:
+        check_callable(allowed, "allowed")
+        kept = [row for row in range(num) if bool(allowed({name: value[row] for name, value in rows.items()}))]
+        if not kept:
+            raise ValueError(f"allowed: it refuses all of the {num} candidates. Give others, or allow one of these.")
+        rows = {name: value[kept] for name, value in rows.items()}
+    return run_search(_Comparison(lambda evaluator: rows, together), estimator, seed, cost)
 
 
 def search_random(
@@ -84,16 +96,20 @@ def search_random(
     num_candidates: int = 100,
     *,
     proposal: Callable[[int], Mapping[str, Tensor]] | None = None,
+    constraints: Constraints | None = None,
+    cost: Any = None,
     together: bool = True,
     seed: int | None = None,
 ) -> DesignResult:
     """Find the best of randomly drawn designs; all else, results and errors too, is as in `search_grid`.
 
     Args:
-        num_candidates: Designs to draw.
-        proposal: From a number to so many values of each design, `(num_candidates, *shape)`. Default: uniform for
-            designs in an interval, N(0, 1) about the stored (else initial) value in unconstrained coordinates for
-            others.
+        num_candidates: Designs to compare.
+        proposal: From a number to so many values of each design, `(num_candidates, *shape)`. Default: the stored value,
+            else the model's initial one, and for all others uniform draws for designs in an interval, N(0, 1) about the
+            stored value in unconstrained coordinates for others.
+        constraints: What couples entries, such as `min_gap("xi", 0.1)` (see `design.constraints`): candidates are moved
+            to the nearest designs that satisfy it.
 
     Example:
         >>> from pyro_voed.estimators import eig_lbkld
@@ -107,18 +123,21 @@ def search_random(
         check_callable(proposal, "proposal")
 
     def draw(evaluator: Evaluator) -> dict[str, Tensor]:
+        start = evaluator.begin() if proposal is None or constraints is not None else None
+        projection = Projection.of(constraints, evaluator.sites)
         if proposal is None:
-            start = evaluator.begin()
+            assert start is not None
             centre = to_coordinates(evaluator.sites, start.designs)
-            drawn = scattered(evaluator.sites, centre, num_candidates, evaluator.generator)
-            return from_coordinates(evaluator.sites, drawn)
-        with common_stream(evaluator.draw_seed()):
-            rows = rows_of_designs(proposal(num_candidates), "proposal")
-        if equally_many(rows, "proposal") != num_candidates:
-            raise ValueError(f"proposal: expected {num_candidates} values of each design, as it was asked for.")
-        return rows
+            drawn = scattered(evaluator.sites, centre, num_candidates - 1, evaluator.generator)
+            rows = from_coordinates(evaluator.sites, torch.cat([centre.unsqueeze(0), drawn]))
+        else:
+            with common_stream(evaluator.draw_seed()):
+                rows = rows_of_designs(proposal(num_candidates), "proposal")
+            if equally_many(rows, "proposal") != num_candidates:
+                raise ValueError(f"proposal: expected {num_candidates} values of each design, as it was asked for.")
+        return rows if projection is None else projection.of_rows(rows)
 
-    return run_search(_Comparison(draw, together), estimator, seed)
+    return run_search(_Comparison(draw, together), estimator, seed, cost)
 
 
 @dataclass
@@ -129,23 +148,20 @@ class _Comparison:
     together: bool
     labels: frozenset[str] = frozenset()
     found: list[EIGResult] = field(default_factory=list)
+    worth: Tensor | None = None
 
     def find(self, evaluator: Evaluator) -> dict[str, Tensor]:
         candidates = self.draw(evaluator)
         self.labels = frozenset(candidates)
-        num, seed = len(next(iter(candidates.values()))), evaluator.draw_seed()
-        if self.together:
-            self.found.append(evaluator.in_one_call(candidates, num, seed, "together=False"))
-        else:
-            for row in range(num):
-                self.found.append(evaluator({name: value[row] for name, value in candidates.items()}, seed))
-        chosen = int(torch.cat([result.eig.reshape(-1) for result in self.found]).argmax())
+        worth = evaluator.compare(candidates, self.together, self.found)
+        self.worth = None if evaluator.cost is None else worth
+        chosen = int(worth.argmax())
         return {name: value[chosen] for name, value in candidates.items()}
 
     def record(self, final: EIGResult) -> dict[str, Any]:
         if not self.found or self.together:
-            return {"candidates": self.found[0] if self.found else None}
-        return {"candidates": _table(self.found, self.labels)}
+            return {"candidates": self.found[0] if self.found else None, "candidate_worth": self.worth}
+        return {"candidates": _table(self.found, self.labels), "candidate_worth": self.worth}
 
 
 def _table(results: list[EIGResult], labels: frozenset[str]) -> EIGResult:

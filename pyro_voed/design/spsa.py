@@ -13,7 +13,8 @@ pilot differences at the start (Spall's semiautomatic gains). No step moves a co
 one wild difference would otherwise undo many steps.
 
 Bounds on information have local optima: several starts climb side by side. Which of them wins is decided on other draws
-than the ones reported, and the draws of the search are used for neither.
+than the ones reported, and the draws of the search are used for neither. Where each began is compared with where it
+ended on equal random numbers, so that a search does not end below its start by more than noise.
 
 References:
     Spall (1992, 1998). Kleinman, Spall and Naiman (1999), "Simulation-based optimization with stochastic approximation
@@ -24,7 +25,7 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,8 +36,10 @@ from torch import Tensor
 from pyro_voed.checks import check_count, check_positive
 from pyro_voed.design.coordinates import from_coordinates, in_interval, scattered, to_coordinates
 from pyro_voed.design.evaluator import Estimator, Evaluator, run_search
-from pyro_voed.design.perturbation import Evaluate, Gains, spsa_ascent, spsa_gradient
+from pyro_voed.design.perturbation import Admissible, Evaluate, Gains, spsa_ascent, spsa_gradient
+from pyro_voed.design.projection import Constraints, Projection
 from pyro_voed.design.starts import given_starts
+from pyro_voed.experiment.sites import DesignSite
 from pyro_voed.monte_carlo import mean_and_standard_error
 from pyro_voed.results import DesignResult, EIGResult, FitHistory, StopReason
 from pyro_voed.training.loop import keeping
@@ -51,8 +54,9 @@ def search_spsa(
     *,
     num_steps: int = 200,
     num_repeats: int = 1,
-    num_starts: int = 1,
-    starts: Mapping[str, Any] | None = None,
+    starts: int | Mapping[str, Any] = 1,
+    constraints: Constraints | None = None,
+    cost: Any = None,
     step_size: float = 0.1,
     perturbation: float = 0.1,
     a: float | None = None,
@@ -72,9 +76,12 @@ def search_spsa(
             in `evaluator`. For a search it may be cruder than for a report, as long as it errs alike at all designs.
         num_steps: Steps of each start; a step costs ``2 * num_repeats`` estimates.
         num_repeats: Directions averaged in a step.
-        num_starts: Number of starts. The first is the stored value, else the model's initial one; further ones are
-            uniform in intervals, and add N(0, 1) in unconstrained coordinates elsewhere.
-        starts: In place of `num_starts`: further starts, `(num_further_starts, *shape)` for each design.
+        starts: Number of starts. The first is the stored value, else the model's initial one; further ones are
+            uniform in intervals, and add N(0, 1) in unconstrained coordinates elsewhere. Or the further starts
+            themselves, `(num_further_starts, *shape)` for each design.
+        constraints: What couples entries, such as `min_gap("xi", 0.1)` (see `design.constraints`), or a function from
+            a dict of designs to one of the nearest admissible.
+        cost: As in `search_grid`. Values in `history` and `start_eigs` are then what is maximised.
         step_size: Length of the first step in each coordinate, about; no step is longer than twice this. In intervals
             the unit is their length, elsewhere that of unconstrained coordinates.
         perturbation: The constant c: half the distance between the two estimates of a difference, in the same unit,
@@ -87,8 +94,9 @@ def search_spsa(
             estimator for each. False makes all estimates of a step in one call, with draws of their own.
 
     Returns:
-        The best design with a fresh estimate there. `path` has every step of the winning start, though the design is
-        the average of the last fifth of them; `history.bound` the mean of each step's estimates, taken beside the
+        The best design with a fresh estimate there: where the highest start ended, or where it began if that has more
+        on equal random numbers. `path` has every step of the winning start, though its end is the average of the last
+        fifth of them; `history.bound` the mean of each step's estimates, taken beside the
         path; `initial` the estimate at the first start; `density` what the final estimate trained, if anything. Ctrl-C
         gives the best of the complete estimates (`interrupted`), which may be beside the path.
 
@@ -106,8 +114,10 @@ def search_spsa(
         >>> bool(best.designs["xi"] > 1.5), bool(pyro.param("xi") > 1.5)  # the best is 2, an end of the interval
         (True, True)
     """
-    for name, count in (("num_steps", num_steps), ("num_repeats", num_repeats), ("num_starts", num_starts)):
+    for name, count in (("num_steps", num_steps), ("num_repeats", num_repeats)):
         check_count(count, name)
+    if not isinstance(starts, Mapping):
+        check_count(starts, "starts")
     for name, number in (("step_size", step_size), ("perturbation", perturbation), ("alpha", alpha), ("gamma", gamma)):
         check_positive(number, name)
     if a is not None:
@@ -116,13 +126,11 @@ def search_spsa(
         raise ValueError(f"stability: expected a finite number of at least 0, got {stability!r}.")
     if perturbation >= 0.5:
         raise ValueError(f"perturbation: expected less than 0.5, half of an interval, got {perturbation!r}.")
-    if starts is not None and num_starts > 1:
-        raise ValueError("give num_starts or starts, not both: the starts given come after the stored one.")
     gains = Gains(a or 1.0, perturbation, num_steps / 10 if stability is None else stability, alpha, gamma)
     climb = _Climb(
-        num_steps, num_repeats, num_starts, starts, step_size, gains, sets_gain=a is None, common=common_random_numbers
+        num_steps, num_repeats, starts, constraints, step_size, gains, sets_gain=a is None, common=common_random_numbers
     )
-    return run_search(climb, estimator, seed)
+    return run_search(climb, estimator, seed, cost)
 
 
 @dataclass
@@ -131,8 +139,8 @@ class _Climb:
 
     num_steps: int
     num_repeats: int
-    num_starts: int
-    starts: Mapping[str, Any] | None
+    starts: int | Mapping[str, Any]
+    constraints: Constraints | None
     step_size: float
     gains: Gains
     sets_gain: bool
@@ -148,8 +156,10 @@ class _Climb:
         self.initial = evaluator.begin()
         sites, generator = evaluator.sites, evaluator.generator
         self.sites, bounded = sites, in_interval(sites)
-        evaluate = _separately(evaluator) if self.common else _together(evaluator)
-        points = self._starts(evaluator, to_coordinates(sites, self.initial.designs))
+        admissible = _admissible(Projection.of(self.constraints, sites), sites)
+        values = _separately(evaluator) if self.common else _together(evaluator)
+        evaluate = lambda points: values(admissible(points))  # noqa: E731
+        points = admissible(self._starts(evaluator, to_coordinates(sites, self.initial.designs)))
         if self.sets_gain:
             pilot, _ = spsa_gradient(
                 evaluate, points[:1], self.gains.c, bounded, num_repeats=PILOT_DIRECTIONS, generator=generator
@@ -167,15 +177,17 @@ class _Climb:
                 num_repeats=self.num_repeats,
                 largest_step=2.0 * self.step_size,
                 generator=generator,
+                admissible=admissible,
             ):
                 self.path.append(x)
                 self.values.append(value)
                 self.seconds = time.perf_counter() - started
-        ends = torch.stack(self.path[-max(1, self.num_steps // AVERAGED_SHARE) :]).mean(0)  # (num_starts, dim)
-        if len(ends) > 1:
-            self.selection = _separate_values(evaluator, ends, evaluator.draw_seed())
-        self.best = 0 if self.selection is None else int(self.selection.argmax())
-        return from_coordinates(sites, ends[self.best])
+        ends = admissible(torch.stack(self.path[-max(1, self.num_steps // AVERAGED_SHARE) :]).mean(0))
+        both = torch.stack([ends, points])  # (2, num_starts, dim)
+        reached = _separate_values(evaluator, both.flatten(0, 1), evaluator.draw_seed()).reshape(2, -1)
+        self.selection, side = reached.max(0)
+        self.best = int(self.selection.argmax())
+        return from_coordinates(sites, both[side[self.best], self.best])
 
     def record(self, final: EIGResult) -> dict[str, Any]:
         if not self.path:
@@ -191,15 +203,15 @@ class _Climb:
             "path": from_coordinates(self.sites, torch.stack([x[best] for x in self.path])),
             "path_steps": torch.arange(len(self.path)),
             "history": FitHistory(values, rates, reason, self.seconds),
-            "start_eigs": final.eig.reshape(1) if self.selection is None else self.selection,
+            "start_eigs": self.selection,
             "initial": self.initial,
         }
 
     def _starts(self, evaluator: Evaluator, first: Float[Tensor, " dim"]) -> Float[Tensor, "num_starts dim"]:
-        if self.starts is None:
-            others = scattered(evaluator.sites, first, self.num_starts - 1, evaluator.generator)
-        else:
+        if isinstance(self.starts, Mapping):
             others = to_coordinates(evaluator.sites, given_starts(evaluator.sites, self.starts))
+        else:
+            others = scattered(evaluator.sites, first, self.starts - 1, evaluator.generator)
         return torch.cat([first.unsqueeze(0), others])
 
 
@@ -241,11 +253,24 @@ def _together(evaluator: Evaluator) -> Evaluate:
         rows = from_coordinates(evaluator.sites, points.flatten(0, -2))
         count = points.shape[:-1].numel()
         found = evaluator.in_one_call(rows, count, evaluator.draw_seed(), "common_random_numbers=True")
-        return found.eig.to(points).reshape(points.shape[:-1])
+        return evaluator.worth(found).to(points).reshape(points.shape[:-1])
 
     return evaluate
 
 
 def _separate_values(evaluator: Evaluator, x: Float[Tensor, "num dim"], seed: int) -> Float[Tensor, " num"]:
     """Return estimates at points, one call each, all from the same seed."""
-    return torch.stack([evaluator(from_coordinates(evaluator.sites, row), seed).eig for row in x]).to(x)
+    found = [evaluator(from_coordinates(evaluator.sites, row), seed) for row in x]
+    return torch.stack([evaluator.worth(result) for result in found]).to(x)
+
+
+def _admissible(projection: Projection | None, sites: Sequence[DesignSite]) -> Admissible:
+    """Return the map from points to those of the nearest admissible designs."""
+    if projection is None:
+        return lambda points: points
+
+    def admissible(points: Tensor) -> Tensor:
+        rows = projection.of_rows(from_coordinates(sites, points.flatten(0, -2)))
+        return to_coordinates(sites, rows).to(points).reshape(points.shape)
+
+    return admissible

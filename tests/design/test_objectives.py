@@ -179,7 +179,7 @@ def test_ctrl_c_ends_a_search_by_gradient_with_the_starts_that_have_climbed():
         return model()
 
     # One start after the other, as the objective asks for.
-    result = optimised(interrupting, 100, objective=prior_contrastive, num_starts=3, initial_eig=True)
+    result = optimised(interrupting, 100, objective=prior_contrastive, starts=3, initial_eig=True)
     assert [result.interrupted, result.initial, result.start_eigs.shape] == [True, None, (1,)]
     assert result.history.stop_reason == "interrupted"
     assert result.history.num_steps < 60
@@ -200,8 +200,8 @@ PROJECTIONS = {
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_misused_projections(name):
     projection, kind, words = PROJECTIONS[name]
-    with pytest.raises(kind, match="projection: ") as caught:
-        optimised(projection=projection, num_steps=5)
+    with pytest.raises(kind, match="constraints: ") as caught:
+        optimised(constraints=projection, num_steps=5)
     assert [word for word in words if word not in str(caught.value)] == []
 
 

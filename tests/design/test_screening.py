@@ -38,9 +38,9 @@ def hills(start):
 
 # From -0.5 the gradient leads to the low hill; of seven starts N(0, 1) away all miss the slopes of the high one once in
 # thirty seeds.
-@pytest.mark.parametrize(("start", "num_starts", "high"), [(-0.5, 1, False), (-0.5, None, True)])
-def test_the_higher_of_two_hills_is_climbed_by_default(start, num_starts, high):
-    result = searched(hills(start), num_starts=num_starts)
+@pytest.mark.parametrize(("start", "starts", "high"), [(-0.5, 1, False), (-0.5, None, True)])
+def test_the_higher_of_two_hills_is_climbed_by_default(start, starts, high):
+    result = searched(hills(start), starts=starts)
     assert result.designs["xi"].item() == pytest.approx(1.5 if high else -1.5, abs=0.3)
     assert result.start_eigs.shape == (NUM_STARTS if high else 1,)
 

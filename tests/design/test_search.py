@@ -91,8 +91,9 @@ def test_separate_calls_share_their_random_numbers(noisy):
 
 
 def test_random_candidates_fill_intervals_and_surround_the_start_elsewhere(noisy):
-    result = search_random(noisy(0.0), 2_000, seed=0)
-    drawn = result.candidates.designs
+    result = search_random(noisy(0.0), 2_001, seed=0)
+    assert result.candidates.designs["gain"][0] == 0.5  # the start is a candidate
+    drawn = {name: value[1:] for name, value in result.candidates.designs.items() if value.dim() > 0}
     place = drawn["gain"].double() / 2.0
     for moment in (1, 2):
         error = math.sqrt((1 / (2 * moment + 1) - 1 / (moment + 1) ** 2) / 2_000)
@@ -144,9 +145,9 @@ def test_coordinates_invert_and_draws_satisfy_the_constraint(name):
 SEARCHES = {
     "grid": lambda estimator, **options: search_grid(estimator, {"gain": [0.2, 0.9, 1.5]}, together=False, **options),
     "grid in one call": lambda estimator, **options: search_grid(estimator, {"gain": [0.2, 0.9, 1.5]}, **options),
-    "random": lambda estimator, **options: search_random(estimator, 4, together=False, **options),
+    "random": lambda estimator, **options: search_random(estimator, 12, together=False, **options),
     "SPSA": lambda estimator, **options: search_spsa(estimator, num_steps=3, **options),
-    "SPSA from two starts": lambda estimator, **options: search_spsa(estimator, num_steps=3, num_starts=2, **options),
+    "SPSA from two starts": lambda estimator, **options: search_spsa(estimator, num_steps=3, starts=2, **options),
 }
 
 
@@ -172,6 +173,7 @@ def test_the_best_design_is_stored_and_nothing_else_changes(noisy, name):
         assert torch.equal(result.experiment.design_values[label], value)
 
 
+@pytest.mark.filterwarnings("ignore:the best candidate has the")
 @pytest.mark.parametrize("interrupted", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_ctrl_c_ends_a_search_with_the_best_of_the_complete_estimates(noisy, name, interrupted):

@@ -138,7 +138,7 @@ def test_one_start_finds_its_hill_and_several_find_the_higher_as_a_grid_does(noi
     alone = search_spsa(noisy_hills(0.02), num_steps=60, seed=0)
     assert abs(alone.designs["xi"] - 2.0) < 0.4
     pyro.clear_param_store()
-    several = search_spsa(noisy_hills(0.02), num_steps=60, num_starts=6, seed=0)
+    several = search_spsa(noisy_hills(0.02), num_steps=60, starts=6, seed=0)
     assert several.start_eigs.shape == (6,)
     assert several.start_eigs.argmax() > 0
     assert several.initial.eig == pytest.approx(math.exp(-0.125), abs=SIDE * 0.02)
@@ -155,21 +155,34 @@ def test_one_start_finds_its_hill_and_several_find_the_higher_as_a_grid_does(noi
     assert given.path["xi"][0] == pytest.approx(7.0)
 
 
+@pytest.mark.parametrize("starts", [1, {"xi": torch.tensor([5.0])}])
+def test_a_search_that_ends_below_its_start_returns_the_start(noisy_hills, starts):
+    # From the high top, a step of the whole interval leads away.
+    hills()
+    pyro.get_param_store()["xi"] = torch.tensor(8.0)
+    options = {"starts": starts, "num_steps": 1, "step_size": 0.5, "perturbation": 0.4, "a": 50.0}
+    result = search_spsa(noisy_hills(0.01), **options, seed=0)
+    assert abs(result.path["xi"][-1] - 8.0) > 1.0
+    assert result.designs["xi"] == pytest.approx(8.0, abs=1e-5)
+    assert result.eig == pytest.approx(2.0, abs=SIDE * 0.01)
+    assert result.start_eigs[0] == pytest.approx(2.0, abs=SIDE * 0.01)
+
+
 @pytest.mark.parametrize("common", [True, False])
 def test_the_calls_are_those_promised(noisy_hills, common):
     calls = []
     result = search_spsa(
-        noisy_hills(0.1, calls=calls), num_steps=10, num_repeats=2, num_starts=3, common_random_numbers=common, seed=0
+        noisy_hills(0.1, calls=calls), num_steps=10, num_repeats=2, starts=3, common_random_numbers=common, seed=0
     )
     points = sum(designs["xi"].numel() if designs else 1 for designs in calls)
-    # The start; five pilot differences; four estimates a step and start; each end once; the winner again.
-    assert points == 1 + 2 * 5 + 10 * 4 * 3 + 3 + 1
-    assert len(calls) == (points if common else 1 + 1 + 10 + 3 + 1)
+    # The start; five pilot differences; four estimates a step and start; each end and start; the winner again.
+    assert points == 1 + 2 * 5 + 10 * 4 * 3 + 2 * 3 + 1
+    assert len(calls) == (points if common else 1 + 1 + 10 + 2 * 3 + 1)
     assert result.num_simulations == 7 * points
 
 
 def test_the_record_tells_the_search(noisy_hills):
-    result = search_spsa(noisy_hills(0.0), num_steps=40, num_starts=2, seed=0)
+    result = search_spsa(noisy_hills(0.0), num_steps=40, starts=2, seed=0)
     assert result.path["xi"].shape == (41,)
     assert torch.equal(result.path_steps, torch.arange(41))
     torch.testing.assert_close(result.designs["xi"], result.path["xi"][-8:].mean())
@@ -233,7 +246,7 @@ def test_the_time_to_count_aphids_is_found():
     assert result.eig > 0.75
 
 
-WRONG = [("num_steps", 0), ("num_repeats", 1.5), ("num_starts", 0), ("step_size", 0.0), ("perturbation", -0.1)]
+WRONG = [("num_steps", 0), ("num_repeats", 1.5), ("starts", 0), ("step_size", 0.0), ("perturbation", -0.1)]
 WRONG += [("perturbation", 0.5), ("a", 0.0), ("stability", -1.0), ("alpha", -1.0), ("gamma", math.nan)]
 WRONG += [("starts", {}), ("starts", {"x": [1.0]}), ("starts", {"xi": [11.0]})]
 
@@ -242,6 +255,3 @@ WRONG += [("starts", {}), ("starts", {"x": [1.0]}), ("starts", {"xi": [11.0]})]
 def test_wrong_settings_are_refused(noisy_hills, name, value):
     with pytest.raises((TypeError, ValueError), match=f"{name}|type"):
         search_spsa(noisy_hills(0.1), **{name: value})
-    if name == "starts":
-        with pytest.raises(ValueError, match="num_starts or starts, not both"):
-            search_spsa(noisy_hills(0.1), num_starts=2, starts=value)

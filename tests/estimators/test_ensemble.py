@@ -95,7 +95,7 @@ def test_starts_climb_together_each_to_its_own_end(projected):
     projection = (lambda designs: {"xi": designs["xi"].clamp(0.1, 1.5)}) if projected else None
     starts = {"xi": torch.tensor([0.2, 1.0])}
     training = Fresh(num_steps=100, design_learning_rate=0.1)
-    best = optimise_design(scaled, "y", starts=starts, projection=projection, training=training, **SMALL)
+    best = optimise_design(scaled, "y", starts=starts, constraints=projection, training=training, **SMALL)
     assert best.start_eigs.shape == (3,)
     assert best.history.bound.shape == (100,)
     assert best.path["xi"].shape == best.path_steps.shape

@@ -251,7 +251,7 @@ def test_every_door_takes_summaries():
     curve = amortise_eig(model, "y", "mean", **common)
     assert curve.at({"xi": torch.rand(3)}, num_samples=100, seed=0).learned.summary == SET
     assert eig_critic(model, "y", "mean", num_samples=256, **common).learned.summary == SET
-    assert optimise_design(model, "y", "mean", num_starts=2, num_samples=100, **common).final.learned.summary == SET
+    assert optimise_design(model, "y", "mean", starts=2, num_samples=100, **common).final.learned.summary == SET
     assert brief(model, designs={"xi": torch.rand(3)}, ensemble=True).learned.summary == SET
 
 

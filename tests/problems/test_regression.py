@@ -163,7 +163,7 @@ def test_density_of_the_program():
 def test_rows_stay_at_unit_norm_through_a_search():
     start = rg.unit_rows({"xi": torch.randn(3, 2)})["xi"]
     sizes = {"training": Fresh(num_steps=20), "num_samples": 100, "seed": 0}
-    result = pyro_voed.optimise_design(rg.regression(start), "y", projection=rg.unit_rows, **sizes)
+    result = pyro_voed.optimise_design(rg.regression(start), "y", constraints=rg.unit_rows, **sizes)
     torch.testing.assert_close(result.designs["xi"].abs().sum(-1), torch.ones(3))
     torch.testing.assert_close(pyro.param("xi").abs().sum(-1), torch.ones(3))
     assert not torch.equal(result.designs["xi"], start)
