@@ -148,11 +148,15 @@ def pack_run(
 
 
 def run_controls(experiment: Experiment, run: ProgramRun) -> Tensor:
-    """Return controls, of expectation zero, of all random sites that state an entropy, `(num_rows, num_controls)`."""
+    """Return controls, of expectation zero, of continuous sites that state an entropy, `(num_rows, num_controls)`.
+
+    Log densities of discrete sites are left out: where a rare value is not among the draws they hardly vary, and what a
+    regression then makes of them is off by whatever the rare value would have brought.
+    """
     sites = experiment.targets
     if experiment.failures == "error":
         sites = (*sites, *experiment.observations, *experiment.nuisance)
-    names = [site.name for site in sites if site.has_density]
+    names = [site.name for site in sites if site.has_density and not site.is_discrete]
     columns = [column for column in (run.control(name) for name in names) if column is not None]
     if columns:
         return torch.stack(columns, -1)

@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 
 from pyro_voed import Experiment, eig_nmc, eig_pce
 from pyro_voed.problems import implicit_toy, linear_gaussian
+from pyro_voed.problems.finite import exact_eig, finite
 from tests.estimators.cases import SIDE, chain, chain_eig
 
 BOTH = ["first", "y"]
@@ -295,3 +296,14 @@ def test_sizes_out_of_range_are_refused(function):
         for value, error in ((0, ValueError), (10.0, TypeError)):
             with pytest.raises(error, match=name):
                 function(plated, "y", "theta", **{name: value})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_value_that_hardly_ever_comes_does_not_hide_in_a_control(function):
+    """An outcome of probability .001: of 2,000 draws one in eight sets is without it."""
+    design = torch.tensor(0.0019)
+    exact = exact_eig(design).item()
+    results = [function(finite(), "y", designs={"xi": design}, seed=seed) for seed in range(10)]
+    for result in results:
+        assert abs(result.eig - exact) <= SIDE * result.standard_error + 2e-3
+        assert 0.004 <= result.standard_error <= 0.02
