@@ -152,6 +152,8 @@ class Learned:
         outcome_range: Smallest and largest packed outcome in the simulations, `(2, y_dim)`.
         learning_rate: The rate chosen, at each design of an ensemble, where several were given.
         collapse: What the density knows of each target, where that was checked.
+        nuisance: Density of the packed nuisance sites given outcome, designs where there are several, and targets, for
+            a certificate; None where it was not asked for.
     """
 
     density: Any = field(repr=False)
@@ -161,6 +163,7 @@ class Learned:
     outcome_range: Float[Tensor, "2 y_dim"] | None = field(default=None, repr=False)
     learning_rate: Tensor | None = None
     collapse: CollapseCheck | None = field(default=None, repr=False)
+    nuisance: Any = field(default=None, repr=False)
 
     @property
     def summary(self) -> str | None:

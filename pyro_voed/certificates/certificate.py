@@ -23,6 +23,10 @@ from more draws, as far as the budget goes, and where these are as heavy it is r
 wider than asked for, which one rare draw can make, is made anew likewise. The choice looks at the first draws and the
 new interval at its own, so what it adds to the chance of a miss is at most that chance times the share made anew.
 
+With nuisance sites :math:`\eta` both :math:`p(y)` and :math:`p(y \mid \theta)` are averages. A second density,
+:math:`r(\eta \mid \theta, y)`, proposes for the latter, and :math:`q(\theta \mid y)\, r(\eta \mid \theta, y)` for the
+former; each side counts the draw that made the outcome where that errs outwards (`nuisance_levels`).
+
 Bounds hold for the densities that the model states. Where its draws clearly do not follow these the interval is
 returned "uncertified" too, with the reason (`consistency`).
 
@@ -35,58 +39,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_voed.bounds.barber_agakov import ba_terms
-from pyro_voed.bounds.importance import ace_terms, vnmc_terms
-from pyro_voed.certificates.consistency import (
-    FEWEST_PRIOR_DRAWS,
-    prior_disagrees,
-    prior_draws,
-    share_terms,
-    shares_disagree,
-)
+from pyro_voed.certificates.levels import FEWEST_SIMULATIONS, Levels
 from pyro_voed.certificates.nested_certificate import nested_sides
-from pyro_voed.certificates.score_controls import NUM_PROBES, score_controls
-from pyro_voed.certificates.sides import Plan, Request, Sides
+from pyro_voed.certificates.nuisance_levels import NuisanceLevels
+from pyro_voed.certificates.score_controls import score_controls
+from pyro_voed.certificates.sides import Request, Sides
 from pyro_voed.checks import check_count, check_positive, warn
 from pyro_voed.densities.stacked import member_density
 from pyro_voed.experiment import needs
 from pyro_voed.experiment.caller_state import isolated
 from pyro_voed.experiment.designs import at_each_design, design_batch_shape
 from pyro_voed.experiment.experiment import Experiment
-from pyro_voed.experiment.sampling import sample_joint
-from pyro_voed.experiment.weighting import DEFENSIVE_SHARE, Weights, design_context, weighted_terms
-from pyro_voed.monte_carlo import HEAVY_TAIL, controlled_terms, mean_and_standard_error, pareto_k
-from pyro_voed.results import Certificate, DesignResult, EIGResult, experiment_of
+from pyro_voed.monte_carlo import HEAVY_TAIL
+from pyro_voed.results import Certificate, DesignResult, EIGResult, Learned, experiment_of
 
-PILOT_OUTER = 500
-PILOT_INNER = 16
-FEWEST_OUTER = 500
-MOST_OUTER_FOR_TAIL = 20_000
-MOST_SIMULATIONS_FOR_TAIL = 2_000_000
-"""Most outer draws, and simulations, that go into seeing the end of a tail, the width asked for not needing them."""
-
-WIDE = 1.5
-"""An interval this many times as wide as asked for is made anew, longer: one rare draw can do that to a short one."""
-
-MOST_INNER = 4_096
-FLOW_CHUNK = 8_192
 MOST_SIMULATIONS = 20_000_000
-INNER_COST = 1.0 + 1.3 * DEFENSIVE_SHARE
-"""Simulations for one inner draw: a draw from the prior's share takes one more, and their number is random."""
-
-Controls = Callable[[Tensor], Tensor]
-"""Controls of expectation zero from packed targets; see `score_controls`."""
-
-FEWEST_SIMULATIONS = 2 * (NUM_PROBES + FEWEST_PRIOR_DRAWS) + math.ceil(
-    (PILOT_OUTER + FEWEST_OUTER) * (1 + INNER_COST * PILOT_INNER) + FEWEST_OUTER
-)
 
 
 def certify(
@@ -101,8 +75,8 @@ def certify(
 
     Args:
         result: What `eig_flow`, `optimise_design`, `amortise_eig(...).at` or an estimator that learns nothing, such as
-            `eig_nmc`, returned, for a model whose outcome has a density and whose targets are all its latents. Prior
-            draws do where the information is modest (`nested_certificate`).
+            `eig_nmc`, returned, for a model whose outcome has a density. Prior draws do where the information is modest
+            (`nested_certificate`). With nuisance sites: what `eig_flow(certify=True)` returned.
         width: Width asked for, nats.
         confidence: Probability with which the interval (over a batch of designs: all intervals together) holds the
             truth.
@@ -114,7 +88,7 @@ def certify(
 
     Raises:
         ValueError: If what was learned is no density of the targets, or width, confidence or budget are out of range.
-        NotImplementedError: If the outcome has no density, or there are nuisance sites.
+        NotImplementedError: If the outcome has no density, or a nuisance site none that can be learned.
         ArithmeticError: If a term is not finite.
 
     Example:
@@ -172,18 +146,19 @@ def check_request(width: float, confidence: float, max_simulations: int) -> None
         raise ValueError(f"confidence: expected a probability in [0.5, 1), got {confidence!r}.")
 
 
-CERTIFIABLE = (needs.likelihood_anywhere,)
-"""What a certificate by a trained density needs."""
-
-
 def certified(
     result: EIGResult, width: float = 0.05, confidence: float = 0.95, max_simulations: int = MOST_SIMULATIONS
 ) -> EIGResult:
     """Certify a result inside `isolated`."""
     started, experiment = time.perf_counter(), experiment_of(result)
     calls = experiment.num_calls
-    for need in CERTIFIABLE if result.learned is not None else (needs.likelihood,):
-        need(experiment, "a certificate")
+    learned = result.learned
+    (needs.likelihood if learned is None else needs.certifiable)(experiment, "a certificate")
+    if experiment.nuisance and learned is not None and learned.nuisance is None:
+        raise NotImplementedError(
+            f"a certificate needs a density of the nuisance sites {list(result.nuisance_labels)}, which was not "
+            "learned. Call eig_flow(..., certify=True) at the same designs, and certify for other widths after it."
+        )
     batch = design_batch_shape(experiment, result.designs)
     miss = (1.0 - confidence) / (2 * batch.numel())
     quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(1.0 - 2.0 * miss, dtype=torch.float64)))
@@ -191,9 +166,9 @@ def certified(
     member = iter(range(batch.numel()))
 
     def one(own: dict[str, Tensor]) -> Sides:
-        if result.learned is None:
+        if learned is None:
             return nested_sides(experiment, own, asked)
-        return _from_density(experiment, own, member_density(result.density, next(member)), asked)
+        return levels_of(experiment, own, learned, next(member)).sides(asked)
 
     sides = at_each_design(experiment, result.designs, one)
     if disagreement := next((side.disagreement for side in sides if side.disagreement), ""):
@@ -237,135 +212,9 @@ def _certificate(
     )
 
 
-def _from_density(experiment: Experiment, designs: Mapping[str, Tensor], density: Any, asked: Request) -> Sides:
-    before = experiment.num_calls
-    levels = _Levels(experiment, designs, density, score_controls(experiment, designs))
-    return levels.sides(asked, experiment.num_calls - before)
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """Both levels at one design, with a trained density as proposal."""
-
-    experiment: Experiment
-    designs: Mapping[str, Tensor]
-    density: Any
-    controls: Controls
-
-    def sides(self, asked: Request, spent: int) -> Sides:
-        """Return both sides within what is left of the budget, made anew from more draws where that is called for."""
-        before, checked = self.experiment.num_calls - spent, prior_draws(asked.max_simulations)
-        budget = asked.max_simulations - 2 * checked
-        plan = self._plan(asked._replace(max_simulations=budget - spent))
-        found = self._sides(plan)
-        longer = _longer(plan, budget - (self.experiment.num_calls - before))
-        if (found.tail > HEAVY_TAIL or found.width(asked.quantile) > WIDE * asked.width) and longer is not None:
-            found = self._sides(longer)
-        disagreement = prior_disagrees(self.experiment, self.designs, checked)
-        return replace(found, disagreement=disagreement or found.disagreement)
-
-    def _terms(self, num_outer: int, num_inner: int) -> tuple[Tensor, ...]:
-        """Return ACE, VNMC and Barber-Agakov terms, and the shares of weights, at the same outer draws."""
-
-        def terms(weights: Weights) -> tuple[Tensor, ...]:
-            return (
-                ace_terms(weights.log_likelihood, weights.own, weights.inner),
-                vnmc_terms(weights.log_likelihood, weights.inner),
-                ba_terms(weights.log_q, weights.log_prior),
-                share_terms(weights.own, weights.inner),
-            )
-
-        return weighted_terms(self.experiment, self.designs, self.density, num_outer, num_inner, terms)
-
-    def _plan(self, asked: Request) -> Plan:
-        """Choose sizes: a third of the width for the gap between the bounds, the rest for the two standard errors."""
-        width, quantile, max_simulations = asked
-        before = self.experiment.num_calls
-        lower, upper, flow, _ = self._terms(PILOT_OUTER, PILOT_INNER)
-        gap = (upper - lower).mean().clamp_min(0.0).item()
-        # The gap falls at least like 1 / L while the weights' variance is finite.
-        num_inner = min(MOST_INNER, max(PILOT_INNER, math.ceil(PILOT_INNER * gap / (width / 3.0))))
-        variance_flow, fewest_flow = self._flow_variance(flow, max_simulations)
-        variance_added = torch.maximum((lower - flow).double().var(), (upper - flow).double().var()).item()
-        # A fifth is kept in hand, because the pilot's variances are estimates.
-        allowed = (0.8 * (2.0 / 3.0) * width / (2.0 * quantile)) ** 2
-        cost_flow, cost_added = 1.0, 1.0 + INNER_COST * num_inner
-        # Lagrange: draws in proportion to sqrt(variance / cost), scaled until the variances add up to what is allowed.
-        scale = (math.sqrt(variance_flow * cost_flow) + math.sqrt(variance_added * cost_added)) / allowed
-        num_flow = max(fewest_flow, math.ceil(scale * math.sqrt(variance_flow / cost_flow)))
-        num_outer = max(FEWEST_OUTER, math.ceil(scale * math.sqrt(variance_added / cost_added)))
-        left = max_simulations - max(PILOT_OUTER * (1 + INNER_COST * PILOT_INNER), self.experiment.num_calls - before)
-        spent = num_flow + num_outer * (1 + INNER_COST * num_inner)
-        if spent > left:
-            # Fewer of all draws; where that would leave too few outer ones, fewer inner ones.
-            num_flow = max(FEWEST_OUTER, int(num_flow * left / spent))
-            num_outer = max(FEWEST_OUTER, int(num_outer * left / spent))
-            num_inner = min(num_inner, max(PILOT_INNER, int(((left - num_flow) / num_outer - 1) / INNER_COST)))
-            num_flow = max(FEWEST_OUTER, min(num_flow, int(left - num_outer * (1 + INNER_COST * num_inner))))
-        return Plan(num_flow, num_outer, num_inner)
-
-    def _flow_variance(self, flow: Tensor, max_simulations: int) -> tuple[float, int]:
-        """Return the variance of the flow's terms once controlled, and the fewest draws for which controls are fitted.
-
-        Where so many draws are no small part of the budget it is that of the pilot's plain terms.
-        """
-        sample = sample_joint(self.experiment, 2, self.designs, controls=True)
-        assert sample.controls is not None  # asked for above
-        size = max(FEWEST_OUTER, 100 * (sample.controls.shape[-1] + self.controls(sample.theta).shape[-1]))
-        if 100 * size > max_simulations:
-            return flow.double().var().item(), FEWEST_OUTER
-        return self._flow_terms(size).double().var().item(), size
-
-    def _sides(self, plan: Plan) -> Sides:
-        flow = self._flow_terms(plan.num_flow)
-        lower, upper, own, shares = self._terms(plan.num_outer, plan.num_inner)
-        base, base_error = mean_and_standard_error(flow)
-        below, below_error = mean_and_standard_error(lower - own)
-        above, above_error = mean_and_standard_error(upper - own)
-        # Tails are judged on the terms whose mean is taken; differences of a perfect flow are rounding, and have none.
-        tails = pareto_k(torch.stack([lower - own, upper - own], -1))
-        negligible = torch.stack([below_error, above_error]) < 0.01 * base_error
-        tail = torch.where(negligible, torch.full_like(tails, -torch.inf), tails).max()
-        return Sides(
-            lower=float(base.double() + below.double()),
-            lower_error=float(torch.hypot(base_error, below_error)),
-            upper=float(base.double() + above.double()),
-            upper_error=float(torch.hypot(base_error, above_error)),
-            tail=float(torch.maximum(tail, pareto_k(flow))),
-            plan=plan,
-            disagreement=shares_disagree(shares),
-        )
-
-    def _flow_terms(self, num_samples: int) -> Tensor:
-        """Return the flow's Barber-Agakov terms, less what stated entropies and the prior's score explain of them."""
-        terms, stated, scored = [], [], []
-        for start in range(0, num_samples, FLOW_CHUNK):
-            sample = sample_joint(self.experiment, min(FLOW_CHUNK, num_samples - start), self.designs, controls=True)
-            context = design_context(self.experiment, self.designs, self.density, sample.y)
-            assert sample.controls is not None  # asked for above
-            assert sample.log_prior is not None  # checked at the door
-            terms.append(ba_terms(self.density.log_prob(sample.theta, context), sample.log_prior))
-            stated.append(sample.controls)
-            scored.append(self.controls(sample.theta))
-        columns = torch.cat([torch.cat(stated), torch.cat(scored)], -1)
-        # Where the draws are too few for all of them, those from entropies alone, which are fewer.
-        few = num_samples < 100 * columns.shape[-1]
-        joined = controlled_terms(torch.cat(terms), torch.cat(stated) if few else columns)
-        bad = int((~torch.isfinite(joined)).sum())
-        if bad:
-            raise ArithmeticError(f"a certificate: {bad} of {num_samples} terms of the flow are not finite.")
-        return joined
-
-
-def _longer(plan: Plan, left: int) -> Plan | None:
-    """Return the plan with enough outer draws to see the end of a tail; None where the budget has not twice as many.
-
-    A body with rare draws far out (outcomes that the flow has hardly met) looks heavy while the largest `3 sqrt(n)`
-    terms reach into the body: on a regression with an unknown noise scale the index of VNMC's terms fell from 1.15 at
-    1,500 draws to 0.13 at 24,000. A tail that is heavy stays so.
-    """
-    room = min(left, MOST_SIMULATIONS_FOR_TAIL)
-    # The flow's own terms have the same rare draws, at a simulation each.
-    num_flow = max(plan.num_flow, min(5 * MOST_OUTER_FOR_TAIL, room // 4))
-    num_outer = min(MOST_OUTER_FOR_TAIL, int((room - num_flow) / (1 + INNER_COST * plan.num_inner)))
-    return Plan(num_flow, num_outer, plan.num_inner) if num_outer >= 2 * plan.num_outer else None
+def levels_of(experiment: Experiment, designs: Mapping[str, Tensor], learned: Learned, member: int) -> Levels:
+    """Return the two levels at one design, which is a member of the batch that was learned from."""
+    density, controls = member_density(learned.density, member), score_controls(experiment, designs)
+    if not experiment.nuisance:
+        return Levels(experiment, designs, density, controls)
+    return NuisanceLevels(experiment, designs, density, controls, nuisance=learned.nuisance)

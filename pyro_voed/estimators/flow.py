@@ -26,11 +26,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_voed.certificates.certificate import CERTIFIABLE, certified
+from pyro_voed.certificates.certificate import certified
 from pyro_voed.checks import Labels, check_count
 from pyro_voed.estimators.estimate import Terms, estimate
 from pyro_voed.estimators.fit import fit_of
 from pyro_voed.estimators.learned_prior import with_learned_prior
+from pyro_voed.estimators.nuisance import fit_nuisance
 from pyro_voed.estimators.posterior import RATE, fit_posterior
 from pyro_voed.estimators.summarising import Summary
 from pyro_voed.experiment import needs
@@ -83,7 +84,8 @@ def eig_flow(
         references: Estimators to put beside the bound, such as `eig_nmc` or `eig_marginal`: each is called with the
             experiment and the designs, and its result is in the field `references`.
         certify: Also give a certified two-sided interval (field `certificate`), 0.05 nats wide at 95 % where the budget
-            allows; needs an outcome density. Other widths: the function `certify`.
+            allows; needs an outcome density. Other widths: the function `certify`. With nuisance sites a density of
+            these is learned for it too.
         seed: Seed; None draws one from the global generator. Equal seeds give equal results.
         progress: Show progress bars; None shows them on a terminal only.
 
@@ -111,7 +113,7 @@ def eig_flow(
     if learn_prior and isinstance(training, Fresh) and training.num_steps == 0:
         raise ValueError("learn_prior: with num_steps=0 there is no density of the targets to use as it is.")
     needed = [needs.learnable_targets, *(() if learn_prior else (needs.stated_prior,))]
-    needed += needs.on_behalf("certify", CERTIFIABLE if certify else ())
+    needed += needs.on_behalf("certify", [needs.certifiable] if certify else ())
     for other in references:
         own = getattr(getattr(other, "func", other), "__name__", "a reference")
         needed += needs.on_behalf(own, needs.needs_of(other))
@@ -125,10 +127,9 @@ def eig_flow(
             fit = with_learned_prior(fit, pool)
         posterior = fit_posterior(fit, density, summary, ensemble=ensemble, pool=pool)
         found = posterior.evaluate(num_samples)
-        learned = posterior.learned(found)
-        return Terms(
-            found.terms, replace(learned, attains=not learns), bound="neither" if learns else None, failed=found.failed
-        )
+        of_nuisance = fit_nuisance(fit, summary) if certify and experiment.nuisance else None
+        learned = replace(posterior.learned(found), attains=not learns, nuisance=of_nuisance)
+        return Terms(found.terms, learned, bound="neither" if learns else None, failed=found.failed)
 
     def further(result: EIGResult) -> EIGResult:
         others = tuple(other(result.experiment, designs=result.designs) for other in references)

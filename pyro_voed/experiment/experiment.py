@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pyro
 import torch
@@ -117,7 +117,7 @@ class Experiment:
         prior: Callable[..., Any] | None = None,
         prior_entropy: float | None = None,
         vectorize: bool = True,
-        failures: Failures = "error",
+        failures: str = "error",
         seed: int | None = None,
     ) -> None:
         check_callable(model)
@@ -138,7 +138,15 @@ class Experiment:
         call = partial(model, *model_args, **(model_kwargs or {}))
         own_prior = None if prior is None else partial(prior, *model_args, **(model_kwargs or {}))
         with isolated(seed):
-            found = read(call, observations, targets, designs, own_prior, vectorize=vectorize, failures=failures)
+            found = read(
+                call,
+                observations,
+                targets,
+                designs,
+                own_prior,
+                vectorize=vectorize,
+                failures=cast("Failures", failures),
+            )
         found |= {"model": model, "model_args": tuple(model_args), "model_kwargs": dict(model_kwargs or {})}
         vars(self).update(found, prior=prior, prior_entropy=prior_entropy, failures=failures)
 
@@ -290,6 +298,10 @@ class Experiment:
         """Return the experiment in a layout of designs and outcomes found before (`Program.design_singletons`)."""
         own = (replace(s, fill=fills[s.name]) if s.name in fills else s for s in self.observations)
         return self._with(program=replace(self.program, design_singletons=design_singletons), observations=tuple(own))
+
+    def run_by(self, other: Experiment) -> Experiment:
+        """Return the experiment run by the program of another reading of its model, at the designs of that."""
+        return self._with(program=other.program, observations=other.observations, designs=other.designs)
 
     def _with(self, **changes: Any) -> Experiment:
         other = object.__new__(type(self))

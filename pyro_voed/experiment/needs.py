@@ -131,6 +131,22 @@ def likelihood_anywhere(experiment: Experiment, name: str) -> None:
     scored_targets(experiment, name)
 
 
+def certifiable(experiment: Experiment, name: str) -> None:
+    """Need what a certificate by trained densities does: one of the nuisance sites too, where there are any."""
+    for need in (no_failures, outcome_density, held_targets, scored_targets):
+        need(experiment, name)
+    unfit = [
+        site.name
+        for site in experiment.nuisance
+        if not site.has_density or (site.is_discrete and site.support_values is None)
+    ]
+    if unfit:
+        raise NotImplementedError(
+            f"{name} learns a density of the nuisance sites, and {unfit} state none, or take endlessly many values. "
+            "Use eig_nmc and eig_pce, which draw them."
+        )
+
+
 def inner_draws(experiment: Experiment, name: str) -> None:
     """Need outcomes with a density and targets that can be held, nuisance sites allowed."""
     outcome_density(experiment, name)

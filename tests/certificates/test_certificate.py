@@ -248,8 +248,6 @@ def test_models_without_the_densities_are_refused():
 
     with pytest.raises(NotImplementedError, match=r"a certificate needs.*\['u'\]"):
         certify(eig_flow(noisy, "y", "theta", **UNTRAINED))
-    with pytest.raises(NotImplementedError, match=r"\['u'\]"):
-        eig_flow(noisy, "y", "theta", certify=True, **UNTRAINED)
 
 
 def test_what_is_no_result_is_refused():

@@ -69,7 +69,6 @@ def test_an_estimator_that_a_refusal_advises_serves(kind):
 @pytest.mark.parametrize(
     ("part", "name"),
     [
-        ({"certify": True}, "certify"),
         ({"references": [pyro_voed.eig_marginal]}, "eig_marginal"),
         ({"references": [functools.partial(pyro_voed.eig_vnmc, num_samples=10)]}, "eig_vnmc"),
     ],
@@ -78,3 +77,5 @@ def test_a_part_of_a_call_is_refused_under_its_own_name(part, name):
     # Under the call's name the refusal would advise the call itself.
     with pytest.raises(NotImplementedError, match=rf"^{name} needs .* \['latent'\]"):
         pyro_voed.eig_flow(experiment_on("random", "explicit"), "y", "target", **QUICK, **part)
+    with pytest.raises(NotImplementedError, match=r"^certify needs .* \['y'\]"):
+        pyro_voed.eig_flow(experiment_on("random", "implicit"), "y", "target", certify=True, **QUICK)

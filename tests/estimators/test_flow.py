@@ -99,7 +99,7 @@ PARTS = {"certify": {"certify": True}, "marginal": {"references": [eig_marginal]
 
 @pytest.mark.parametrize(
     ("kind", "part"),
-    [*(("implicit", part) for part in PARTS), ("nuisance", "certify"), ("nuisance", "marginal")],
+    [*(("implicit", part) for part in PARTS), ("nuisance", "marginal")],
 )
 def test_what_a_part_of_the_call_needs_is_refused_before_training(kind, part):
     experiment = Experiment(KINDS[kind][0], "y", "theta")

@@ -111,6 +111,7 @@ def linked_elsewhere():
 
 
 @one_after_the_other
+@pytest.mark.filterwarnings("ignore:.*designs are indistinguishable")
 def test_links_between_outcomes_are_those_of_every_candidate():
     """Given a, b tells nothing more of theta."""
     found = eig_nmc(linked_elsewhere, ["a", "b"], "theta", designs={"w": torch.tensor([0.0, 1.0])}, seed=0)
@@ -120,6 +121,7 @@ def test_links_between_outcomes_are_those_of_every_candidate():
 
 
 @one_after_the_other
+@pytest.mark.filterwarnings("ignore:.*designs are indistinguishable")
 def test_outcomes_of_a_pool_are_drawn_anew_only_where_no_candidate_forbids_it():
     brief = {"training": Pool(2_000, max_epochs=1), "num_samples": 100}
     found = eig_flow(linked_elsewhere, ["a", "b"], "theta", designs={"w": torch.tensor([[0.0], [1.0]])}, **brief)

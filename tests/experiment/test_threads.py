@@ -127,6 +127,7 @@ def occupied():
     thread.join(PATIENCE)
 
 
+@pytest.mark.filterwarnings("ignore:.*waits for a call in another thread")
 def test_ctrl_c_ends_the_waiting(occupied):
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
