@@ -17,6 +17,7 @@ raised.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -128,7 +129,10 @@ class Evaluator:
         return torch.cat([self.worth(result).reshape(-1) for result in found[before:]])
 
     def _estimate(self, designs: Mapping[str, Tensor]) -> EIGResult:
-        result = self.estimator(dict(designs))
+        with warnings.catch_warnings():
+            # Steps of a search are compared, each with the next: that two are alike is no news.
+            warnings.filterwarnings("ignore", message=".*designs are indistinguishable")
+            result = self.estimator(dict(designs))
         if not isinstance(result, EIGResult):
             raise TypeError(
                 f"estimator: expected a function from designs to an EIGResult, got {type(result).__name__} from it. "

@@ -166,6 +166,7 @@ def test_sizes_spend_the_budget(budget):
     assert budgets.newton(budget)["num_samples"] == max(4, budget // 74)
 
 
+@pytest.mark.filterwarnings("ignore:.*inner draws leave:UserWarning")
 def test_own_estimators_are_made_at_a_budget():
     mine = budgets.at_budget(partial(eig_nmc, num_inner_samples=5), lambda budget: {"num_outer_samples": budget // 6})
     assert mine(lg.linear_gaussian(), "y", budget=600, seed=0).num_samples == 100

@@ -67,6 +67,7 @@ AGREEING = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*inner draws leave:UserWarning")
 @pytest.mark.parametrize("num_inner", [20, 500])
 @pytest.mark.parametrize("name", AGREEING)
 def test_equal_expectations_at_equal_sizes(name, num_inner):

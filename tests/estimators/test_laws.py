@@ -30,6 +30,7 @@ DESIGNS = torch.tensor([[0.2, 1.0, 3.0], [0.5, 1.5, 2.0]])
 
 # Of ten trials that give nobody the new version its rate is not learned, as the library says.
 @pytest.mark.filterwarnings("ignore:target .* never reaches:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*inner draws leave:UserWarning")
 @pytest.mark.parametrize(("case", "name"), [(case, name) for case in CASES for name in CASES[case].estimators])
 def test_estimates_lie_on_their_side_of_the_exact_value(case, name):
     tells = pytest.warns(UserWarning, match="never reaches") if case == "independence" else nullcontext()

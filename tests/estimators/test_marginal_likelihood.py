@@ -90,6 +90,7 @@ def test_terms_of_the_exact_densities_average_to_the_exact_value():
     assert abs(terms.mean() - DEFAULT_EIG) < THRESHOLD * terms.std() / 20_000**0.5
 
 
+@pytest.mark.filterwarnings("ignore:.*designs are indistinguishable:UserWarning")
 def test_a_batch_of_designs_and_training_further():
     common = {"designs": {"xi": torch.tensor([0.5, 1.5])}, "num_samples": 500, "seed": 0}
     first = eig_marginal_likelihood(implicit_toy(), "y", "theta", training=Fresh(num_steps=30), **common)

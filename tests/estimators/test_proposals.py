@@ -84,6 +84,7 @@ MICHAELIS_MENTEN = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*inner draws leave:UserWarning")
 @pytest.mark.parametrize("name", MICHAELIS_MENTEN)
 def test_the_bias_is_below_that_of_prior_draws_at_equal_calls(name):
     design, exact, gap = MICHAELIS_MENTEN[name]

@@ -24,6 +24,7 @@ def test_a_signed_permutation_has_its_exact_value():
     torch.testing.assert_close(error, exact_error)
 
 
+@pytest.mark.filterwarnings("ignore:.*inner draws leave:UserWarning")
 @pytest.mark.parametrize("design", [near_identity(2, 0.2), near_identity(3, 0.1, seed=1)], ids=["two", "three"])
 def test_it_lies_between_nested_bounds(design):
     found, error = coupled_eig(design, num_outcomes=256)
