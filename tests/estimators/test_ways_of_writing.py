@@ -58,7 +58,11 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    # One of the two that run one by one tells of both by default.
+    "way",
+    [pytest.param(way, marks=[pytest.mark.slow] if way == "one by one" else []) for way in WAYS],
+)
 def test_every_way_of_writing_gives_the_same_information(way):
     model, settings = WAYS[way]
     one_by_one = way.endswith("one by one")
