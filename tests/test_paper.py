@@ -9,7 +9,7 @@ from tests.scripts import ROOT, run_script
 
 # What a study is split into, and what all share, has no main part.
 STUDIES = sorted(path for path in (ROOT / "benchmarks" / "paper").glob("*.py") if "__main__" in path.read_text())
-# Each takes up to a minute of processor time even so: one by default, of an implicit model.
+# Each takes up to a minute of processor time even so: one by default.
 BY_DEFAULT = ("electrocoating",)
 # Under a minute each on a quiet machine, several times that on a busy one.
 pytestmark = pytest.mark.timeout(900)
