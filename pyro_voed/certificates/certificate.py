@@ -127,7 +127,7 @@ def max_regret(result: EIGResult) -> tuple[Tensor, int]:
     Example:
         >>> from pyro_voed.estimators import eig_nmc
         >>> from pyro_voed.problems.finite import finite
-        >>> result = eig_nmc(finite(), "y", designs={"xi": torch.tensor([0.1, 1.0])}, seed=0)
+        >>> result = eig_nmc(finite(), "y", designs={"xi": torch.tensor([0.5, 1.0])}, seed=0)
         >>> max_regret(certify(result, seed=0))[1]
         1
     """

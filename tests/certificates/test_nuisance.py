@@ -26,9 +26,9 @@ def trained(model, observations="y", targets="theta", **options):
 @pytest.mark.parametrize(
     "name",
     [
-        *("dependent nuisance", "plated", "coins", "sampled after"),
-        # Two million simulations, because the density of a target that hangs on another is an average of its own.
-        pytest.param("in between", marks=pytest.mark.slow),
+        *("dependent nuisance", "coins"),
+        # The last takes two million simulations, its targets' density being an average over runs of its own.
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("plated", "sampled after", "in between")),
     ],
 )
 def test_intervals_hold_the_exact_value(name):
@@ -55,6 +55,7 @@ def with_design():
     pyro.sample("y", dist.Normal(xi * theta * u, 0.5))
 
 
+@pytest.mark.slow
 def test_several_designs_share_one_density_of_the_nuisance():
     designs = {"xi": torch.tensor([0.0, 1.0, 3.0])}
     result = trained(with_design, designs=designs)

@@ -112,6 +112,7 @@ def test_a_poor_prior_density_lies_above():
     assert poor.eig > HUMPS_EIG + 0.1 + SIDE * poor.standard_error
 
 
+@pytest.mark.slow
 def test_a_computed_target_on_a_fixed_pool():
     def model():
         first = pyro.sample("first", dist.Normal(0.0, 1.0))
@@ -127,6 +128,7 @@ def test_a_computed_target_on_a_fixed_pool():
     assert result.num_simulations < 4_000 + result.num_samples + 1_000
 
 
+@pytest.mark.slow
 def test_a_batch_of_designs_on_which_the_prior_depends():
     def model():
         xi = pyro.param("xi", torch.tensor(1.0))
