@@ -129,9 +129,19 @@ def occupied():
 
 @pytest.mark.filterwarnings("ignore:.*waits for a call in another thread")
 def test_ctrl_c_ends_the_waiting(occupied):
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        estimate()
+    heard = threading.Event()
+
+    def press():
+        # One that falls into a finaliser is lost, as everywhere in Python, so it is pressed until it is heard.
+        while not heard.wait(1.0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            estimate()
+    finally:
+        heard.set()
     occupied.set()
     assert_free()
 
