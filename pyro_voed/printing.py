@@ -68,7 +68,7 @@ def estimate_html(result: Any) -> str:
     rows.append(("about", _about(result)))
     if result.history is not None:
         rows.append(("training", str(result.history).removeprefix("training: ")))
-        rows.append(("looseness", _looseness(result)))
+        rows.append(("looseness", _looseness(result).removeprefix("looseness: ")))
     return _table([*rows, ("cost", _cost(result))])
 
 

@@ -80,8 +80,10 @@ class NuisanceLevels(Levels):
         """Return lower, upper and Barber-Agakov terms, and the shares of weights, at the same outer draws."""
         rows = PAIR_MEMORY // (8 * max(1, self.experiment.bytes_per_row) * num_inner)
         rows = max(2, min(rows, MOST_TOGETHER))
-        parts = [self._chunk(min(rows, num_outer - start), num_inner) for start in range(0, num_outer - 1, rows)]
-        found = tuple(torch.cat(columns)[:num_outer] for columns in zip(*parts, strict=True))
+        # Chunks of about one size: a small one left over would have few nuisance draws to share.
+        chunks = torch.arange(num_outer).tensor_split(math.ceil(num_outer / rows))
+        parts = [self._chunk(len(chunk), num_inner) for chunk in chunks]
+        found = tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
         bad = sum(int((~torch.isfinite(column)).sum()) for column in found)
         if bad:
             raise ArithmeticError(
